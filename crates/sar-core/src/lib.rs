@@ -1,0 +1,14 @@
+//! The shared vocabulary of the workspace: scale schedules, resampling, randomness as a value, and
+//! what a model and a tokenizer are to a rollout. No input or output happens here.
+
+pub mod resample;
+pub mod rng;
+pub mod roles;
+pub mod scales;
+pub mod schedule_sampler;
+
+pub use resample::{Filter, resample};
+pub use rng::SeedTree;
+pub use roles::{CodePyramid, ScaleModel, paint_all};
+pub use scales::{ScaleSchedule, ScaleSize, ScheduleError};
+pub use schedule_sampler::{SidePool, TrainingSchedule};

@@ -1,0 +1,143 @@
+//! Resampling by fixed matrices: exact, differentiable on every backend, two matrix products.
+//!
+//! ```text
+//! Y = U_h X U_w^T      per channel, U of shape [out, in]
+//! ```
+//! Equal to PyTorch's `interpolate` in the modes `area`, `bicubic` (a = -0.75, `align_corners =
+//! false`, edge clamp, no antialiasing) and `nearest` (SPEC 2).
+//!
+//! Shapes: b batch, c channels, h height, w width.
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+
+use crate::ScaleSize;
+
+/// How values between samples are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Adaptive average pooling, down and up: mean over `floor(i in/out) .. ceil((i+1) in/out)`.
+    Area,
+    /// Cubic convolution with a = -0.75, half-pixel centres, edge clamp, no antialiasing.
+    Bicubic,
+    /// The sample at `floor(i in/out)`.
+    Nearest,
+}
+
+impl Filter {
+    /// The matrix `[n_out, n_in]`, row-major, whose rows sum to one.
+    ///
+    /// # Panics
+    /// If a length is 0.
+    pub fn matrix(self, n_in: usize, n_out: usize) -> Vec<f32> {
+        assert!(n_in > 0 && n_out > 0, "a resampling matrix needs positive lengths");
+        let mut matrix = vec![0.0; n_out * n_in];
+        for (i, row) in matrix.chunks_exact_mut(n_in).enumerate() {
+            match self {
+                Self::Area => {
+                    let window = i * n_in / n_out..((i + 1) * n_in).div_ceil(n_out);
+                    let weight = 1.0 / window.len() as f32;
+                    row[window].fill(weight);
+                }
+                Self::Bicubic => {
+                    let centre = (i as f64 + 0.5) * n_in as f64 / n_out as f64 - 0.5;
+                    let base = centre.floor();
+                    for (tap, weight) in (-1..=2).zip(cubic_weights(centre - base)) {
+                        let j = (base as i64 + tap).clamp(0, n_in as i64 - 1);
+                        row[j as usize] += weight as f32;
+                    }
+                }
+                Self::Nearest => row[i * n_in / n_out] = 1.0,
+            }
+        }
+        matrix
+    }
+}
+
+/// Keys' cubic convolution weights of the taps -1, 0, 1, 2 at offset `t` in `[0, 1)`.
+fn cubic_weights(t: f64) -> [f64; 4] {
+    const A: f64 = -0.75;
+    let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
+    let far = |x: f64| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
+    [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
+}
+
+/// Resamples every channel to another size; the same size returns the input itself.
+///
+/// # Shapes
+/// - `x_bchw`: `[b, c, h, w]`
+/// - output: `[b, c, size.height, size.width]`
+pub fn resample<B: Backend>(x_bchw: Tensor<B, 4>, size: ScaleSize, filter: Filter) -> Tensor<B, 4> {
+    let [b, c, h, w] = x_bchw.dims();
+    // Columns first: both products then are one tall matrix by a small one.
+    let x = along_last(x_bchw.reshape([b * c * h, w]), size.width, filter);
+    if size.height == h {
+        return x.reshape([b, c, h, size.width]);
+    }
+    let x = x.reshape([b * c, h, size.width]).swap_dims(1, 2).reshape([b * c * size.width, h]);
+    let x = along_last(x, size.height, filter).reshape([b * c, size.width, size.height]);
+    x.swap_dims(1, 2).reshape([b, c, size.height, size.width])
+}
+
+fn along_last<B: Backend>(x: Tensor<B, 2>, n_out: usize, filter: Filter) -> Tensor<B, 2> {
+    let [_, n_in] = x.dims();
+    if n_in == n_out {
+        return x;
+    }
+    let matrix = TensorData::new(filter.matrix(n_in, n_out), [n_out, n_in]);
+    let matrix = Tensor::<B, 2>::from_data(matrix, &x.device());
+    x.matmul(matrix.transpose())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    fn rows(filter: Filter, n_in: usize, n_out: usize) -> Vec<Vec<f32>> {
+        filter.matrix(n_in, n_out).chunks(n_in).map(<[f32]>::to_vec).collect()
+    }
+
+    #[test]
+    fn area_windows_overlap_as_adaptive_pooling_does() {
+        let third = 1.0 / 3.0;
+        assert_eq!(rows(Filter::Area, 3, 2), [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]);
+        assert_eq!(
+            rows(Filter::Area, 5, 2),
+            [[third, third, third, 0.0, 0.0], [0.0, 0.0, third, third, third]]
+        );
+        assert_eq!(rows(Filter::Area, 2, 3), [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]);
+    }
+
+    #[test]
+    fn bicubic_equals_hand_computed_weights_and_is_not_align_corners() {
+        // 2 -> 4, first row: centre -0.25, t = 0.75, taps -2 -1 0 1 clamped to 0 0 0 1.
+        let far = |x: f64| ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0;
+        let outside = far(1.25) as f32;
+        let first = &rows(Filter::Bicubic, 2, 4)[0];
+        assert!(
+            (first[1] - outside).abs() < 1e-7 && (first[0] - (1.0 - outside)).abs() < 1e-6,
+            "{first:?}"
+        );
+        // align_corners would return the corner itself.
+        assert!((first[0] - 1.0).abs() > 1e-2);
+        for (n_in, n_out) in [(1, 5), (3, 7), (16, 24), (7, 3)] {
+            for row in rows(Filter::Bicubic, n_in, n_out) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn both_axes_are_resampled_independently() {
+        let device = Default::default();
+        let x = Tensor::<Flex, 1>::from_floats([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &device)
+            .reshape([1, 1, 2, 3]);
+        let up = resample(x.clone(), ScaleSize { height: 4, width: 3 }, Filter::Nearest);
+        assert_eq!(
+            up.to_data().to_vec::<f32>().unwrap(),
+            [0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 3.0, 4.0, 5.0]
+        );
+        let down = resample(x, ScaleSize { height: 1, width: 2 }, Filter::Area);
+        assert_eq!(down.to_data().to_vec::<f32>().unwrap(), [2.0, 3.0]);
+    }
+}

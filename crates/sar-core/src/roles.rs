@@ -1,0 +1,72 @@
+//! What a scale-wise model and a tokenizer are to a rollout.
+//!
+//! Rollouts are written against these two traits, so that a model of another family can be rolled
+//! out, and trained with SAR, without the rest of this workspace.
+//!
+//! Shapes: b batch, n tokens of one scale, l tokens of the whole pyramid, c channels of a code,
+//! v codes.
+
+use burn::tensor::{Int, Tensor, backend::Backend};
+
+use crate::ScaleSchedule;
+
+/// A transformer that predicts each scale from the coarser ones, one scale at a time.
+pub trait ScaleModel<B: Backend> {
+    /// What a partial pass has computed so far: keys, values and the condition.
+    type Cache;
+
+    /// The label of the unconditional class.
+    fn null_class(&self) -> usize;
+
+    /// Starts a pass over `schedule` for `labels_b` with an empty cache of the pass's full length.
+    fn begin(&self, labels_b: Tensor<B, 1, Int>, schedule: &ScaleSchedule) -> Self::Cache;
+
+    /// Runs the next scale only; call it once per scale, in order.
+    ///
+    /// # Shapes
+    /// - `input_bnc`: `None` for the first scale, else `[b, n, c]`, the input of that scale
+    /// - output: `[b, n, v]`, unnormalised log-probabilities
+    fn step(&self, cache: &mut Self::Cache, input_bnc: Option<Tensor<B, 3>>) -> Tensor<B, 3>;
+}
+
+/// The part of a multi-scale tokenizer that turns predicted tokens into the next scale's input.
+pub trait CodePyramid<B: Backend> {
+    /// The code map that has been painted so far.
+    type Canvas: Clone + Default;
+
+    /// Paints the tokens of scale `k` and returns the input of scale `k + 1`, or `None` after the
+    /// last scale. No gradient flows through the tokens.
+    ///
+    /// # Shapes
+    /// - `tokens_bn`: `[b, n_k]`, each in `0..v`
+    /// - output: `[b, n_{k+1}, c]`
+    fn paint(
+        &self,
+        canvas: &mut Self::Canvas,
+        schedule: &ScaleSchedule,
+        k: usize,
+        tokens_bn: Tensor<B, 2, Int>,
+    ) -> Option<Tensor<B, 3>>;
+}
+
+/// Paints a whole pyramid: the inputs of scales `1..K` when each scale's tokens are given.
+///
+/// # Shapes
+/// - `tokens_bl`: `[b, l]`, all scales, coarse to fine
+/// - output: one `[b, n_k, c]` for each of the scales `1..K`, and the final canvas
+pub fn paint_all<B: Backend, P: CodePyramid<B>>(
+    pyramid: &P,
+    schedule: &ScaleSchedule,
+    tokens_bl: Tensor<B, 2, Int>,
+) -> (Vec<Tensor<B, 3>>, P::Canvas) {
+    let mut canvas = P::Canvas::default();
+    let inputs = schedule
+        .ranges()
+        .enumerate()
+        .filter_map(|(k, range)| {
+            let tokens_bn = tokens_bl.clone().slice_dim(1, range);
+            pyramid.paint(&mut canvas, schedule, k, tokens_bn)
+        })
+        .collect();
+    (inputs, canvas)
+}

@@ -1,0 +1,339 @@
+//! Scale schedules: the increasing list of token-map sizes that an image is predicted through.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Height and width of one scale, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScaleSize {
+    /// Rows of tokens, at least 1.
+    pub height: usize,
+    /// Columns of tokens, at least 1.
+    pub width: usize,
+}
+
+impl ScaleSize {
+    /// A square scale.
+    pub const fn square(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+
+    /// Tokens of this scale, `height * width`.
+    pub const fn tokens(self) -> usize {
+        self.height * self.width
+    }
+}
+
+impl fmt::Display for ScaleSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.height == self.width {
+            write!(f, "{}", self.height)
+        } else {
+            write!(f, "{}x{}", self.height, self.width)
+        }
+    }
+}
+
+/// Why a list of sizes is no schedule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    /// No scale at all.
+    #[error("a scale schedule needs at least one scale, e.g. 1_2_3_4")]
+    Empty,
+    /// The first scale is not a single token.
+    #[error("scales start at 1 (the class token's scale), found {found}")]
+    First {
+        /// The first scale as written.
+        found: ScaleSize,
+    },
+    /// A scale does not grow.
+    #[error("scales must increase: {next} after {previous} (scale {index} of the list)")]
+    NotIncreasing {
+        /// Zero-based place of the offending scale.
+        index: usize,
+        /// The scale before it.
+        previous: ScaleSize,
+        /// The offending scale.
+        next: ScaleSize,
+    },
+    /// A side that is no positive integer, or too large to be meant.
+    #[error(
+        "'{text}' is no scale: write sides such as 1_2_3_4, or heights and widths such as 1_2x3 (each from 1 to {})",
+        ScaleSchedule::MAX_SIDE
+    )]
+    Unreadable {
+        /// The text that could not be read.
+        text: String,
+    },
+    /// A name that is no preset.
+    #[error("no scale preset '{name}'; known: {}", ScaleSchedule::PRESETS.map(|(n, _)| n).join(", "))]
+    UnknownPreset {
+        /// The name asked for.
+        name: String,
+    },
+}
+
+/// An increasing list of token-map sizes that starts at a single token (SPEC of VAR, section 3.1).
+///
+/// Written and serialised as `1_2_3_4`, with `HxW` for scales that are not square: `1_2x3_4x6`.
+///
+/// ```
+/// use sar_core::ScaleSchedule;
+/// let scales: ScaleSchedule = "1_2_3_4".parse().unwrap();
+/// assert_eq!(scales.n_tokens(), 30);
+/// assert_eq!(scales.range(2), 5..14);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ScaleSchedule {
+    sizes: Vec<ScaleSize>,
+}
+
+impl ScaleSchedule {
+    /// Longest side that is accepted, in tokens.
+    pub const MAX_SIDE: usize = 1024;
+
+    /// Published schedules by name: the image side they were trained for, or FlexVAR's step counts.
+    pub const PRESETS: [(&str, &[usize]); 9] = [
+        ("256px", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
+        ("512px", &[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
+        ("512px-zero-shot", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 23, 32]),
+        ("1024px", &[1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64]),
+        ("6-steps", &[1, 2, 4, 6, 10, 16]),
+        ("8-steps", &[1, 2, 3, 5, 7, 10, 13, 16]),
+        ("9-steps", &[1, 2, 3, 4, 5, 7, 10, 13, 16]),
+        ("11-steps", &[1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16]),
+        ("13-steps", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16]),
+    ];
+
+    /// A schedule of the given sizes.
+    ///
+    /// # Errors
+    /// If the list is empty, does not start at 1x1, or a scale has fewer rows, fewer columns or not
+    /// more tokens than the one before.
+    pub fn new(sizes: Vec<ScaleSize>) -> Result<Self, ScheduleError> {
+        let first = *sizes.first().ok_or(ScheduleError::Empty)?;
+        if first != ScaleSize::square(1) {
+            return Err(ScheduleError::First { found: first });
+        }
+        for (index, pair) in sizes.windows(2).enumerate() {
+            let (previous, next) = (pair[0], pair[1]);
+            let grows = next.height >= previous.height
+                && next.width >= previous.width
+                && next.tokens() > previous.tokens();
+            if !grows {
+                return Err(ScheduleError::NotIncreasing { index: index + 1, previous, next });
+            }
+            if next.height > Self::MAX_SIDE || next.width > Self::MAX_SIDE {
+                return Err(ScheduleError::Unreadable { text: next.to_string() });
+            }
+        }
+        Ok(Self { sizes })
+    }
+
+    /// A schedule of square scales.
+    ///
+    /// # Errors
+    /// As [`ScaleSchedule::new`].
+    pub fn squares(sides: &[usize]) -> Result<Self, ScheduleError> {
+        Self::new(sides.iter().map(|&side| ScaleSize::square(side)).collect())
+    }
+
+    /// A published schedule by its name in [`ScaleSchedule::PRESETS`].
+    ///
+    /// # Errors
+    /// If there is no preset of that name.
+    pub fn preset(name: &str) -> Result<Self, ScheduleError> {
+        match Self::PRESETS.iter().find(|(known, _)| *known == name) {
+            Some((_, sides)) => Self::squares(sides),
+            None => Err(ScheduleError::UnknownPreset { name: name.into() }),
+        }
+    }
+
+    /// The same number of scales at another aspect ratio: every size keeps its area as nearly as
+    /// rounding allows, with `height / width` of about `aspect`.
+    ///
+    /// # Errors
+    /// If rounding leaves two scales of the same size.
+    pub fn with_aspect(&self, aspect: f64) -> Result<Self, ScheduleError> {
+        let root = aspect.sqrt();
+        let scaled = |side: usize, factor: f64| ((side as f64 * factor).round() as usize).max(1);
+        let sizes = self.sizes.iter().enumerate().map(|(k, size)| match k {
+            0 => ScaleSize::square(1),
+            _ => ScaleSize {
+                height: scaled(size.height, root),
+                width: scaled(size.width, root.recip()),
+            },
+        });
+        Self::new(sizes.collect())
+    }
+
+    /// Number of scales, K.
+    #[allow(clippy::len_without_is_empty, reason = "a schedule is never empty")]
+    pub fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// All sizes, coarse to fine.
+    pub fn sizes(&self) -> &[ScaleSize] {
+        &self.sizes
+    }
+
+    /// The size of scale `k`.
+    ///
+    /// # Panics
+    /// If `k` is not below [`len`](Self::len).
+    pub fn size(&self, k: usize) -> ScaleSize {
+        self.sizes[k]
+    }
+
+    /// The finest scale, the one that is decoded.
+    pub fn last(&self) -> ScaleSize {
+        self.sizes[self.sizes.len() - 1]
+    }
+
+    /// Tokens of the whole pyramid, L.
+    pub fn n_tokens(&self) -> usize {
+        self.sizes.iter().map(|size| size.tokens()).sum()
+    }
+
+    /// Where scale `k` lies in the sequence of all tokens.
+    pub fn range(&self, k: usize) -> Range<usize> {
+        let start = self.sizes[..k].iter().map(|size| size.tokens()).sum();
+        start..start + self.sizes[k].tokens()
+    }
+
+    /// All ranges, coarse to fine.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.sizes.iter().scan(0, |start, size| {
+            let range = *start..*start + size.tokens();
+            *start = range.end;
+            Some(range)
+        })
+    }
+
+    /// The schedule `1, s_k` of a class token and one single scale (SPEC 5, transitions).
+    ///
+    /// # Panics
+    /// If `k` is 0 or not below [`len`](Self::len).
+    pub fn transition(&self, k: usize) -> Self {
+        assert!(k > 0, "scale 0 has no transition into it");
+        Self { sizes: vec![self.sizes[0], self.sizes[k]] }
+    }
+}
+
+impl FromStr for ScaleSchedule {
+    type Err = ScheduleError;
+
+    /// Reads `1_2_3`, `1_2x3`, or the name of a preset.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(ScheduleError::Empty);
+        }
+        if Self::PRESETS.iter().any(|(name, _)| *name == text) {
+            return Self::preset(text);
+        }
+        let unreadable = |text: &str| ScheduleError::Unreadable { text: text.into() };
+        let side = |text: &str| match text.parse::<usize>() {
+            Ok(side) if (1..=Self::MAX_SIDE).contains(&side) => Ok(side),
+            _ => Err(unreadable(text)),
+        };
+        let size = |part: &str| match part.split_once('x') {
+            Some((height, width)) => Ok(ScaleSize { height: side(height)?, width: side(width)? }),
+            None => Ok(ScaleSize::square(side(part)?)),
+        };
+        Self::new(text.split('_').map(size).collect::<Result<_, _>>()?)
+    }
+}
+
+impl fmt::Display for ScaleSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (k, size) in self.sizes.iter().enumerate() {
+            if k > 0 {
+                f.write_str("_")?;
+            }
+            write!(f, "{size}")?;
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for ScaleSchedule {
+    type Error = ScheduleError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ScaleSchedule> for String {
+    fn from(schedule: ScaleSchedule) -> Self {
+        schedule.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn published_token_counts() {
+        assert_eq!(ScaleSchedule::preset("256px").unwrap().n_tokens(), 680);
+        for (name, _) in ScaleSchedule::PRESETS {
+            assert_eq!(name.parse(), ScaleSchedule::preset(name));
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let check = |text: &str, message: &str| {
+            let error = text.parse::<ScaleSchedule>().unwrap_err().to_string();
+            assert!(error.contains(message), "{text}: {error}");
+            assert!(!error.contains('\n'));
+        };
+        check("", "at least one scale");
+        check("2_3", "start at 1");
+        check("1_3_3", "3 after 3 (scale 2");
+        check("1_4_3", "3 after 4");
+        check("1_2x5_4x4", "4 after 2x5");
+        check("1_two", "'two' is no scale");
+        check("1_0", "'0' is no scale");
+        check("1_99999999999999999999", "is no scale");
+        check("1_2_", "'' is no scale");
+    }
+
+    #[test]
+    fn other_aspect_ratios_keep_the_area() {
+        let wide = ScaleSchedule::preset("256px").unwrap().with_aspect(9.0 / 16.0).unwrap();
+        assert_eq!(wide.last(), ScaleSize { height: 12, width: 21 });
+        assert_eq!(wide.to_string().parse::<ScaleSchedule>().unwrap(), wide);
+    }
+
+    proptest! {
+        #[test]
+        fn text_round_trip_and_ranges(steps in prop::collection::vec((0usize..5, 0usize..5), 0..12)) {
+            let mut sizes = vec![ScaleSize::square(1)];
+            for (dh, dw) in steps {
+                let last = sizes[sizes.len() - 1];
+                sizes.push(ScaleSize { height: last.height + dh, width: last.width + dw + usize::from(dh == 0) });
+            }
+            let schedule = ScaleSchedule::new(sizes).unwrap();
+            prop_assert_eq!(&schedule.to_string().parse::<ScaleSchedule>().unwrap(), &schedule);
+            let ranges: Vec<_> = schedule.ranges().collect();
+            prop_assert_eq!(ranges[ranges.len() - 1].end, schedule.n_tokens());
+            for (k, range) in ranges.into_iter().enumerate() {
+                prop_assert_eq!(schedule.range(k), range);
+            }
+        }
+
+        #[test]
+        fn any_text_gives_a_result(text in ".{0,40}") {
+            let _ = text.parse::<ScaleSchedule>();
+        }
+    }
+}
