@@ -1,0 +1,17 @@
+//! Rollouts of scale-wise models: guidance, filters and draws as pure functions, generation with a
+//! key-value cache, and the Stagger-Scale Rollout of SAR (arXiv:2512.06421).
+//!
+//! Everything is written against [`sar_core::ScaleModel`] and [`sar_core::CodePyramid`]; bring your
+//! own model.
+
+pub mod draw;
+pub mod filter;
+pub mod generate;
+pub mod guidance;
+pub mod stagger;
+
+pub use draw::{argmax, draw};
+pub use filter::Filters;
+pub use generate::{Choice, Generated, Sampler, generate};
+pub use guidance::{Guidance, guide};
+pub use stagger::{OwnScales, Predictions, StudentPass, Transitions, stagger};

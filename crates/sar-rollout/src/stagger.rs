@@ -1,0 +1,197 @@
+//! Stagger-Scale Rollout (SAR, section 4.1; SPEC 5) and the variants that the paper compares.
+//!
+//! One teacher pass predicts every scale; its predictions, shifted by one scale, are the input of
+//! one more pass, the student's. No gradient flows through the predictions.
+//!
+//! ```text
+//! teacher:  class+start, up(f_1), ..., up(f_{K-1})   ->  f^_1, ..., f^_K
+//! student:  class,       up(f^_1), ..., up(f^_{K-1}) ->  scales 2 .. K
+//! ```
+//! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, c code channels.
+
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor, backend::Backend};
+use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
+use serde::{Deserialize, Serialize};
+
+use crate::generate::Sampler;
+
+/// Which transitions between scales the student pass predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transitions {
+    /// All K - 1, in one scale-causal sequence (the paper).
+    All,
+    /// Only the one into the last scale, behind the class token (the released trainer).
+    Last,
+    /// One that is drawn anew at every step, behind the class token.
+    OneRandom,
+    /// All K - 1, each a sequence of its own: class token and that scale.
+    Separate,
+}
+
+/// Which scales of the student's context are the model's own predictions; the others are true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OwnScales {
+    /// All of them.
+    All,
+    /// Those of odd index (second, fourth, ...).
+    Odd,
+    /// Those from this zero-based index on; coarser ones are teacher-forced.
+    From(usize),
+}
+
+impl OwnScales {
+    fn contains(self, k: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Odd => k % 2 == 1,
+            Self::From(first) => k >= first,
+        }
+    }
+}
+
+/// Where the predictions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Predictions {
+    /// The most probable tokens of the teacher pass: no further pass.
+    TeacherArgmax,
+    /// Drawn from guided, filtered logits of a teacher pass over labels and null labels.
+    TeacherSample {
+        /// Guidance and filters.
+        sampler: Sampler,
+    },
+    /// A full rollout, one cached pass per scale (classic student forcing).
+    FullRollout {
+        /// Guidance and filters.
+        sampler: Sampler,
+    },
+}
+
+/// One student sequence.
+#[derive(Clone, Debug)]
+pub struct StudentPass<B: Backend> {
+    /// The scales of the sequence: the class token, then the predicted ones.
+    pub schedule: ScaleSchedule,
+    /// Their inputs, `[b, l' - 1, c]`.
+    pub inputs_blc: Tensor<B, 3>,
+    /// The tokens of the full pyramid that it predicts; the class token's logits are dropped.
+    pub predicts: Range<usize>,
+}
+
+/// The student's sequences for given predictions.
+///
+/// A single-scale schedule has no transitions and gives no sequence.
+///
+/// # Shapes
+/// - `predicted_bl`, `truth_bl`: `[b, l]`, all scales, coarse to fine
+/// - `step`: the stream of this step, for [`Transitions::OneRandom`]
+pub fn stagger<B: Backend, P: CodePyramid<B>>(
+    pyramid: &P,
+    schedule: &ScaleSchedule,
+    predicted_bl: Tensor<B, 2, Int>,
+    truth_bl: Tensor<B, 2, Int>,
+    own: OwnScales,
+    transitions: Transitions,
+    step: SeedTree,
+) -> Vec<StudentPass<B>> {
+    let n_scales = schedule.len();
+    if n_scales == 1 {
+        return Vec::new();
+    }
+    let context = schedule.ranges().enumerate().map(|(k, range)| {
+        let source = if own.contains(k) { &predicted_bl } else { &truth_bl };
+        source.clone().slice_dim(1, range)
+    });
+    let context_bl = Tensor::cat(context.collect(), 1);
+    let (inputs, _) = paint_all(pyramid, schedule, context_bl);
+    let single = |k: usize| StudentPass {
+        schedule: schedule.transition(k),
+        inputs_blc: inputs[k - 1].clone(),
+        predicts: schedule.range(k),
+    };
+    match transitions {
+        Transitions::All => vec![StudentPass {
+            schedule: schedule.clone(),
+            inputs_blc: Tensor::cat(inputs, 1),
+            predicts: 1..schedule.n_tokens(),
+        }],
+        Transitions::Last => vec![single(n_scales - 1)],
+        Transitions::OneRandom => {
+            vec![single(1 + step.child("transition").below(0, n_scales - 1))]
+        }
+        Transitions::Separate => (1..n_scales).map(single).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    /// A pyramid whose next input repeats the mean token of the scale before.
+    struct Mean;
+
+    impl CodePyramid<Flex> for Mean {
+        type Canvas = ();
+
+        fn paint(
+            &self,
+            _: &mut (),
+            schedule: &ScaleSchedule,
+            k: usize,
+            tokens_bn: Tensor<Flex, 2, Int>,
+        ) -> Option<Tensor<Flex, 3>> {
+            let next = schedule.sizes().get(k + 1)?.tokens();
+            let [b, _] = tokens_bn.dims();
+            Some(tokens_bn.float().mean_dim(1).reshape([b, 1, 1]).repeat_dim(1, next))
+        }
+    }
+
+    fn run(own: OwnScales, transitions: Transitions) -> Vec<(String, Vec<f32>, Range<usize>)> {
+        let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
+        let ids = |scales: [i64; 3]| {
+            let mut tokens = vec![scales[0]];
+            tokens.extend([scales[1]; 4]);
+            tokens.extend([scales[2]; 9]);
+            Tensor::<Flex, 2, Int>::from_data(TensorData::new(tokens, [1, 14]), &Default::default())
+        };
+        let (predicted, truth) = (ids([1, 2, 3]), ids([10, 20, 30]));
+        stagger(&Mean, &schedule, predicted, truth, own, transitions, SeedTree::new(0))
+            .into_iter()
+            .map(|pass| {
+                let inputs = pass.inputs_blc.to_data().to_vec::<f32>().unwrap();
+                (pass.schedule.to_string(), inputs, pass.predicts)
+            })
+            .collect()
+    }
+
+    use burn::tensor::TensorData;
+
+    #[test]
+    fn each_scale_sees_the_one_before() {
+        let mut expected = vec![1.0; 4];
+        expected.extend([2.0; 9]);
+        assert_eq!(run(OwnScales::All, Transitions::All), [("1_2_3".into(), expected, 1..14)]);
+        assert_eq!(run(OwnScales::All, Transitions::Last), [("1_3".into(), vec![2.0; 9], 5..14)]);
+        let separate = run(OwnScales::All, Transitions::Separate);
+        assert_eq!(separate[0], ("1_2".into(), vec![1.0; 4], 1..5));
+        assert_eq!(separate[1], ("1_3".into(), vec![2.0; 9], 5..14));
+        assert_eq!(run(OwnScales::All, Transitions::OneRandom).len(), 1);
+    }
+
+    #[test]
+    fn mixed_contexts_take_the_truth_where_they_should() {
+        let firsts = |own| {
+            let inputs = &run(own, Transitions::All)[0].1;
+            (inputs[0], inputs[4])
+        };
+        assert_eq!(firsts(OwnScales::Odd), (10.0, 2.0));
+        assert_eq!(firsts(OwnScales::From(1)), (10.0, 2.0));
+        assert_eq!(firsts(OwnScales::From(2)), (10.0, 20.0));
+        assert_eq!(firsts(OwnScales::From(0)), (1.0, 2.0));
+    }
+}
