@@ -1,0 +1,15 @@
+//! Recomputes every golden tensor of a parity case (what the released PyTorch code computed from a
+//! small random model) and reports the largest difference of each.
+//!
+//! The rules: integers are equal, except where the two candidates are within 1e-4 of each other;
+//! floats are within 1e-4 of the largest magnitude of their tensor, gradients within 1e-3; an AdamW
+//! step is compared as the change, within 2 % of the learning rate, wherever the gradient is over
+//! 1e-5 of its tensor's largest. A golden tensor that is not recomputed fails.
+
+mod case;
+mod compare;
+mod flexvar;
+
+pub use case::{Case, CaseError};
+pub use compare::{Report, Row};
+pub use flexvar::check;

@@ -1,0 +1,94 @@
+//! Encoder (pixels to features) and decoder (codes to pixels), mirror images of each other.
+//!
+//! Shapes: b batch, z feature channels, H W pixels, h w latent positions.
+
+use burn::module::Module;
+use burn::nn::GroupNorm;
+use burn::nn::conv::Conv2d;
+use burn::tensor::activation::silu;
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::TokenizerConfig;
+use crate::block::{Level, Middle, Resize, conv, group_norm, norm};
+
+/// Pixels to features.
+#[derive(Module, Debug)]
+pub struct Encoder<B: Backend> {
+    conv_in: Conv2d<B>,
+    conv_blocks: Vec<Level<B>>,
+    mid: Middle<B>,
+    norm_out: GroupNorm<B>,
+    conv_out: Conv2d<B>,
+}
+
+impl<B: Backend> Encoder<B> {
+    pub(crate) fn new(config: &TokenizerConfig, device: &B::Device) -> Self {
+        let n = config.channel_multipliers.len();
+        let mut channels = config.base_channels;
+        let level = |level: usize| {
+            let c_in = std::mem::replace(&mut channels, config.channels(level));
+            let last = level == n - 1;
+            let resize = if last { Resize::Keep } else { Resize::Halve };
+            Level::new(c_in, channels, config.res_blocks, last, resize, device)
+        };
+        let conv_blocks = (0..n).map(level).collect();
+        Self {
+            conv_in: conv([3, config.base_channels], 3, device),
+            conv_blocks,
+            mid: Middle::new(channels, device),
+            norm_out: norm(channels, device),
+            conv_out: conv([channels, config.z_channels], 3, device),
+        }
+    }
+
+    /// # Shapes
+    /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1], sides multiples of the downsampling
+    /// - output: `[b, z, h, w]`
+    pub fn forward(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let x = self.conv_in.forward(image_bchw);
+        let x = self.conv_blocks.iter().fold(x, |x, level| level.forward(x));
+        let x = self.mid.forward(x);
+        self.conv_out.forward(silu(group_norm(&self.norm_out, x)))
+    }
+}
+
+/// Features to pixels.
+#[derive(Module, Debug)]
+pub struct Decoder<B: Backend> {
+    conv_in: Conv2d<B>,
+    mid: Middle<B>,
+    conv_blocks: Vec<Level<B>>,
+    norm_out: GroupNorm<B>,
+    conv_out: Conv2d<B>,
+}
+
+impl<B: Backend> Decoder<B> {
+    pub(crate) fn new(config: &TokenizerConfig, device: &B::Device) -> Self {
+        let n = config.channel_multipliers.len();
+        let mut channels = config.channels(n - 1);
+        let conv_in = conv([config.z_channels, channels], 3, device);
+        let mid = Middle::new(channels, device);
+        let level = |level: usize| {
+            let c_in = std::mem::replace(&mut channels, config.channels(level));
+            let resize = if level == 0 { Resize::Keep } else { Resize::Double };
+            Level::new(c_in, channels, config.res_blocks + 1, level == n - 1, resize, device)
+        };
+        let conv_blocks = (0..n).rev().map(level).collect();
+        Self {
+            conv_in,
+            mid,
+            conv_blocks,
+            norm_out: norm(channels, device),
+            conv_out: conv([channels, 3], 3, device),
+        }
+    }
+
+    /// # Shapes
+    /// - `z_bchw`: `[b, z, h, w]`
+    /// - output: `[b, 3, H, W]`, pixels, not clamped
+    pub fn forward(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let x = self.mid.forward(self.conv_in.forward(z_bchw));
+        let x = self.conv_blocks.iter().fold(x, |x, level| level.forward(x));
+        self.conv_out.forward(silu(group_norm(&self.norm_out, x)))
+    }
+}

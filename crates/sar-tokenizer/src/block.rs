@@ -1,0 +1,225 @@
+//! The blocks of encoder and decoder (SPEC 3; LlamaGen's `vq_model.py` layout).
+//!
+//! Shapes: b batch, c channels, h height, w width, n = h w.
+
+use burn::module::{Initializer, Module};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Tensor, backend::Backend};
+use sar_core::{Filter, ScaleSize, resample};
+
+use crate::config::GROUPS;
+
+/// A square convolution with bias that keeps the size; parameters start at zero until
+/// [`init`](crate::init) or a checkpoint fills them.
+pub(crate) fn conv<B: Backend>(
+    channels: [usize; 2],
+    kernel: usize,
+    device: &B::Device,
+) -> Conv2d<B> {
+    let pad = kernel / 2;
+    Conv2dConfig::new(channels, [kernel, kernel])
+        .with_padding(PaddingConfig2d::Explicit(pad, pad, pad, pad))
+        .with_initializer(Initializer::Zeros)
+        .init(device)
+}
+
+pub(crate) fn norm<B: Backend>(channels: usize, device: &B::Device) -> GroupNorm<B> {
+    GroupNormConfig::new(GROUPS, channels).with_epsilon(1e-6).init(device)
+}
+
+/// Group normalisation with its affine part folded into one scale and one shift per channel.
+///
+/// ```text
+/// y = x a + (beta - mean a),   a = gamma / sqrt(var + eps)
+/// ```
+/// The values are those of burn's `GroupNorm::forward`; the rows `[b c, h w]` keep every broadcast
+/// in the form of one scalar per row, which CPU backends run at memory speed.
+pub(crate) fn group_norm<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [b, c, h, w] = x_bchw.dims();
+    let per_group = c / norm.num_groups * h * w;
+    let x = x_bchw.reshape([b * norm.num_groups, per_group]);
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().square().mean_dim(1);
+    let normalised = centred / (variance + norm.epsilon).sqrt();
+    let rows = |parameter: &Option<burn::module::Param<Tensor<B, 1>>>| {
+        let value = parameter.as_ref().expect("built with affine parameters").val();
+        value.reshape([1, c]).repeat_dim(0, b).reshape([b * c, 1])
+    };
+    let y = normalised.reshape([b * c, h * w]) * rows(&norm.gamma) + rows(&norm.beta);
+    y.reshape([b, c, h, w])
+}
+
+/// `x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 shortcut where channels change.
+#[derive(Module, Debug)]
+pub(crate) struct ResBlock<B: Backend> {
+    norm1: GroupNorm<B>,
+    conv1: Conv2d<B>,
+    norm2: GroupNorm<B>,
+    conv2: Conv2d<B>,
+    nin_shortcut: Option<Conv2d<B>>,
+}
+
+impl<B: Backend> ResBlock<B> {
+    pub(crate) fn new(c_in: usize, c_out: usize, device: &B::Device) -> Self {
+        Self {
+            norm1: norm(c_in, device),
+            conv1: conv([c_in, c_out], 3, device),
+            norm2: norm(c_out, device),
+            conv2: conv([c_out, c_out], 3, device),
+            nin_shortcut: (c_in != c_out).then(|| conv([c_in, c_out], 1, device)),
+        }
+    }
+
+    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let h = self.conv1.forward(silu(group_norm(&self.norm1, x_bchw.clone())));
+        let h = self.conv2.forward(silu(group_norm(&self.norm2, h)));
+        match &self.nin_shortcut {
+            Some(shortcut) => shortcut.forward(x_bchw) + h,
+            None => x_bchw + h,
+        }
+    }
+}
+
+/// Single-head self-attention over all positions, softmax scale `1/sqrt(c)`.
+#[derive(Module, Debug)]
+pub(crate) struct AttentionBlock<B: Backend> {
+    norm: GroupNorm<B>,
+    q: Conv2d<B>,
+    k: Conv2d<B>,
+    v: Conv2d<B>,
+    proj_out: Conv2d<B>,
+}
+
+impl<B: Backend> AttentionBlock<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        let point = || conv([channels, channels], 1, device);
+        Self { norm: norm(channels, device), q: point(), k: point(), v: point(), proj_out: point() }
+    }
+
+    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [b, c, h, w] = x_bchw.dims();
+        let y = group_norm(&self.norm, x_bchw.clone());
+        let heads = |projection: &Conv2d<B>| projection.forward(y.clone()).reshape([b, c, h * w]);
+        let (q_bcn, k_bcn, v_bcn) = (heads(&self.q), heads(&self.k), heads(&self.v));
+        let scores_bnn = q_bcn.swap_dims(1, 2).matmul(k_bcn) * (c as f64).powf(-0.5);
+        let out_bcn = v_bcn.matmul(softmax(scores_bnn, 2).swap_dims(1, 2));
+        x_bchw + self.proj_out.forward(out_bcn.reshape([b, c, h, w]))
+    }
+}
+
+/// Halves the side: 3x3 convolution of stride 2, padded by one at the right and bottom only.
+#[derive(Module, Debug)]
+pub(crate) struct Downsample<B: Backend> {
+    conv: Conv2d<B>,
+}
+
+impl<B: Backend> Downsample<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        let conv = Conv2dConfig::new([channels, channels], [3, 3])
+            .with_stride([2, 2])
+            .with_padding(PaddingConfig2d::Explicit(0, 0, 1, 1))
+            .with_initializer(Initializer::Zeros)
+            .init(device);
+        Self { conv }
+    }
+
+    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.conv.forward(x_bchw)
+    }
+}
+
+/// Doubles the side: every pixel twice along both axes, then a 3x3 convolution.
+#[derive(Module, Debug)]
+pub(crate) struct Upsample<B: Backend> {
+    conv: Conv2d<B>,
+}
+
+impl<B: Backend> Upsample<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        Self { conv: conv([channels, channels], 3, device) }
+    }
+
+    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_, _, h, w] = x_bchw.dims();
+        let doubled = ScaleSize { height: 2 * h, width: 2 * w };
+        self.conv.forward(resample(x_bchw, doubled, Filter::Nearest))
+    }
+}
+
+/// The middle of encoder and decoder: block, attention, block.
+#[derive(Module, Debug)]
+pub(crate) struct Middle<B: Backend> {
+    block_in: ResBlock<B>,
+    attention: AttentionBlock<B>,
+    block_out: ResBlock<B>,
+}
+
+impl<B: Backend> Middle<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        Self {
+            block_in: ResBlock::new(channels, channels, device),
+            attention: AttentionBlock::new(channels, device),
+            block_out: ResBlock::new(channels, channels, device),
+        }
+    }
+
+    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let x = self.block_in.forward(x_bchw);
+        self.block_out.forward(self.attention.forward(x))
+    }
+}
+
+/// The residual blocks of one level, each followed by attention at the coarsest level.
+#[derive(Module, Debug)]
+pub(crate) struct Level<B: Backend> {
+    res: Vec<ResBlock<B>>,
+    attn: Vec<AttentionBlock<B>>,
+    downsample: Option<Downsample<B>>,
+    upsample: Option<Upsample<B>>,
+}
+
+/// How a level changes the side when its blocks are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resize {
+    Keep,
+    Halve,
+    Double,
+}
+
+impl<B: Backend> Level<B> {
+    pub(crate) fn new(
+        c_in: usize,
+        c_out: usize,
+        n_blocks: usize,
+        attention: bool,
+        resize: Resize,
+        device: &B::Device,
+    ) -> Self {
+        let width = |i: usize| if i == 0 { c_in } else { c_out };
+        let n_attention = if attention { n_blocks } else { 0 };
+        Self {
+            res: (0..n_blocks).map(|i| ResBlock::new(width(i), c_out, device)).collect(),
+            attn: (0..n_attention).map(|_| AttentionBlock::new(c_out, device)).collect(),
+            downsample: (resize == Resize::Halve).then(|| Downsample::new(c_out, device)),
+            upsample: (resize == Resize::Double).then(|| Upsample::new(c_out, device)),
+        }
+    }
+
+    pub(crate) fn forward(&self, mut x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        for (i, block) in self.res.iter().enumerate() {
+            x_bchw = block.forward(x_bchw);
+            if let Some(attention) = self.attn.get(i) {
+                x_bchw = attention.forward(x_bchw);
+            }
+        }
+        if let Some(downsample) = &self.downsample {
+            x_bchw = downsample.forward(x_bchw);
+        }
+        if let Some(upsample) = &self.upsample {
+            x_bchw = upsample.forward(x_bchw);
+        }
+        x_bchw
+    }
+}

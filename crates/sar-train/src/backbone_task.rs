@@ -1,0 +1,206 @@
+//! The one train step of a backbone: teacher forcing, SAR and every ablation differ by data only.
+//!
+//! Shapes: b batch, l tokens of the pyramid, c code channels, v codes.
+
+use burn::module::AutodiffModule;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
+use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
+use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
+use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
+
+use crate::objective::{ConditionDraw, Objective, Regularisation};
+use crate::step::Terms;
+
+/// Images as a backbone sees them, on the backend without autodiff.
+#[derive(Clone, Debug)]
+pub struct TokenBatch<B: Backend> {
+    /// Class of each image.
+    pub labels: Vec<usize>,
+    /// The stream of each image, keyed by its absolute position in training.
+    pub images: Vec<SeedTree>,
+    /// The scales.
+    pub schedule: ScaleSchedule,
+    /// Ground truth, `[b, l]`.
+    pub tokens_bl: Tensor<B, 2, Int>,
+}
+
+/// The loss of a backbone on a batch.
+///
+/// `pyramid` is the frozen tokenizer's look-up; nothing of it is differentiated. `step` is the
+/// stream of this step.
+pub fn backbone_loss<A, P>(
+    model: &Backbone<A>,
+    pyramid: &P,
+    batch: &TokenBatch<A::InnerBackend>,
+    objective: &Objective,
+    regularisation: &Regularisation,
+    step: SeedTree,
+    device: &A::Device,
+) -> Terms<A>
+where
+    A: AutodiffBackend,
+    P: CodePyramid<A::InnerBackend>,
+{
+    let schedule = &batch.schedule;
+    let condition = |pass: &str| {
+        let labels = batch.labels.iter().zip(&batch.images).map(|(label, image)| {
+            let dropped =
+                f64::from(image.child(pass).uniform(0)) < regularisation.condition_dropout;
+            if dropped { model.classes() } else { *label }
+        });
+        labels_tensor::<A>(labels, device)
+    };
+    let drops = |pass: &str| {
+        let streams: Vec<_> = batch.images.iter().map(|image| image.child(pass)).collect();
+        let rate = regularisation.stochastic_depth;
+        (rate > 0.0).then(|| StochasticDepth::draw(rate, model.depth(), &streams))
+    };
+
+    let labels_b = condition("condition");
+    let teacher_blv = model.forward(Pass {
+        labels_b: labels_b.clone(),
+        inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()).map(Tensor::from_inner),
+        schedule,
+        first: FirstToken::Start,
+        depth_drops: drops("teacher").as_ref(),
+    });
+    let truth_bl = Tensor::<A, 2, Int>::from_inner(batch.tokens_bl.clone());
+    let smoothing = regularisation.label_smoothing;
+    let token_loss_bl = cross_entropy(teacher_blv.clone(), truth_bl.clone(), smoothing);
+    let teacher_loss = regularisation.reduction.apply(token_loss_bl, schedule);
+    let mut parts = vec![("teacher", teacher_loss.clone().inner())];
+
+    let Objective::Sar { weight, predictions, own, transitions, contrast, condition: draw } =
+        objective
+    else {
+        return Terms { loss: teacher_loss, parts };
+    };
+    let predicted_bl =
+        predict(model, pyramid, batch, *predictions, teacher_blv.clone().inner(), device);
+    let passes = stagger(
+        pyramid,
+        schedule,
+        predicted_bl.clone(),
+        batch.tokens_bl.clone(),
+        *own,
+        *transitions,
+        step,
+    );
+    if passes.is_empty() {
+        return Terms { loss: teacher_loss, parts };
+    }
+    let student_labels_b = match draw {
+        ConditionDraw::Once => labels_b,
+        ConditionDraw::PerPass => condition("student-condition"),
+    };
+    let student_drops = drops("student");
+    let predicted_bl = Tensor::<A, 2, Int>::from_inner(predicted_bl);
+    let losses = passes.into_iter().map(|pass| {
+        let logits_blv = model.forward(Pass {
+            labels_b: student_labels_b.clone(),
+            inputs_blc: Some(Tensor::from_inner(pass.inputs_blc)),
+            schedule: &pass.schedule,
+            first: FirstToken::Bare,
+            depth_drops: student_drops.as_ref(),
+        });
+        // The class token's own logits are dropped.
+        let student_blv = logits_blv.slice_dim(1, 1..pass.schedule.n_tokens());
+        let teacher = Teacher {
+            tokens_bl: predicted_bl.clone().slice_dim(1, pass.predicts.clone()),
+            logits_blv: teacher_blv.clone().slice_dim(1, pass.predicts.clone()),
+            truth_bl: truth_bl.clone().slice_dim(1, pass.predicts),
+        };
+        student_forcing(student_blv, teacher, *contrast)
+    });
+    let student_loss = mean_tokens(Tensor::cat(losses.collect(), 1));
+    let loss = teacher_loss + student_loss.clone() * *weight;
+    parts.push(("student", student_loss.inner()));
+    parts.push(("total", loss.clone().inner()));
+    Terms { loss, parts }
+}
+
+/// The rollout's tokens, `[b, l]`: no gradient flows through them.
+fn predict<A, P>(
+    model: &Backbone<A>,
+    pyramid: &P,
+    batch: &TokenBatch<A::InnerBackend>,
+    predictions: Predictions,
+    teacher_blv: Tensor<A::InnerBackend, 3>,
+    device: &A::Device,
+) -> Tensor<A::InnerBackend, 2, Int>
+where
+    A: AutodiffBackend,
+    P: CodePyramid<A::InnerBackend>,
+{
+    let schedule = &batch.schedule;
+    match predictions {
+        Predictions::TeacherArgmax => argmax_tokens(teacher_blv),
+        Predictions::TeacherSample { sampler } => {
+            // Both halves of the guided pass in evaluation mode: guidance of a condition that was
+            // dropped for one of them would mix two nulls.
+            let inner = model.valid();
+            let run = |labels: Vec<usize>| {
+                inner.forward(Pass {
+                    labels_b: labels_tensor(labels.into_iter(), device),
+                    inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()),
+                    schedule,
+                    first: FirstToken::Start,
+                    depth_drops: None,
+                })
+            };
+            let cond_blv = run(batch.labels.clone());
+            let uncond_blv = (!sampler.guidance.is_off(schedule))
+                .then(|| run(vec![model.classes(); batch.labels.len()]));
+            choose_by_scale(cond_blv, uncond_blv, batch, sampler)
+        }
+        Predictions::FullRollout { sampler } => {
+            let inner = model.valid();
+            generate(&inner, pyramid, &batch.labels, schedule, sampler, &batch.images, device)
+                .tokens_bl()
+        }
+    }
+}
+
+fn choose_by_scale<B: Backend>(
+    cond_blv: Tensor<B, 3>,
+    uncond_blv: Option<Tensor<B, 3>>,
+    batch: &TokenBatch<B>,
+    sampler: Sampler,
+) -> Tensor<B, 2, Int> {
+    let scales = batch.schedule.ranges().enumerate().map(|(k, range)| {
+        let mut logits_bnv = cond_blv.clone().slice_dim(1, range.clone());
+        if let Some(uncond_blv) = &uncond_blv {
+            let t = sampler.guidance.strength(k, &batch.schedule);
+            logits_bnv = guide(logits_bnv, uncond_blv.clone().slice_dim(1, range), t);
+        }
+        sampler.choice.choose(logits_bnv, &batch.images, k)
+    });
+    Tensor::cat(scales.collect(), 1)
+}
+
+/// The most probable token everywhere: `[b, l, v]` to `[b, l]`.
+pub fn argmax_tokens<B: Backend>(logits_blv: Tensor<B, 3>) -> Tensor<B, 2, Int> {
+    logits_blv.argmax(2).squeeze_dim(2)
+}
+
+/// The inputs of a pass over all scales, `[b, l - 1, c]`; none for a single scale.
+pub fn inputs<B: Backend, P: CodePyramid<B>>(
+    pyramid: &P,
+    schedule: &ScaleSchedule,
+    tokens_bl: Tensor<B, 2, Int>,
+) -> Option<Tensor<B, 3>> {
+    let (inputs, _) = paint_all(pyramid, schedule, tokens_bl);
+    (!inputs.is_empty()).then(|| Tensor::cat(inputs, 1))
+}
+
+/// Labels on the device.
+pub fn labels_tensor<B: Backend>(
+    labels: impl Iterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let labels: Vec<i64> = labels.map(|label| label as i64).collect();
+    let n = labels.len();
+    Tensor::from_data(TensorData::new(labels, [n]), device)
+}

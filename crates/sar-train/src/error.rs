@@ -1,0 +1,71 @@
+//! Why a run stops.
+
+use std::path::{Path, PathBuf};
+
+use sar_data::DataError;
+use sar_model::BackboneConfigError;
+use sar_tokenizer::TokenizerConfigError;
+use sar_weights::WeightsError;
+
+use crate::recipe::RecipeError;
+
+/// Why training or loading a run failed; every message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe cannot be used.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// Images cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Weights cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The tokenizer cannot be built.
+    #[error("tokenizer.{0}")]
+    Tokenizer(#[from] TokenizerConfigError),
+    /// The backbone cannot be built.
+    #[error("backbone.{0}")]
+    Backbone(#[from] BackboneConfigError),
+    /// A random schedule could not be drawn.
+    #[error("backbone.schedule: {0}")]
+    Schedule(#[from] sar_core::ScheduleError),
+    /// A file or folder could not be used.
+    #[error("{}: {what}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The run directory already holds something.
+    #[error("{}: {problem}", path.display())]
+    RunDir {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The loss is no number any more; the weights of the last checkpoint are intact.
+    #[error("{stage}, step {step}: {part} is {value}; the run stops before it reaches a checkpoint (lower {stage}.optimisation.lr.peak)")]
+    NotFinite {
+        /// Stage.
+        stage: &'static str,
+        /// Zero-based step.
+        step: u64,
+        /// Which part of the loss.
+        part: &'static str,
+        /// Its value.
+        value: f64,
+    },
+}
+
+impl TrainError {
+    /// An input or output error at a path.
+    pub fn io(path: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, what, source }
+    }
+}

@@ -1,0 +1,64 @@
+//! What a run tells whoever watches it. Libraries emit; only binaries print.
+
+use std::path::Path;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// A stage begins.
+    StageStarted {
+        /// Its name.
+        stage: &'static str,
+        /// Its steps.
+        steps: u64,
+        /// Steps done before, when resumed.
+        done: u64,
+        /// Images per step.
+        batch: usize,
+    },
+    /// A step was made.
+    Step {
+        /// Its stage.
+        stage: &'static str,
+        /// Zero-based step.
+        step: u64,
+        /// Named losses, at steps that are logged only: reading them waits for the device.
+        losses: Option<&'a [(&'static str, f64)]>,
+    },
+    /// A stage is done.
+    StageEnded {
+        /// Its name.
+        stage: &'static str,
+        /// Seconds.
+        wall_s: f64,
+    },
+    /// Work outside a stage begins, such as measuring or drawing.
+    Working {
+        /// What, in a few words.
+        what: &'a str,
+    },
+    /// A file was written.
+    Wrote {
+        /// Where.
+        path: &'a Path,
+    },
+    /// Something that the user should know.
+    Warning {
+        /// One line.
+        message: &'a str,
+    },
+}
+
+/// Receives events.
+pub trait Observer {
+    /// Called for each event, from the training thread.
+    fn event(&mut self, event: &Event<'_>);
+}
+
+/// Ignores everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&mut self, _: &Event<'_>) {}
+}

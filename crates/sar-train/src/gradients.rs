@@ -1,0 +1,109 @@
+//! Gradients of a module in the order in which its parameters are visited.
+//!
+//! The order is fixed by the module's structure, so that sums over parameters are the same in every
+//! process; parameter ids are not.
+
+use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Bool, Int, Tensor, TensorPrimitive};
+
+/// One flat gradient per parameter; `None` where no gradient arrived.
+#[derive(Clone, Debug)]
+pub struct Gradients<B: Backend> {
+    flat: Vec<Option<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> Gradients<B> {
+    /// Runs the backward pass of `loss` and collects the gradients of `module`.
+    pub fn of<A, M>(loss: Tensor<A, 1>, module: &M) -> Self
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        M: AutodiffModule<A>,
+    {
+        let mut collector = Collector::<A> { grads: loss.backward(), flat: Vec::new() };
+        module.visit(&mut collector);
+        Self { flat: collector.flat }
+    }
+
+    /// Flat gradients in visit order.
+    pub fn iter(&self) -> impl Iterator<Item = Option<&Tensor<B, 1>>> {
+        self.flat.iter().map(Option::as_ref)
+    }
+
+    /// Adds the gradients of another micro-batch of the same module.
+    ///
+    /// # Panics
+    /// If the other gradients are of a module of another structure.
+    pub fn add(self, other: Self) -> Self {
+        assert_eq!(self.flat.len(), other.flat.len(), "gradients of one module");
+        let pairs = self.flat.into_iter().zip(other.flat);
+        let flat = pairs.map(|pair| match pair {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        });
+        Self { flat: flat.collect() }
+    }
+
+    /// Every gradient times a factor.
+    pub fn scale(self, factor: f64) -> Self {
+        let flat = self.flat.into_iter().map(|g| g.map(|g| g * factor));
+        Self { flat: flat.collect() }
+    }
+
+    /// Global l2 norm, on the device: `[1]`.
+    ///
+    /// # Panics
+    /// If there is no gradient at all.
+    pub fn norm(&self) -> Tensor<B, 1> {
+        let squares: Vec<_> = self
+            .flat
+            .iter()
+            .flatten()
+            .map(|g| rows(g.clone().square()).sum_dim(1).sum_dim(0))
+            .collect();
+        Tensor::cat(squares, 0).sum_dim(0).sqrt().reshape([1])
+    }
+
+    /// Scales all gradients so that their global norm is at most `limit`, without waiting for the
+    /// device.
+    ///
+    /// ```text
+    /// g * min(1, limit / (norm + 1e-6))
+    /// ```
+    pub fn clip(self, norm: Tensor<B, 1>, limit: f64) -> Self {
+        let factor = ((norm + 1e-6).recip() * limit).clamp_max(1.0);
+        let flat = self.flat.into_iter().map(|g| g.map(|g| g * factor.clone()));
+        Self { flat: flat.collect() }
+    }
+}
+
+/// A flat tensor as rows of bounded length: a full sum over millions of elements is not
+/// deterministic on every backend, sums along rows are.
+fn rows<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 2> {
+    let [n] = x.dims();
+    let width = [4096, 1024, 256, 64, 16, 4, 1].into_iter().find(|w| n % w == 0).unwrap_or(1);
+    x.reshape([n / width, width])
+}
+
+struct Collector<A: AutodiffBackend> {
+    grads: A::Gradients,
+    flat: Vec<Option<Tensor<A::InnerBackend, 1>>>,
+}
+
+impl<A: AutodiffBackend> ModuleVisitor<A> for Collector<A> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+        let TensorPrimitive::Float(primitive) = param.val().into_primitive() else {
+            panic!("quantised parameters cannot be trained");
+        };
+        let grad = A::grad_remove(&primitive, &mut self.grads)
+            .map(|g| Tensor::<A::InnerBackend, D>::from_primitive(TensorPrimitive::Float(g)));
+        self.flat.push(grad.map(|g| {
+            let n = g.shape().num_elements();
+            g.reshape([n])
+        }));
+    }
+
+    fn visit_int<const D: usize>(&mut self, _: &Param<Tensor<A, D, Int>>) {}
+
+    fn visit_bool<const D: usize>(&mut self, _: &Param<Tensor<A, D, Bool>>) {}
+}

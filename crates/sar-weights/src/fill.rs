@@ -1,0 +1,28 @@
+//! Filling a module by the names of its parameters.
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use burn::tensor::backend::Backend;
+
+use crate::bind::{bind, parameters};
+use crate::layout::Layout;
+use crate::named::NamedTensors;
+
+/// Gives every parameter the values that `values` returns for its name and shape in the file, in
+/// the order in which the module is visited: initialisation as a table of names.
+///
+/// # Panics
+/// If `values` returns another number of values than the shape asks for.
+pub fn fill<B: Backend, M: Module<B>>(
+    module: M,
+    layout: &Layout,
+    mut values: impl FnMut(&str, &[usize]) -> Vec<f32>,
+) -> M {
+    let mut tensors = NamedTensors::new();
+    for parameter in parameters(&module, layout) {
+        let values = values(&parameter.name, &parameter.shape);
+        tensors.insert(parameter.name, TensorData::new(values, parameter.shape));
+    }
+    let unrooted = Layout { roots: &[], ..*layout };
+    bind(module, tensors, &unrooted).expect("made from the module's own parameters")
+}

@@ -1,0 +1,60 @@
+//! Weights as named tensors: released PyTorch checkpoints and safetensors files in, safetensors
+//! out, bound strictly to any burn module.
+//!
+//! A file becomes [`NamedTensors`]; a [`Layout`] says how the parameter paths of a burn module map
+//! to the names of a released checkpoint; [`bind`] joins the two and accepts no difference, and
+//! [`collect`] is its inverse.
+//!
+//! ```
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::TensorData;
+//! use burn_flex::Flex;
+//! use sar_weights::{Layout, NamedTensors, bind};
+//!
+//! const RELEASED: Layout = Layout { renames: &[], ignored: &["steps_seen"], roots: &["model"] };
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("head.safetensors");
+//! let mut weights = NamedTensors::new();
+//! // torch's [out, in]
+//! weights.insert("model.weight", TensorData::from([[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]]));
+//! weights.insert("model.bias", TensorData::from([0.5f32, -0.5]));
+//! weights.insert("model.steps_seen", TensorData::from([7i64]));
+//! weights.write_safetensors(&path)?;
+//!
+//! let head: Linear<Flex> = LinearConfig::new(3, 2).init(&Default::default());
+//! let head = bind(head, NamedTensors::read(&path)?, &RELEASED)?;
+//! // burn's [in, out]
+//! let expected = TensorData::from([[1f32, 4.0], [2.0, 5.0], [3.0, 6.0]]);
+//! head.weight.val().into_data().assert_eq(&expected, true);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A `.pth` file is data and never code: its pickle runs in a restricted interpreter of this
+//! crate, in which tensors, dictionaries, lists, numbers and strings have a meaning, and every
+//! other global is an opaque value that is never called. Strides, offsets, element types, bounds
+//! and checksums are checked; no size found in a file is allocated before it is checked against
+//! the size of that file.
+
+mod error;
+mod named;
+
+mod safetensors;
+
+mod flatten;
+mod pickle;
+mod pth;
+mod strided;
+
+mod bind;
+mod fill;
+mod layout;
+
+pub use bind::{ParameterInfo, bind, collect, parameters};
+pub use error::{Misfit, WeightsError};
+pub use fill::fill;
+pub use layout::Layout;
+pub use named::NamedTensors;
+
+// Tensors are little-endian in every file read or written here, and are not swapped.
+const _: () = assert!(cfg!(target_endian = "little"));

@@ -1,0 +1,103 @@
+//! Files for the tests: tiny `.pth` zips built by hand, and the released layouts.
+
+use std::fs;
+use std::io::{Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sar_weights::{NamedTensors, WeightsError};
+use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+/// A checkpoint of the parity cases.
+pub(crate) fn parity(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/parity").join(name)
+}
+
+/// A zip file of the given entries.
+pub(crate) fn zip(entries: &[(&str, &[u8])], compression: CompressionMethod) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, content) in entries {
+        let options = SimpleFileOptions::default().compression_method(compression);
+        zip.start_file(*name, options).unwrap();
+        zip.write_all(content).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+/// The entries of a zip file.
+pub(crate) fn unzip(zip: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut archive = ZipArchive::new(Cursor::new(zip)).unwrap();
+    (0..archive.len())
+        .map(|index| {
+            let mut entry = archive.by_index(index).unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.name().unwrap().into_owned(), content)
+        })
+        .collect()
+}
+
+/// One tensor of a pickle: name, storage type, key, length, offset, sizes, strides.
+pub(crate) struct Spec<'s>(
+    pub(crate) &'s str,
+    pub(crate) &'s str,
+    pub(crate) &'s str,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) &'s [usize],
+    pub(crate) &'s [usize],
+);
+
+/// The pickle of a flat dictionary of tensors, as torch writes it.
+pub(crate) fn pickle(tensors: &[Spec]) -> Vec<u8> {
+    let mut out = b"\x80\x02}".to_vec();
+    let text = |out: &mut Vec<u8>, text: &str| {
+        out.push(b'X');
+        out.extend((text.len() as u32).to_le_bytes());
+        out.extend(text.as_bytes());
+    };
+    let int = |out: &mut Vec<u8>, int: usize| {
+        out.extend(b"\x8a\x08");
+        out.extend((int as u64).to_le_bytes());
+    };
+    for Spec(name, storage, key, len, offset, sizes, strides) in tensors {
+        text(&mut out, name);
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        text(&mut out, "storage");
+        out.extend(format!("ctorch\n{storage}Storage\n").bytes());
+        text(&mut out, key);
+        text(&mut out, "cpu");
+        int(&mut out, *len);
+        out.extend(b"tQ");
+        int(&mut out, *offset);
+        for sides in [sizes, strides] {
+            out.push(b'(');
+            sides.iter().for_each(|&side| int(&mut out, side));
+            out.push(b't');
+        }
+        out.extend(b"\x89ccollections\nOrderedDict\n)RtRs");
+    }
+    out.push(b'.');
+    out
+}
+
+/// Little-endian bytes of f32 values.
+pub(crate) fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+/// Writes a file of the given content and reads it back as weights.
+pub(crate) fn read(content: &[u8]) -> Result<NamedTensors, WeightsError> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("weights");
+    fs::write(&path, content).unwrap();
+    NamedTensors::read(&path)
+}
+
+/// The message of a failure, which is one line that names the file.
+pub(crate) fn message<T: std::fmt::Debug>(result: Result<T, WeightsError>) -> String {
+    let message = result.unwrap_err().to_string();
+    assert!(!message.contains('\n') && message.contains("weights"), "{message}");
+    message.split_once(": ").unwrap().1.to_owned()
+}
