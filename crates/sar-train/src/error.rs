@@ -48,8 +48,30 @@ pub enum TrainError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// A file of weights is of another kind.
+    #[error("{}: is {found}, not {expected}", path.display())]
+    Kind {
+        /// Which.
+        path: PathBuf,
+        /// What was asked for.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A file of weights does not describe itself.
+    #[error("{}: metadata field '{field}': {problem}", path.display())]
+    Metadata {
+        /// Which.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// The loss is no number any more; the weights of the last checkpoint are intact.
-    #[error("{stage}, step {step}: {part} is {value}; the run stops before it reaches a checkpoint (lower {stage}.optimisation.lr.peak)")]
+    #[error(
+        "{stage}, step {step}: {part} is {value}; the run stops before it reaches a checkpoint (lower {stage}.optimisation.lr.peak)"
+    )]
     NotFinite {
         /// Stage.
         stage: &'static str,

@@ -14,7 +14,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, FirstToken, Pass};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backbone_task::{TokenBatch, argmax_tokens, inputs, labels_tensor};
 
@@ -22,7 +22,7 @@ use crate::backbone_task::{TokenBatch, argmax_tokens, inputs, labels_tensor};
 pub type Interval = [f64; 2];
 
 /// The three figures of a set of tokens.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Nats per token with ground-truth context.
     pub teacher_loss: f64,
@@ -37,7 +37,7 @@ pub struct Figures {
 }
 
 /// Bootstrap 95 % intervals, `[low, high]`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Intervals {
     /// Of the teacher loss.
     pub teacher_loss: Interval,
@@ -50,7 +50,7 @@ pub struct Intervals {
 }
 
 /// One scale's figures.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScaleFigures {
     /// The scale, as written in a schedule.
     pub scale: String,
@@ -60,7 +60,7 @@ pub struct ScaleFigures {
 }
 
 /// Figures of a set of weights.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
     /// Over all scales (the student's and the gap over all but the first).
     #[serde(flatten)]
@@ -165,11 +165,10 @@ impl HeldOutMeter {
         let per_image = |scales: std::ops::Range<usize>, which: usize| -> Vec<f64> {
             let n = tokens(scales.clone());
             let sums = self.sums.iter();
-            sums.map(|s| s[scales.clone()].iter().map(|pair| pair[which]).sum::<f64>() / n).collect()
+            sums.map(|s| s[scales.clone()].iter().map(|pair| pair[which]).sum::<f64>() / n)
+                .collect()
         };
-        let measure = |values: Vec<f64>| {
-            (mean(&values), bootstrap(&values, resamplings, seed))
-        };
+        let measure = |values: Vec<f64>| (mean(&values), bootstrap(&values, resamplings, seed));
         let (teacher_loss, teacher_interval) = measure(per_image(teacher, 0));
         let own = (!student.is_empty()).then(|| {
             let theirs = per_image(student.clone(), 1);
@@ -218,7 +217,10 @@ mod tests {
         let [low, high] = bootstrap(&values, 2000, SeedTree::new(2));
         // Standard error 2 / sqrt(400) = 0.1; the interval is about 1.96 of them to each side.
         let centre = mean(&values);
-        assert!((centre - low - 0.196).abs() < 0.03 && (high - centre - 0.196).abs() < 0.03, "{low} {high}");
+        assert!(
+            (centre - low - 0.196).abs() < 0.03 && (high - centre - 0.196).abs() < 0.03,
+            "{low} {high}"
+        );
     }
 
     #[test]

@@ -1,12 +1,30 @@
 //! Training of the whole chain: recipes as data, one train step for every objective, the stages of
 //! a run, held-out figures and checkpoints.
 
-pub mod backbone_task;
-pub mod gradients;
+pub mod recipe;
+
 pub mod objective;
-pub mod optim;
 pub mod schedule;
+
+pub mod gradients;
+pub mod optim;
 pub mod step;
 
-/// Stand-in until the other modules are in.
-pub type TrainError = std::io::Error;
+pub mod backbone_task;
+pub mod tokenizer_task;
+
+pub mod held_out;
+pub mod report;
+
+mod checkpoint;
+mod images;
+pub mod run;
+mod run_dir;
+pub mod weights;
+
+pub mod error;
+pub mod event;
+
+pub use error::TrainError;
+pub use recipe::{Recipe, RecipeError};
+pub use run::train;

@@ -196,7 +196,12 @@ impl Recipe {
             Some((_, text)) => (*text).to_owned(),
             None => std::fs::read_to_string(name_or_path).map_err(|error| {
                 let known = BUILT_IN.map(|(name, _)| name).join(", ");
-                fail("", format!("no built-in recipe of that name ({known}) and no readable file: {error}"))
+                fail(
+                    "",
+                    format!(
+                        "no built-in recipe of that name ({known}) and no readable file: {error}"
+                    ),
+                )
             })?,
         };
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
@@ -236,7 +241,10 @@ impl Recipe {
         self.backbone_config(1)
             .validate()
             .map_err(|e| (format!("backbone.{}", e.field), e.problem))?;
-        self.backbone.schedule.validate().map_err(|problem| ("backbone.schedule".into(), problem))?;
+        self.backbone
+            .schedule
+            .validate()
+            .map_err(|problem| ("backbone.schedule".into(), problem))?;
 
         let downsampling = self.tokenizer.model.downsampling();
         let side = self.data.side as usize;
@@ -250,7 +258,9 @@ impl Recipe {
         check(
             last.height <= latent && last.width <= latent,
             "backbone.schedule.scales",
-            &format!("the last scale {last} is larger than the latent, {latent}x{latent} for {side} px"),
+            &format!(
+                "the last scale {last} is larger than the latent, {latent}x{latent} for {side} px"
+            ),
         )?;
         let stages = [
             ("tokenizer", self.tokenizer.steps, &self.tokenizer.optimisation),
@@ -269,13 +279,25 @@ impl Recipe {
             )?;
             let lr = optimisation.lr;
             check(lr.peak.is_finite() && lr.peak > 0.0, &field("lr.peak"), "must be positive")?;
-            check(lr.end > 0.0 && lr.end <= 1.0, &field("lr.end"), "is a share of the peak in (0, 1]")?;
+            check(
+                lr.end > 0.0 && lr.end <= 1.0,
+                &field("lr.end"),
+                "is a share of the peak in (0, 1]",
+            )?;
             check(optimisation.clip >= 0.0, &field("clip"), "must not be negative")?;
-            for (name, beta) in [("beta1", optimisation.adamw.beta1), ("beta2", optimisation.adamw.beta2)] {
-                check((0.0..1.0).contains(&beta), &field(&format!("adamw.{name}")), "must be in [0, 1)")?;
+            for (name, beta) in
+                [("beta1", optimisation.adamw.beta1), ("beta2", optimisation.adamw.beta2)]
+            {
+                check(
+                    (0.0..1.0).contains(&beta),
+                    &field(&format!("adamw.{name}")),
+                    "must be in [0, 1)",
+                )?;
             }
         }
-        for (stage, r) in [("teacher", self.teacher.regularisation), ("sar", self.sar.regularisation)] {
+        for (stage, r) in
+            [("teacher", self.teacher.regularisation), ("sar", self.sar.regularisation)]
+        {
             for (name, value) in [
                 ("condition_dropout", r.condition_dropout),
                 ("stochastic_depth", r.stochastic_depth),
@@ -287,14 +309,30 @@ impl Recipe {
         }
         check(self.log.every > 0, "log.every", "must be at least 1")?;
         check(self.evaluation.bootstrap >= 100, "evaluation.bootstrap", "needs at least 100")?;
-        check(self.evaluation.samples_per_class > 0, "evaluation.samples_per_class", "must be at least 1")?;
-        check(self.evaluation.reconstructions > 0, "evaluation.reconstructions", "must be at least 1")
+        check(
+            self.evaluation.samples_per_class > 0,
+            "evaluation.samples_per_class",
+            "must be at least 1",
+        )?;
+        check(
+            self.evaluation.reconstructions > 0,
+            "evaluation.reconstructions",
+            "must be at least 1",
+        )
     }
 
     /// The backbone's full configuration for a number of classes.
     pub fn backbone_config(&self, classes: usize) -> BackboneConfig {
         let BackboneRecipe {
-            depth, width, heads, mlp_ratio, shared_adaln, qk_l2_norm, position_grid, init: _, schedule: _,
+            depth,
+            width,
+            heads,
+            mlp_ratio,
+            shared_adaln,
+            qk_l2_norm,
+            position_grid,
+            init: _,
+            schedule: _,
         } = self.backbone;
         BackboneConfig {
             depth,
@@ -364,12 +402,18 @@ fn set(table: &mut toml::Table, setting: &str) -> Result<(), (String, String)> {
             if !here.contains_key(key) && !here.contains_key("kind") && !here.contains_key("rule") {
                 return Err(unknown(key, here));
             }
-            let old = here.insert(key.to_owned(), value);
-            // An integer where a decimal stands is meant as one.
-            if let (Some(toml::Value::Float(_)), Some(toml::Value::Integer(i))) = (&old, here.get(key)) {
-                let decimal = toml::Value::Float(*i as f64);
-                here.insert(key.to_owned(), decimal);
-            }
+            let value = match (here.get(key), value) {
+                // `1_2_3` is text where text stands, though TOML reads an integer.
+                (Some(toml::Value::String(_)), value) if !value.is_str() => {
+                    toml::Value::String(text.into())
+                }
+                // An integer where a decimal stands is meant as one.
+                (Some(toml::Value::Float(_)), toml::Value::Integer(i)) => {
+                    toml::Value::Float(i as f64)
+                }
+                (_, value) => value,
+            };
+            here.insert(key.to_owned(), value);
             return Ok(());
         }
         if !here.contains_key(key) {
@@ -382,7 +426,6 @@ fn set(table: &mut toml::Table, setting: &str) -> Result<(), (String, String)> {
     }
     Err((path.to_owned(), "empty key".into()))
 }
-
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -5,69 +5,17 @@
 //! in arenas and values are indices into them, so that neither deep nesting nor a container that
 //! holds itself costs more than its opcodes.
 
+mod input;
+mod op;
+
 use std::collections::HashMap;
 
 use burn::tensor::{BoolStore, DType};
 
+use self::input::Input;
+
 /// The most opcodes of one pickle; a checkpoint of torch takes about 25 per tensor.
 const MAX_OPCODES: usize = 1 << 22;
-
-/// The opcodes that torch's and Python's picklers write in protocols 2 to 5, named as in Python.
-mod op {
-    pub(super) const MARK: u8 = b'(';
-    pub(super) const STOP: u8 = b'.';
-    pub(super) const POP: u8 = b'0';
-    pub(super) const POP_MARK: u8 = b'1';
-    pub(super) const DUP: u8 = b'2';
-    pub(super) const BINFLOAT: u8 = b'G';
-    pub(super) const BININT: u8 = b'J';
-    pub(super) const BININT1: u8 = b'K';
-    pub(super) const BININT2: u8 = b'M';
-    pub(super) const NONE: u8 = b'N';
-    pub(super) const BINPERSID: u8 = b'Q';
-    pub(super) const REDUCE: u8 = b'R';
-    pub(super) const BINSTRING: u8 = b'T';
-    pub(super) const SHORT_BINSTRING: u8 = b'U';
-    pub(super) const BINUNICODE: u8 = b'X';
-    pub(super) const BINBYTES: u8 = b'B';
-    pub(super) const SHORT_BINBYTES: u8 = b'C';
-    pub(super) const EMPTY_LIST: u8 = b']';
-    pub(super) const APPEND: u8 = b'a';
-    pub(super) const BUILD: u8 = b'b';
-    pub(super) const GLOBAL: u8 = b'c';
-    pub(super) const DICT: u8 = b'd';
-    pub(super) const APPENDS: u8 = b'e';
-    pub(super) const BINGET: u8 = b'h';
-    pub(super) const LONG_BINGET: u8 = b'j';
-    pub(super) const LIST: u8 = b'l';
-    pub(super) const BINPUT: u8 = b'q';
-    pub(super) const LONG_BINPUT: u8 = b'r';
-    pub(super) const SETITEM: u8 = b's';
-    pub(super) const TUPLE: u8 = b't';
-    pub(super) const EMPTY_TUPLE: u8 = b')';
-    pub(super) const SETITEMS: u8 = b'u';
-    pub(super) const EMPTY_DICT: u8 = b'}';
-    pub(super) const PROTO: u8 = 0x80;
-    pub(super) const NEWOBJ: u8 = 0x81;
-    pub(super) const TUPLE1: u8 = 0x85;
-    pub(super) const TUPLE2: u8 = 0x86;
-    pub(super) const TUPLE3: u8 = 0x87;
-    pub(super) const NEWTRUE: u8 = 0x88;
-    pub(super) const NEWFALSE: u8 = 0x89;
-    pub(super) const LONG1: u8 = 0x8a;
-    pub(super) const LONG4: u8 = 0x8b;
-    pub(super) const SHORT_BINUNICODE: u8 = 0x8c;
-    pub(super) const BINUNICODE8: u8 = 0x8d;
-    pub(super) const BINBYTES8: u8 = 0x8e;
-    pub(super) const EMPTY_SET: u8 = 0x8f;
-    pub(super) const ADDITEMS: u8 = 0x90;
-    pub(super) const FROZENSET: u8 = 0x91;
-    pub(super) const NEWOBJ_EX: u8 = 0x92;
-    pub(super) const STACK_GLOBAL: u8 = 0x93;
-    pub(super) const MEMOIZE: u8 = 0x94;
-    pub(super) const FRAME: u8 = 0x95;
-    pub(super) const BYTEARRAY8: u8 = 0x96;
-}
 
 /// A value of the pickle. Containers are indices into the [`Heap`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,15 +72,14 @@ pub(crate) struct Heap<'a> {
 /// # Errors
 /// Where in the pickle, and what is wrong there.
 pub(crate) fn run(pickle: &[u8]) -> Result<(Heap<'_>, Value<'_>), String> {
-    let mut machine = Machine { input: pickle, ..Machine::default() };
+    let mut machine = Machine { input: Input::new(pickle), ..Machine::default() };
     let root = machine.run().map_err(|what| format!("byte {}: {what}", machine.opcode_at))?;
     Ok((machine.heap, root))
 }
 
 #[derive(Default)]
 struct Machine<'a> {
-    input: &'a [u8],
-    at: usize,
+    input: Input<'a>,
     opcode_at: usize,
     stack: Vec<Value<'a>>,
     /// For each open mark, the length of the stack below it.
@@ -143,13 +90,13 @@ struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Value<'a>, String> {
-        match self.take(2)? {
+        match self.input.take(2)? {
             [op::PROTO, 2..=5] => {}
             _ => return Err("no pickle of protocol 2 to 5 begins here".into()),
         }
         for _ in 0..MAX_OPCODES {
-            self.opcode_at = self.at;
-            match self.byte()? {
+            self.opcode_at = self.input.at;
+            match self.input.byte()? {
                 op::STOP => return self.pop(),
                 opcode => self.step(opcode)?,
             }
@@ -160,21 +107,21 @@ impl<'a> Machine<'a> {
     fn step(&mut self, opcode: u8) -> Result<(), String> {
         let value = match opcode {
             op::NONE | op::NEWTRUE | op::NEWFALSE | op::EMPTY_SET => Value::Opaque,
-            op::BININT1 => Value::Int(self.byte()?.into()),
-            op::BININT2 => Value::Int(u16::from_le_bytes(self.array()?).into()),
-            op::BININT => Value::Int(i32::from_le_bytes(self.array()?).into()),
+            op::BININT1 => Value::Int(self.input.byte()?.into()),
+            op::BININT2 => Value::Int(u16::from_le_bytes(self.input.array()?).into()),
+            op::BININT => Value::Int(i32::from_le_bytes(self.input.array()?).into()),
             op::BINFLOAT => {
-                self.take(8)?;
+                self.input.take(8)?;
                 Value::Opaque
             }
-            op::LONG1 => self.long(1)?,
-            op::LONG4 => self.long(4)?,
-            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.text(1)?,
-            op::BINUNICODE | op::BINSTRING => self.text(4)?,
-            op::BINUNICODE8 => self.text(8)?,
-            op::SHORT_BINBYTES => self.bytes(1)?,
-            op::BINBYTES => self.bytes(4)?,
-            op::BINBYTES8 | op::BYTEARRAY8 => self.bytes(8)?,
+            op::LONG1 => self.input.long(1)?,
+            op::LONG4 => self.input.long(4)?,
+            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.input.text(1)?,
+            op::BINUNICODE | op::BINSTRING => self.input.text(4)?,
+            op::BINUNICODE8 => self.input.text(8)?,
+            op::SHORT_BINBYTES => self.input.bytes(1)?,
+            op::BINBYTES => self.input.bytes(4)?,
+            op::BINBYTES8 | op::BYTEARRAY8 => self.input.bytes(8)?,
 
             op::EMPTY_TUPLE | op::EMPTY_LIST => self.sequence(Vec::new()),
             op::EMPTY_DICT => self.dict(Vec::new()),
@@ -211,8 +158,14 @@ impl<'a> Machine<'a> {
                 let id = self.pop()?;
                 self.persistent(id)?
             }
-            op::BINGET => self.recall(|machine| Ok(machine.byte()?.into()))?,
-            op::LONG_BINGET => self.recall(|machine| Ok(u32::from_le_bytes(machine.array()?)))?,
+            op::BINGET => {
+                let key = self.input.byte()?.into();
+                self.recall(key)?
+            }
+            op::LONG_BINGET => {
+                let key = u32::from_le_bytes(self.input.array()?);
+                self.recall(key)?
+            }
             op::DUP => self.top()?,
 
             _ => return self.step_in_place(opcode),
@@ -224,18 +177,18 @@ impl<'a> Machine<'a> {
     /// The opcodes that push nothing.
     fn step_in_place(&mut self, opcode: u8) -> Result<(), String> {
         match opcode {
-            op::PROTO => _ = self.take(1)?,
-            op::FRAME => _ = self.take(8)?,
+            op::PROTO => _ = self.input.take(1)?,
+            op::FRAME => _ = self.input.take(8)?,
             op::MARK => self.marks.push(self.stack.len()),
             op::POP if self.marks.last() == Some(&self.stack.len()) => _ = self.marks.pop(),
             op::POP => _ = self.pop()?,
             op::POP_MARK => _ = self.pop_mark()?,
             op::BINPUT => {
-                let key = self.byte()?.into();
+                let key = self.input.byte()?.into();
                 self.memoize(key)?;
             }
             op::LONG_BINPUT => {
-                let key = u32::from_le_bytes(self.array()?);
+                let key = u32::from_le_bytes(self.input.array()?);
                 self.memoize(key)?;
             }
             op::MEMOIZE => self.memoize(self.memo.len() as u32)?,
@@ -323,7 +276,7 @@ impl<'a> Machine<'a> {
     }
 
     fn global(&mut self) -> Result<Value<'a>, String> {
-        let (module, name) = (self.line()?, self.line()?);
+        let (module, name) = (self.input.line()?, self.input.line()?);
         Ok(known_global(module, name))
     }
 
@@ -367,11 +320,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn recall(
-        &mut self,
-        key: impl Fn(&mut Self) -> Result<u32, String>,
-    ) -> Result<Value<'a>, String> {
-        let key = key(self)?;
+    fn recall(&self, key: u32) -> Result<Value<'a>, String> {
         self.memo.get(&key).copied().ok_or_else(|| format!("nothing is memoised as {key}"))
     }
 
@@ -394,60 +343,6 @@ impl<'a> Machine<'a> {
     fn pop_mark(&mut self) -> Result<Vec<Value<'a>>, String> {
         let mark = self.marks.pop().ok_or("there is no mark")?;
         Ok(self.stack.split_off(mark))
-    }
-}
-
-/// Reading the input.
-impl<'a> Machine<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let rest = &self.input[self.at..];
-        let taken = rest.get(..n).ok_or("the pickle ends too early")?;
-        self.at += n;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        Ok(self.take(N)?.try_into().expect("N bytes were taken"))
-    }
-
-    fn byte(&mut self) -> Result<u8, String> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    /// Takes what follows a little-endian length of `n` bytes.
-    fn counted(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let mut length = [0; 8];
-        length[..n].copy_from_slice(self.take(n)?);
-        // A length beyond usize is beyond the input as well.
-        self.take(usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX))
-    }
-
-    fn bytes(&mut self, n: usize) -> Result<Value<'a>, String> {
-        self.counted(n)?;
-        Ok(Value::Opaque)
-    }
-
-    fn text(&mut self, n: usize) -> Result<Value<'a>, String> {
-        Ok(str::from_utf8(self.counted(n)?).map_or(Value::Opaque, Value::Str))
-    }
-
-    /// A two's complement integer of any length; those over 64 bits are opaque.
-    fn long(&mut self, n: usize) -> Result<Value<'a>, String> {
-        let digits = self.counted(n)?;
-        if digits.len() > 8 {
-            return Ok(Value::Opaque);
-        }
-        let fill = if digits.last().is_some_and(|&high| high >= 0x80) { 0xff } else { 0 };
-        let mut extended = [fill; 8];
-        extended[..digits.len()].copy_from_slice(digits);
-        Ok(Value::Int(i64::from_le_bytes(extended)))
-    }
-
-    fn line(&mut self) -> Result<&'a str, String> {
-        let rest = &self.input[self.at..];
-        let end = rest.iter().position(|&byte| byte == b'\n').ok_or("a line without an end")?;
-        self.at += end + 1;
-        str::from_utf8(&rest[..end]).map_err(|_| "a line that is not UTF-8".into())
     }
 }
 

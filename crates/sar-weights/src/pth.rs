@@ -244,7 +244,6 @@ fn broken(path: &Path, entry: &str, error: ZipError) -> WeightsError {
         ZipError::Io(error) if error.to_string() == CHECKSUM => {
             "its checksum is wrong, or was left out with torch's set_crc32_options(False)".into()
         }
-        ZipError::Io(error) => one_line(&error.to_string()),
         error => one_line(&error.to_string()),
     };
     WeightsError::Damaged { path: path.into(), reason: format!("cannot read {entry}: {reason}") }

@@ -68,7 +68,7 @@ fn read_header(file: &mut File, file_bytes: u64, path: &Path) -> Result<Metadata
     let header: Metadata = serde_json::from_slice(&header)
         .map_err(|error| unknown(format!("its header: {}", one_line(&error.to_string()))))?;
 
-    let expected = LENGTH_BYTES + length + header.data_len() as u64;
+    let expected = (LENGTH_BYTES + length).saturating_add(header.data_len() as u64);
     if expected != file_bytes {
         return Err(WeightsError::Damaged {
             path: path.into(),

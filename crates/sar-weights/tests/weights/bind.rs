@@ -10,7 +10,7 @@ use burn::nn::{
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Int, Tensor, TensorData, bf16, f16};
 use burn_flex::Flex;
-use sar_weights::{Layout, NamedTensors, WeightsError, bind, collect, parameters};
+use sar_weights::{Layout, NamedTensors, WeightsError, bind, collect, fill, parameters};
 
 type B = Flex;
 
@@ -261,6 +261,23 @@ fn gradient_settings_stay() {
     let gradients = (weight.clone() * 2.0).sum().backward();
     let expected = TensorData::from([[2f32; 3]; 2]);
     weight.grad(&gradients).unwrap().into_data().assert_eq(&expected, true);
+}
+
+#[test]
+fn filling_goes_by_name_and_shape_in_the_order_of_the_module() {
+    let model = Model::<B>::new(&Default::default());
+    let listed = parameters(&model, &LAYOUT);
+    let mut asked = Vec::new();
+    let model = fill(model, &LAYOUT, |name, shape| {
+        asked.push((name.to_owned(), shape.to_vec()));
+        (0..shape.iter().product()).map(|x| (x + asked.len()) as f32).collect()
+    });
+    let expected: Vec<_> = listed.into_iter().map(|p| (p.name, p.shape)).collect();
+    assert_eq!(asked, expected);
+    let filled = collect(&model, &LAYOUT);
+    let values = |name: &str| filled.get(name).unwrap().to_vec::<f32>().unwrap();
+    assert_eq!(values("pos_start"), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(values("head.weight"), [21.0, 22.0, 23.0, 24.0, 25.0, 26.0]);
 }
 
 #[test]

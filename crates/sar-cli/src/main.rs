@@ -1,0 +1,57 @@
+//! `sar`: train, sample, check parity. One file a verb; the only place where a backend is chosen.
+//!
+//! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
+
+mod device;
+mod parity;
+mod progress;
+mod report;
+mod sample;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "sar",
+    version,
+    about = "Scale-wise autoregressive image generation, refined by SAR."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Trains a tokenizer and a backbone, and refines the backbone with SAR.
+    Train(train::Args),
+    /// Draws images from a run or from weight files.
+    Sample(sample::Args),
+    /// Compares with the golden tensors of case folders.
+    Parity(parity::Args),
+}
+
+/// What a verb found.
+enum Verdict {
+    Good,
+    Bad,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Train(args) => train::run(args),
+        Verb::Sample(args) => sample::run(args),
+        Verb::Parity(args) => parity::run(args),
+    };
+    match outcome {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! `report.html`: one file that shows a whole run, pictures and curves inside.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use plotters::prelude::*;
+use sar_train::held_out::{Figures, HeldOut};
+use sar_train::report::Report;
+
+/// Writes `report.html` and the loss curves, `losses-<stage>.svg`, from what a run left.
+pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
+    let recipe = read(run_dir, "recipe.toml")?;
+    let curves = Curves::parse(&read(run_dir, "metrics.jsonl")?)?;
+    let mut charts = Vec::new();
+    for stage in &report.stages {
+        let Some(svg) = curves.chart(&stage.name)? else { continue };
+        replace(run_dir, &format!("losses-{}.svg", stage.name), &svg)?;
+        charts.push((stage.name.as_str(), svg));
+    }
+    let mut pictures = BTreeMap::new();
+    for name in PICTURES {
+        let path = run_dir.join(name);
+        let png = fs::read(&path).with_context(|| path.display().to_string())?;
+        pictures.insert(name, STANDARD.encode(png));
+    }
+    replace(run_dir, "report.html", &page(report, &recipe, &charts, &pictures))
+}
+
+/// What a run amounts to, in a few lines.
+pub(crate) fn summary(report: &Report) -> String {
+    let mut text = format!(
+        "tokenizer: {:.2} dB, {} of {} codes in use on held-out images\n",
+        report.tokenizer.psnr_db, report.tokenizer.codes_used, report.tokenizer.codes
+    );
+    text += "held-out nats per token [95 % interval]:\n";
+    text += &format!("{:9}{:24}{:24}{:24}\n", "", "teacher loss", "student loss", "exposure gap");
+    for (name, held_out) in weights(report) {
+        text += &format!("{name:9}");
+        for column in figures(&held_out.figures) {
+            text += &format!("{:24}", column.map_or(String::new(), shown));
+        }
+        text.truncate(text.trim_end().len());
+        text += "\n";
+    }
+    let memory = report.peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"));
+    text + &format!("{:.1} minutes{memory}", report.wall_s / 60.0)
+}
+
+const RECONSTRUCTIONS: &str = "reconstructions.png";
+const BEFORE: &str = "samples-before.png";
+const AFTER: &str = "samples-after.png";
+const PICTURES: [&str; 3] = [RECONSTRUCTIONS, BEFORE, AFTER];
+
+fn read(run_dir: &Path, name: &str) -> Result<String> {
+    let path = run_dir.join(name);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// Writes a file whole or not at all.
+fn replace(run_dir: &Path, name: &str, content: &str) -> Result<PathBuf> {
+    let (path, partial) = (run_dir.join(name), run_dir.join(format!(".{name}.partial")));
+    fs::write(&partial, content)
+        .and_then(|()| fs::rename(&partial, &path))
+        .with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+/// The three sets of weights that are compared.
+fn weights(report: &Report) -> impl Iterator<Item = (&'static str, &HeldOut)> {
+    let held_out = &report.held_out;
+    [("before", &held_out.before), ("after", &held_out.after)]
+        .into_iter()
+        .chain(held_out.control.as_ref().map(|control| ("control", control)))
+}
+
+type Shown = (f64, [f64; 2]);
+
+/// Teacher loss, student loss, gap; the latter two not for a first scale.
+fn figures(figures: &Figures) -> [Option<Shown>; 3] {
+    let Figures { teacher_loss, student_loss, exposure_gap, intervals } = figures;
+    [
+        Some((*teacher_loss, intervals.teacher_loss)),
+        student_loss.zip(intervals.student_loss),
+        exposure_gap.zip(intervals.exposure_gap),
+    ]
+}
+
+fn shown((value, [low, high]): Shown) -> String {
+    format!("{value:.3} [{low:.3}, {high:.3}]")
+}
+
+/// Losses by stage and name, as points (step, value).
+struct Curves(BTreeMap<String, BTreeMap<String, Vec<(f64, f64)>>>);
+
+/// Fields of a metrics line that are no losses.
+const NO_LOSS: [&str; 6] =
+    ["step", "gradient_norm", "lr", "weight_decay", "codes_used", "perplexity"];
+
+impl Curves {
+    fn parse(jsonl: &str) -> Result<Self> {
+        let mut stages = BTreeMap::<String, BTreeMap<String, Vec<(f64, f64)>>>::new();
+        for (number, line) in jsonl.lines().enumerate() {
+            let context = || format!("metrics.jsonl: line {}", number + 1);
+            let line: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(line).with_context(context)?;
+            let stage = line.get("stage").and_then(|stage| stage.as_str()).with_context(context)?;
+            let step = line.get("step").and_then(|step| step.as_f64()).with_context(context)?;
+            let curves = stages.entry(stage.to_owned()).or_default();
+            for (name, value) in &line {
+                let Some(value) = value.as_f64() else { continue };
+                if !NO_LOSS.contains(&name.as_str()) {
+                    curves.entry(name.clone()).or_default().push((step, value));
+                }
+            }
+        }
+        Ok(Self(stages))
+    }
+
+    /// The stage's losses over its steps, as SVG; none where fewer than two steps were logged.
+    fn chart(&self, stage: &str) -> Result<Option<String>> {
+        let Some(curves) = self.0.get(stage) else { return Ok(None) };
+        let points = || curves.values().flatten();
+        let steps = points().map(|(step, _)| *step).fold(0.0, f64::max);
+        let lowest = points().map(|(_, y)| *y).fold(f64::INFINITY, f64::min);
+        let highest = points().map(|(_, y)| *y).fold(f64::NEG_INFINITY, f64::max);
+        if steps == 0.0 || lowest > highest {
+            return Ok(None);
+        }
+        let margin = 0.05 * (highest - lowest).max(1e-6);
+        let mut svg = String::new();
+        {
+            let area = SVGBackend::with_string(&mut svg, (640, 320)).into_drawing_area();
+            area.fill(&WHITE)?;
+            let mut chart = ChartBuilder::on(&area)
+                .margin(12)
+                .x_label_area_size(32)
+                .y_label_area_size(52)
+                .build_cartesian_2d(0.0..steps, lowest - margin..highest + margin)?;
+            chart
+                .configure_mesh()
+                .light_line_style(TRANSPARENT)
+                .bold_line_style(BLACK.mix(0.1))
+                .axis_style(BLACK.mix(0.4))
+                .x_desc("step")
+                .x_label_formatter(&|step| format!("{step:.0}"))
+                .y_label_formatter(&|y| format!("{y:.2}"))
+                .draw()?;
+            for ((name, points), color) in curves.iter().zip(LINE_COLORS.iter().cycle()) {
+                let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+                chart.draw_series(line)?.label(name).legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2))
+                });
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .border_style(BLACK.mix(0.2))
+                .background_style(WHITE.mix(0.9))
+                .draw()?;
+            area.present()?;
+        }
+        Ok(Some(svg))
+    }
+}
+
+const LINE_COLORS: [RGBColor; 5] = [
+    RGBColor(31, 92, 168),
+    RGBColor(204, 85, 41),
+    RGBColor(46, 139, 87),
+    RGBColor(136, 71, 153),
+    RGBColor(120, 120, 120),
+];
+
+const STYLE: &str = "
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .2em .8em; border-bottom: 1px solid #eee; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td small { color: #777; }
+img, svg { max-width: 100%; height: auto; } .scroll { overflow-x: auto; }
+figure { margin: 1em 0; } figcaption { color: #555; }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 13px; }";
+
+fn page(
+    report: &Report,
+    recipe: &str,
+    charts: &[(&str, String)],
+    pictures: &BTreeMap<&str, String>,
+) -> String {
+    let mut html = String::new();
+    let name = escape(&report.recipe);
+    let picture = |name: &str, caption: &str| {
+        format!(
+            "<figure><img alt=\"{caption}\" src=\"data:image/png;base64,{}\"><figcaption>{caption}</figcaption></figure>\n",
+            pictures[name]
+        )
+    };
+    html += &format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}</title>\
+         <style>{STYLE}</style></head><body>\n<h1>{name}</h1>\n<p>Seed {}, {} training and {} held-out \
+         images, {:.1} minutes",
+        report.seed,
+        report.images.train,
+        report.images.held_out,
+        report.wall_s / 60.0
+    );
+    if let Some(mb) = report.peak_rss_mb {
+        html += &format!(", peak memory {mb:.0} MB");
+    }
+    html += ".</p>\n<h2>Samples</h2>\n";
+    html += "<p>One row a class, from the same seeds before and after SAR.</p>\n";
+    html += &picture(BEFORE, "Before SAR");
+    html += &picture(AFTER, "After SAR");
+
+    html += "<h2>Held-out losses around SAR</h2>\n<p>Nats per token on held-out images, evaluation \
+             mode, no guidance, with 95 % intervals over images. Teacher: the context is the ground \
+             truth. Student: the context is the model's own argmax, one scale behind. The gap is the \
+             difference over the same scales. Control: teacher forcing for as many passes as SAR \
+             made.</p>\n";
+    html += &table(
+        &["weights", "teacher loss", "student loss", "exposure gap"],
+        weights(report).map(|(name, held_out)| row(name, &held_out.figures)),
+    );
+    html += "<h3>By scale</h3>\n";
+    for (name, held_out) in weights(report) {
+        html += &table(
+            &[
+                name,
+                "teacher loss",
+                "student loss",
+                "exposure gap",
+                "accuracy",
+                "histogram entropy",
+            ],
+            held_out.by_scale.iter().zip(&held_out.statistics).map(|(scale, statistics)| {
+                let mut cells = row(&scale.scale, &scale.figures);
+                cells.push(format!("{:.1} %", 100.0 * statistics.accuracy));
+                cells.push(format!("{:.3}", statistics.histogram_entropy));
+                cells
+            }),
+        );
+    }
+
+    let tokenizer = &report.tokenizer;
+    html += &format!(
+        "<h2>Tokenizer</h2>\n<p>{:.2} dB on held-out images at the finest scale; {} of {} codes in \
+         use.</p>\n",
+        tokenizer.psnr_db, tokenizer.codes_used, tokenizer.codes
+    );
+    html +=
+        &picture(RECONSTRUCTIONS, "Held-out originals, and below them each scale, finest first");
+    html += &table(
+        &["scale", "PSNR, dB", "codes used", "perplexity"],
+        tokenizer.by_scale.iter().map(|scale| {
+            vec![
+                scale.scale.clone(),
+                format!("{:.2}", scale.psnr_db),
+                scale.codes_used.to_string(),
+                format!("{:.1}", scale.perplexity),
+            ]
+        }),
+    );
+
+    html += "<h2>Training</h2>\n";
+    html += &table(
+        &["stage", "steps", "batch", "parameters", "minutes", "images/s"],
+        report.stages.iter().map(|stage| {
+            let images = stage.steps as f64 * stage.batch as f64;
+            vec![
+                escape(&stage.name),
+                stage.steps.to_string(),
+                stage.batch.to_string(),
+                stage.parameters.to_string(),
+                format!("{:.1}", stage.wall_s / 60.0),
+                format!("{:.1}", images / stage.wall_s),
+            ]
+        }),
+    );
+    for (stage, svg) in charts {
+        let _ = write!(html, "<figure>{svg}<figcaption>Losses, {stage}</figcaption></figure>\n");
+    }
+    html += &format!("<h2>Recipe</h2>\n<pre>{}</pre>\n</body></html>\n", escape(recipe));
+    html
+}
+
+fn row(name: &str, of: &Figures) -> Vec<String> {
+    let cell = |shown: Option<Shown>| {
+        shown.map_or(String::new(), |(value, [low, high])| {
+            format!("{value:.3} <small>[{low:.3}, {high:.3}]</small>")
+        })
+    };
+    std::iter::once(escape(name)).chain(figures(of).map(cell)).collect()
+}
+
+/// A table; cells are HTML.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let line = |tag: &str, cells: &[String]| {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{cell}</{tag}>")).collect();
+        format!("<tr>{cells}</tr>\n")
+    };
+    let head: Vec<String> = head.iter().map(|cell| escape(cell)).collect();
+    let rows: String = rows.map(|cells| line("td", &cells)).collect();
+    format!("<div class=\"scroll\"><table>\n{}{rows}</table></div>\n", line("th", &head))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_hold_losses_only() {
+        let jsonl = "{\"stage\":\"sar\",\"step\":0,\"teacher\":3.0,\"lr\":0.1}\n\
+                     {\"stage\":\"sar\",\"step\":10,\"teacher\":2.0,\"student\":4.0,\"lr\":0.1}\n";
+        let curves = Curves::parse(jsonl).unwrap();
+        let sar = &curves.0["sar"];
+        assert_eq!(sar.keys().collect::<Vec<_>>(), ["student", "teacher"]);
+        assert_eq!(sar["teacher"], [(0.0, 3.0), (10.0, 2.0)]);
+        let svg = curves.chart("sar").unwrap().unwrap();
+        assert!(svg.starts_with("<svg") && svg.contains("student"));
+        assert!(curves.chart("teacher").unwrap().is_none());
+        assert!(Curves::parse("{\"step\":0}").is_err());
+    }
+
+    #[test]
+    fn markup_in_names_stays_text() {
+        assert_eq!(escape("<b> & \"c\""), "&lt;b&gt; &amp; &quot;c&quot;");
+        let cell = table(&["<x>"], std::iter::empty());
+        assert!(cell.contains("&lt;x&gt;"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Between 8-bit images and tensors, and contact sheets.
+//!
+//! Shapes: b batch, h height, w width.
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use image::{ImageFormat, Rgb, RgbImage, imageops};
+
+/// Images as a tensor of pixels in [-1, 1], `x / 127.5 - 1`.
+///
+/// # Shapes
+/// - output: `[b, 3, h, w]`
+///
+/// # Panics
+/// If there are none, or they differ in size.
+pub fn to_tensor<B: Backend>(images: &[RgbImage], device: &B::Device) -> Tensor<B, 4> {
+    let (w, h) = images.first().expect("a batch of no images").dimensions();
+    let n = (w * h) as usize;
+    let mut values = Vec::with_capacity(images.len() * 3 * n);
+    for image in images {
+        assert_eq!(image.dimensions(), (w, h), "images of one batch have one size");
+        for c in 0..3 {
+            values
+                .extend(image.as_raw()[c..].iter().step_by(3).map(|x| f32::from(*x) / 127.5 - 1.0));
+        }
+    }
+    let shape = [images.len(), 3, h as usize, w as usize];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// A tensor of pixels as 8-bit images: clamped to [-1, 1] and rounded.
+///
+/// # Shapes
+/// - `pixels_bchw`: `[b, 3, h, w]`
+pub fn to_images<B: Backend>(pixels_bchw: Tensor<B, 4>) -> Vec<RgbImage> {
+    let [_, _, h, w] = pixels_bchw.dims();
+    let values = pixels_bchw.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+    let byte = |x: f32| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8;
+    let image = |planes: &[f32]| {
+        RgbImage::from_fn(w as u32, h as u32, |x, y| {
+            let at = |c: usize| byte(planes[(c * h + y as usize) * w + x as usize]);
+            Rgb([at(0), at(1), at(2)])
+        })
+    };
+    values.chunks_exact(3 * h * w).map(image).collect()
+}
+
+/// An image as the bytes of a PNG file.
+///
+/// # Panics
+/// If the image has no pixels.
+pub fn to_png(image: &RgbImage) -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, ImageFormat::Png).expect("memory takes any image that has pixels");
+    png.into_inner()
+}
+
+/// An image at a larger side, every pixel a square.
+pub fn enlarge(image: &RgbImage, side: u32) -> RgbImage {
+    imageops::resize(image, side, side, imageops::FilterType::Nearest)
+}
+
+/// A contact sheet on white: images row by row, each magnified by a whole factor.
+///
+/// # Panics
+/// If there are no images or no columns.
+pub fn grid(images: &[RgbImage], columns: usize, gap: u32, magnify: u32) -> RgbImage {
+    let width = images.iter().map(RgbImage::width).max().expect("a grid of no images") * magnify;
+    let height = images.iter().map(RgbImage::height).max().unwrap_or(0) * magnify;
+    let (columns, rows) = (columns as u32, images.len().div_ceil(columns) as u32);
+    let side = |n: u32, length: u32| n * length + (n + 1) * gap;
+    let mut sheet = RgbImage::from_pixel(side(columns, width), side(rows, height), Rgb([255; 3]));
+    for (i, image) in images.iter().enumerate() {
+        let (column, row) = (i as u32 % columns, i as u32 / columns);
+        let (x, y) = (gap + column * (width + gap), gap + row * (height + gap));
+        let (w, h) = image.dimensions();
+        let large =
+            imageops::resize(image, w * magnify, h * magnify, imageops::FilterType::Nearest);
+        imageops::replace(&mut sheet, &large, i64::from(x), i64::from(y));
+    }
+    sheet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    #[test]
+    fn all_levels_survive_and_outliers_are_clamped() {
+        let image = RgbImage::from_fn(16, 16, |x, y| {
+            let v = (16 * y + x) as u8;
+            Rgb([v, 255 - v, v / 2])
+        });
+        let tensor = to_tensor::<Flex>(&[image.clone(), image.clone()], &Default::default());
+        assert_eq!(tensor.dims(), [2, 3, 16, 16]);
+        assert_eq!(to_images(tensor.clone()), [image.clone(), image]);
+        let first = tensor.clone().slice([0..1, 1..2, 0..1, 0..1]).into_scalar();
+        assert_eq!(first, 1.0);
+        let wild = to_images(tensor * 3.0);
+        assert_eq!(wild[0].get_pixel(0, 0).0, [0, 255, 0]);
+    }
+
+    #[test]
+    fn grids_lay_images_out_row_by_row() {
+        let one = |v: u8| RgbImage::from_pixel(2, 2, Rgb([v; 3]));
+        let sheet = grid(&[one(1), one(2), one(3)], 2, 1, 3);
+        assert_eq!(sheet.dimensions(), (15, 15));
+        assert_eq!(sheet.get_pixel(1, 1).0[0], 1);
+        assert_eq!(sheet.get_pixel(8, 1).0[0], 2);
+        assert_eq!(sheet.get_pixel(6, 13).0[0], 3);
+        assert_eq!(sheet.get_pixel(13, 13).0[0], 255);
+    }
+}

@@ -1,0 +1,100 @@
+//! What a run amounts to, as `report.json` holds it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::held_out::HeldOut;
+
+/// The figures of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Root of all randomness.
+    pub seed: u64,
+    /// Training and held-out images.
+    pub images: ImageCounts,
+    /// What each stage took.
+    pub stages: Vec<StageReport>,
+    /// Seconds from the start of the run to its report.
+    pub wall_s: f64,
+    /// Largest resident memory of the process in MB (10^6 bytes), where the system tells.
+    pub peak_rss_mb: Option<f64>,
+    /// The tokenizer on held-out images.
+    pub tokenizer: TokenizerReport,
+    /// Losses on held-out images.
+    pub held_out: HeldOutReport,
+}
+
+/// Images of a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ImageCounts {
+    /// Trained on.
+    pub train: usize,
+    /// Never seen in training.
+    pub held_out: usize,
+}
+
+/// One stage.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageReport {
+    /// `tokenizer`, `teacher`, `sar` or `control`.
+    pub name: String,
+    /// Seconds in its steps.
+    pub wall_s: f64,
+    /// Optimisation steps.
+    pub steps: u64,
+    /// Images per step.
+    pub batch: usize,
+    /// Parameters that it trains.
+    pub parameters: usize,
+}
+
+/// The tokenizer on held-out images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenizerReport {
+    /// Mean over images of the peak signal-to-noise ratio of the finest scale, dB, pixels clamped.
+    pub psnr_db: f64,
+    /// Different codes used by the held-out pyramids.
+    pub codes_used: usize,
+    /// Number of codes.
+    pub codes: usize,
+    /// The same by scale.
+    pub by_scale: Vec<TokenizerScale>,
+}
+
+/// One scale of the tokenizer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenizerScale {
+    /// The scale, as written in a schedule.
+    pub scale: String,
+    /// Against the image at the size that the scale decodes to, dB.
+    pub psnr_db: f64,
+    /// Different codes used.
+    pub codes_used: usize,
+    /// Exponential of the entropy of the code histogram.
+    pub perplexity: f64,
+}
+
+/// Held-out losses around SAR.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HeldOutReport {
+    /// The weights that SAR starts from.
+    pub before: HeldOut,
+    /// After SAR.
+    pub after: HeldOut,
+    /// After as many teacher-forced passes from the same weights, where the recipe asks for it.
+    pub control: Option<HeldOut>,
+}
+
+/// Largest resident memory of this process in MB.
+pub fn peak_rss_mb() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{UsageWho, getrusage};
+        // Kibibytes on Linux, bytes on macOS.
+        let unit = if cfg!(target_os = "macos") { 1.0 } else { 1024.0 };
+        getrusage(UsageWho::RUSAGE_SELF).ok().map(|usage| usage.max_rss() as f64 * unit / 1e6)
+    }
+    #[cfg(not(unix))]
+    None
+}

@@ -1,0 +1,18 @@
+//! `bench`: the criterion benches of the package `sar-bench`.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use crate::cargo::{self, Outcome};
+
+pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
+    cargo::finish_as(command(args).current_dir(cargo::root()))
+}
+
+/// `--package sar-bench` would choose other features of shared dependencies than the tests have,
+/// and build burn again; `--bench *` leaves out the unit tests, which know no criterion arguments.
+fn command(args: &[OsString]) -> Command {
+    let mut command = cargo::cargo(["bench", "--workspace", "--bench", "*", "--"]);
+    command.args(args);
+    command
+}

@@ -1,0 +1,75 @@
+//! The project's commands: `cargo xtask VERB`. One file a command; nothing here links burn.
+
+mod arrows;
+mod bench;
+mod cargo;
+mod ci;
+mod licences;
+mod sar;
+mod test;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use cargo::{Failure, Outcome};
+
+struct Verb {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&str, &[OsString]) -> Outcome,
+}
+
+#[rustfmt::skip]
+const VERBS: [Verb; 10] = [
+    Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
+    Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
+    Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
+    Verb { name: "inspect", about: "say what a checkpoint, weight file, recipe or run is", run: sar::forward },
+    Verb { name: "eval", about: "measure generated images against a reference", run: sar::forward },
+    Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
+    Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
+    Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
+    Verb { name: "licences", about: "check the licences and sources of all dependencies", run: licences::run },
+    Verb { name: "ci", about: "run every check of CI, the cheapest first", run: ci::run },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(line) = failure.line() {
+                eprintln!("error: {line}");
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn dispatch(args: &[OsString]) -> Outcome {
+    let Some((name, rest)) = args.split_first() else {
+        return Err(Failure::Usage(format!("no verb given\n\n{}", usage())));
+    };
+    if ["help", "--help", "-h"].iter().any(|help| name == help) {
+        println!("{}", usage());
+        return Ok(());
+    }
+    match VERBS.iter().find(|verb| name == verb.name) {
+        Some(verb) => (verb.run)(verb.name, rest),
+        None => {
+            let name = name.display();
+            Err(Failure::Usage(format!("there is no verb `{name}`\n\n{}", usage())))
+        }
+    }
+}
+
+fn usage() -> String {
+    let mut text = String::from("usage: cargo xtask VERB [ARGUMENTS]\n");
+    for verb in &VERBS {
+        text += &format!("\n  {:<9} {}", verb.name, verb.about);
+    }
+    text += "\n\ntrain, sample, parity, inspect and eval go to the binary `sar`, built for the device that";
+    text += "\n--device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
+    text
+}
