@@ -9,7 +9,9 @@ const KNOWN: [&str; 4] = ["flex", "ndarray", "wgpu", "cuda"];
 pub(crate) trait Job {
     type Output;
 
-    fn run<A: AutodiffBackend>(self, device: A::Device) -> Result<Self::Output>;
+    /// `workers` is how much of the work may run side by side: all cores of a CPU, where burn leaves
+    /// many operations on one thread; 1 on a GPU.
+    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Self::Output>;
 }
 
 /// `--device`, shared by all verbs.
@@ -33,21 +35,22 @@ impl DeviceArg {
         if index.is_some() && ["flex", "ndarray"].contains(&name) {
             bail!("--device {}: the CPU has no index, write '{name}'", self.device);
         }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         match name {
             #[cfg(feature = "flex")]
-            "flex" => job.run::<Autodiff<burn_flex::Flex>>(Default::default()),
+            "flex" => job.run::<Autodiff<burn_flex::Flex>>(Default::default(), cores),
             #[cfg(feature = "ndarray")]
-            "ndarray" => job.run::<Autodiff<burn_ndarray::NdArray<f32>>>(Default::default()),
+            "ndarray" => job.run::<Autodiff<burn_ndarray::NdArray<f32>>>(Default::default(), cores),
             #[cfg(feature = "wgpu")]
             "wgpu" => {
                 use burn_wgpu::WgpuDevice;
                 let device = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
-                job.run::<Autodiff<burn_wgpu::Wgpu>>(device)
+                job.run::<Autodiff<burn_wgpu::Wgpu>>(device, 1)
             }
             #[cfg(feature = "cuda")]
             "cuda" => {
                 let device = burn_cuda::CudaDevice::new(index.unwrap_or(0));
-                job.run::<Autodiff<burn_cuda::Cuda>>(device)
+                job.run::<Autodiff<burn_cuda::Cuda>>(device, 1)
             }
             _ if KNOWN.contains(&name) => bail!(
                 "--device {name}: not compiled into this binary; build with \

@@ -27,7 +27,7 @@ struct Parity(Vec<PathBuf>);
 impl Job for Parity {
     type Output = Verdict;
 
-    fn run<A: AutodiffBackend>(self, device: A::Device) -> Result<Verdict> {
+    fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
         let mut verdict = Verdict::Good;
         for dir in self.0 {
             let report = check::<A>(&Case::load(&dir)?, &device)?;

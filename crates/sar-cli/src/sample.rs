@@ -133,7 +133,7 @@ struct Request {
 impl Job for Request {
     type Output = Verdict;
 
-    fn run<A: AutodiffBackend>(self, device: A::Device) -> Result<Verdict> {
+    fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
         self.sample::<A::InnerBackend>(&device)?;
         Ok(Verdict::Good)
     }

@@ -9,7 +9,9 @@ use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
 use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
+use sar_tokenizer::FlexVarTokenizer;
 
+use crate::images::ImageBatch;
 use crate::objective::{ConditionDraw, Objective, Regularisation};
 use crate::step::Terms;
 
@@ -24,6 +26,24 @@ pub struct TokenBatch<B: Backend> {
     pub schedule: ScaleSchedule,
     /// Ground truth, `[b, l]`.
     pub tokens_bl: Tensor<B, 2, Int>,
+}
+
+impl<B: Backend> TokenBatch<B> {
+    /// Images as the tokens of a frozen tokenizer.
+    pub(crate) fn encode(
+        tokenizer: &FlexVarTokenizer<B>,
+        images: ImageBatch,
+        schedule: ScaleSchedule,
+        device: &B::Device,
+    ) -> Self {
+        let h_bchw = tokenizer.encode(images.tensor(device));
+        Self {
+            tokens_bl: tokenizer.tokens(h_bchw, &schedule),
+            labels: images.labels,
+            images: images.streams,
+            schedule,
+        }
+    }
 }
 
 /// The loss of a backbone on a batch.

@@ -68,6 +68,26 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// The run was asked to stop and can go on later.
+    #[error("stopped in {stage} after step {step}; a checkpoint is written, go on with --resume")]
+    Stopped {
+        /// Stage.
+        stage: &'static str,
+        /// Steps made.
+        step: u64,
+    },
+    /// The recipe of a run is not the one to resume it with.
+    #[error("{}: was started with {field} = {theirs}, not {ours}; resume with the same recipe, or start a new run", path.display())]
+    RecipeChanged {
+        /// The run's recipe file.
+        path: PathBuf,
+        /// Dotted path of the first field that differs.
+        field: String,
+        /// Its value in the run.
+        theirs: String,
+        /// Its value now.
+        ours: String,
+    },
     /// The loss is no number any more; the weights of the last checkpoint are intact.
     #[error(
         "{stage}, step {step}: {part} is {value}; the run stops before it reaches a checkpoint (lower {stage}.optimisation.lr.peak)"

@@ -20,6 +20,8 @@ mod checkpoint;
 mod images;
 pub mod run;
 mod run_dir;
+mod stage;
+mod tasks;
 pub mod weights;
 
 pub mod error;
@@ -27,4 +29,4 @@ pub mod event;
 
 pub use error::TrainError;
 pub use recipe::{Recipe, RecipeError};
-pub use run::train;
+pub use run::{Execution, train};

@@ -3,7 +3,9 @@
 //! A recipe is complete: no field has a default in code, so that the file says all. The command
 //! line is a recipe plus `key.path=value` settings.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::{Augmentation, ImageSource};
@@ -12,6 +14,7 @@ use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::TrainError;
 use crate::objective::{Objective, Regularisation};
 use crate::step::Optimisation;
 
@@ -164,8 +167,19 @@ pub struct EvaluationRecipe {
 pub struct LogRecipe {
     /// Steps between lines of metrics.jsonl.
     pub every: u64,
-    /// Steps between checkpoints; 0 writes one at the end of each stage only.
-    pub checkpoint_every: u64,
+    /// Steps between checkpoints; 0: no matter how many.
+    pub checkpoint_steps: u64,
+    /// Minutes between checkpoints; 0: no matter how many. Each stage ends with one.
+    pub checkpoint_minutes: f64,
+}
+
+impl LogRecipe {
+    /// Whether a checkpoint is due after `done` steps, when the last is `elapsed` ago.
+    pub(crate) fn is_due(&self, done: u64, elapsed: Duration) -> bool {
+        let by_steps = self.checkpoint_steps > 0 && done.is_multiple_of(self.checkpoint_steps);
+        let minutes = elapsed.as_secs_f64() / 60.0;
+        by_steps || (self.checkpoint_minutes > 0.0 && minutes >= self.checkpoint_minutes)
+    }
 }
 
 /// A recipe that cannot be used: one line with source, field and problem.
@@ -308,6 +322,11 @@ impl Recipe {
             }
         }
         check(self.log.every > 0, "log.every", "must be at least 1")?;
+        check(
+            self.log.checkpoint_minutes >= 0.0,
+            "log.checkpoint_minutes",
+            "must not be negative",
+        )?;
         check(self.evaluation.bootstrap >= 100, "evaluation.bootstrap", "needs at least 100")?;
         check(
             self.evaluation.samples_per_class > 0,
@@ -365,14 +384,50 @@ impl Recipe {
         (self.sar.steps as f64 * passes).round() as u64
     }
 
-    /// The recipe that a run directory was made with.
+    /// Reads a file, as one that a run directory holds.
     ///
     /// # Errors
     /// As [`Recipe::load`].
-    pub fn of_run(run_dir: &Path) -> Result<Self, RecipeError> {
-        let path: PathBuf = run_dir.join("recipe.toml");
+    pub fn of_file(path: &Path) -> Result<Self, RecipeError> {
         Self::load(&path.to_string_lossy(), &[])
     }
+
+    /// Checks that this recipe is that of a run that it is to resume.
+    ///
+    /// # Errors
+    /// [`TrainError::RecipeChanged`] with the first field that differs.
+    pub(crate) fn check_same_as(&self, theirs: &Self, path: &Path) -> Result<(), TrainError> {
+        let table = |recipe: &Self| toml::Value::try_from(recipe).expect("plain values");
+        match first_difference("", &table(theirs), &table(self)) {
+            None => Ok(()),
+            Some((field, theirs, ours)) => {
+                Err(TrainError::RecipeChanged { path: path.into(), field, theirs, ours })
+            }
+        }
+    }
+}
+
+/// The first field, in the order of names, whose values differ: its path and both values.
+fn first_difference(
+    path: &str,
+    theirs: &toml::Value,
+    ours: &toml::Value,
+) -> Option<(String, String, String)> {
+    let (toml::Value::Table(a), toml::Value::Table(b)) = (theirs, ours) else {
+        return (theirs != ours).then(|| (path.to_owned(), theirs.to_string(), ours.to_string()));
+    };
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match (a.get(key), b.get(key)) {
+            (Some(theirs), Some(ours)) => first_difference(&at, theirs, ours),
+            (theirs, ours) => {
+                let text =
+                    |v: Option<&toml::Value>| v.map_or("nothing".into(), ToString::to_string);
+                Some((at, text(theirs), text(ours)))
+            }
+        }
+    })
 }
 
 /// Applies one `key.path=value`; the value is TOML, or else a string.

@@ -1,37 +1,38 @@
 //! A run: three stages, a control, figures and pictures.
 //!
 //! Nothing depends on the wall clock: every draw is keyed by (seed, stage, purpose, step or
-//! absolute image position), so that a run is a function of its recipe.
+//! absolute image position), so that a run is a function of its recipe. A run that stopped goes on
+//! by walking the same path: stages that are done load their last checkpoint, what is measured and
+//! drawn is measured and drawn again.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use burn::module::{AutodiffModule, Module};
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_data::{RgbImage, enlarge, grid, to_images};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_rollout::generate;
 use sar_tokenizer::FlexVarTokenizer;
-use sar_weights::{Layout, parameters};
 
 use crate::TrainError;
-use crate::backbone_task::{TokenBatch, backbone_loss};
-use crate::checkpoint::Checkpoint;
+use crate::backbone_task::TokenBatch;
 use crate::event::{Event, Observer};
 use crate::held_out::{HeldOut, HeldOutMeter};
-use crate::images::{ImageBatch, Images};
+use crate::images::Images;
 use crate::objective::{Objective, Regularisation};
-use crate::optim::AdamW;
 use crate::recipe::Recipe;
 use crate::report::{
-    HeldOutReport, ImageCounts, Report, StageReport, TokenizerReport, TokenizerScale, peak_rss_mb,
+    HeldOutReport, ImageCounts, Report, TokenizerReport, TokenizerScale, peak_rss_mb,
 };
 use crate::run_dir::{Metrics, RunDir};
-use crate::step::{Optimisation, StepOutcome, Terms, train_step};
-use crate::tokenizer_task::{CodeUsage, latents, revive, tokenizer_loss};
+use crate::stage::{Journal, Stage};
+use crate::step::Optimisation;
+use crate::tasks::{BackboneTask, TokenizerTask};
+use crate::tokenizer_task::{latents, revive};
 use crate::weights::{TrainedBackbone, save_backbone, save_tokenizer};
 
 /// Images per batch when nothing is trained.
@@ -39,25 +40,48 @@ const EVALUATION_BATCH: usize = 32;
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
-/// Trains everything that a recipe says into a new run directory.
+/// How a run is carried out; none of it changes what comes out.
+#[derive(Clone, Copy, Debug)]
+pub struct Execution<'a> {
+    /// Goes on with the run that the directory holds, instead of starting one.
+    pub resume: bool,
+    /// Micro-batches that run at the same time: CPU cores, or 1 on a GPU, where each would hold its
+    /// own activations.
+    pub workers: usize,
+    /// Once true, the run writes a checkpoint and ends with [`TrainError::Stopped`].
+    pub stop: &'a AtomicBool,
+}
+
+/// Trains everything that a recipe says into a run directory.
 ///
 /// # Errors
-/// Before anything is written: if the recipe does not fit its images. Later: if files cannot be
-/// read or written, or a loss is no number any more.
+/// Before anything is written: if the recipe does not fit its images, or the directory is not fit
+/// for the run. Later: if files cannot be read or written, a loss is no number any more, or the run
+/// is asked to stop.
+///
+/// # Panics
+/// If `execution.workers` is 0.
 pub fn train<A: AutodiffBackend>(
     recipe: &Recipe,
     dir: &Path,
+    execution: Execution<'_>,
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
     let start = Instant::now();
     let images = Images::open(&recipe.data)?;
-    let dir = RunDir::create(dir)?;
-    dir.write("recipe.toml", recipe.to_toml().as_bytes())?;
-    let metrics = Metrics::append_to(&dir)?;
+    let dir = if execution.resume {
+        let dir = RunDir::reopen(dir)?;
+        recipe.check_same_as(&Recipe::of_file(&dir.recipe())?, &dir.recipe())?;
+        dir
+    } else {
+        RunDir::create(dir, recipe)?
+    };
+    let metrics = Metrics::open(&dir)?;
+    let Execution { workers, stop, .. } = execution;
     let seed = SeedTree::new(recipe.seed);
-    let mut run =
-        Run::<A> { recipe, images, dir, metrics, device, observer, seed, stages: Vec::new() };
+    let journal = Journal { dir, metrics, observer, stop, log: &recipe.log, stages: Vec::new() };
+    let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal };
 
     let tokenizer = run.train_tokenizer()?;
     let tokenizer_report = run.measure_tokenizer(&tokenizer)?;
@@ -68,14 +92,14 @@ pub fn train<A: AutodiffBackend>(
     run.draw_samples("samples-before.png", &tokenizer, &teacher)?;
 
     let sar = &recipe.sar;
-    let after = run.continue_backbone("sar", sar.steps, &sar.objective, &tokenizer, &teacher)?;
+    let after = run.refine("sar", sar.steps, &sar.objective, &tokenizer, &teacher)?;
     let after_figures = run.measure("after", &tokenizer, &after)?;
     run.draw_samples("samples-after.png", &tokenizer, &after)?;
 
     let control = if sar.control {
         let objective = Objective::TeacherForcing;
         let steps = recipe.control_steps();
-        let control = run.continue_backbone("control", steps, &objective, &tokenizer, &teacher)?;
+        let control = run.refine("control", steps, &objective, &tokenizer, &teacher)?;
         Some(run.measure("control", &tokenizer, &control)?)
     } else {
         None
@@ -84,36 +108,26 @@ pub fn train<A: AutodiffBackend>(
     let report = Report {
         recipe: recipe.name.clone(),
         seed: recipe.seed,
-        images: ImageCounts { train: run.images.n_train(), held_out: run.images.n_held_out() },
-        stages: run.stages,
+        images: ImageCounts { train: images.n_train(), held_out: images.n_held_out() },
+        stages: run.journal.stages,
         wall_s: start.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
         tokenizer: tokenizer_report,
         held_out: HeldOutReport { before, after: after_figures, control },
     };
     let json = serde_json::to_string_pretty(&report).expect("plain values");
-    let path = run.dir.write("report.json", json.as_bytes())?;
-    run.observer.event(&Event::Wrote { path: &path });
+    let path = run.journal.dir.write("report.json", json.as_bytes())?;
+    run.journal.observer.event(&Event::Wrote { path: &path });
     Ok(report)
 }
 
 struct Run<'a, A: AutodiffBackend> {
     recipe: &'a Recipe,
-    images: Images,
-    dir: RunDir,
-    metrics: Metrics,
+    images: &'a Images,
     device: &'a A::Device,
-    observer: &'a mut dyn Observer,
+    workers: usize,
     seed: SeedTree,
-    stages: Vec<StageReport>,
-}
-
-/// What the step loop needs to know of a stage.
-struct Stage<'s> {
-    name: &'static str,
-    steps: u64,
-    optimisation: &'s Optimisation,
-    layout: &'static Layout,
+    journal: Journal<'a>,
 }
 
 impl<A: AutodiffBackend> Run<'_, A> {
@@ -121,153 +135,33 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.recipe.scales()
     }
 
-    /// The loop of every stage: steps, metrics, checkpoints.
-    fn run_stage<M: AutodiffModule<A>>(
-        &mut self,
-        stage: &Stage<'_>,
-        mut model: M::InnerModule,
-        mut loss: impl FnMut(&mut Self, &M, u64, usize) -> Result<Terms<A>, TrainError>,
-        mut after: impl FnMut(&mut Self, M::InnerModule, u64) -> Result<M::InnerModule, TrainError>,
-    ) -> Result<M::InnerModule, TrainError> {
-        let Stage { name, steps, optimisation, layout } = *stage;
-        let mut optimizer = AdamW::new(optimisation.adamw, parameters(&model, layout));
-        let started =
-            Event::StageStarted { stage: name, steps, done: 0, batch: optimisation.batch };
-        self.observer.event(&started);
-        let start = Instant::now();
-        for step in 0..steps {
-            let (next, outcome) = train_step::<A, M>(
-                model,
-                &mut optimizer,
-                optimisation,
-                step,
-                steps,
-                |model, micro| loss(self, model, step, micro),
-            )?;
-            model = after(self, next, step)?;
-            let last = step + 1 == steps;
-            let losses = if step.is_multiple_of(self.recipe.log.every) || last {
-                Some(self.log(name, step, &outcome)?)
-            } else {
-                None
-            };
-            self.observer.event(&Event::Step { stage: name, step, losses: losses.as_deref() });
-            let every = self.recipe.log.checkpoint_every;
-            if last || (every > 0 && (step + 1).is_multiple_of(every)) {
-                Checkpoint::save(&self.dir, name, step + 1, &model, layout, &optimizer)?;
-            }
-        }
-        let wall_s = start.elapsed().as_secs_f64();
-        self.observer.event(&Event::StageEnded { stage: name, wall_s });
-        self.stages.push(StageReport {
-            name: name.into(),
-            wall_s,
-            steps,
-            batch: optimisation.batch,
-            parameters: model.num_params(),
-        });
-        Ok(model)
-    }
-
-    /// Reads a step's losses, refuses what is no number, and writes the line.
-    fn log(
-        &mut self,
-        stage: &'static str,
-        step: u64,
-        outcome: &StepOutcome<A>,
-    ) -> Result<Vec<(&'static str, f64)>, TrainError> {
-        let mut line = serde_json::Map::new();
-        line.insert("stage".into(), stage.into());
-        line.insert("step".into(), step.into());
-        let mut losses = Vec::new();
-        let norm = [("gradient_norm", outcome.gradient_norm.clone())];
-        for (part, value) in outcome.parts.iter().cloned().chain(norm) {
-            let value =
-                f64::from(value.into_data().convert::<f32>().as_slice::<f32>().expect("f32")[0]);
-            if !value.is_finite() {
-                return Err(TrainError::NotFinite { stage, step, part, value });
-            }
-            line.insert(part.into(), value.into());
-            losses.push((part, value));
-        }
-        line.insert("lr".into(), outcome.lr.into());
-        line.insert("weight_decay".into(), outcome.weight_decay.into());
-        self.metrics.line(&line.into())?;
-        Ok(losses)
-    }
-
     fn train_tokenizer(&mut self) -> Result<FlexVarTokenizer<Inner<A>>, TrainError> {
         let recipe = &self.recipe.tokenizer;
-        let stage_seed = self.seed.child("tokenizer");
-        let mut tokenizer =
-            sar_tokenizer::init(&recipe.model, stage_seed.child("init"), self.device)?;
+        let seed = self.seed.child("tokenizer");
+        let mut tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
 
         // The codebook starts as latents of the data.
-        let mut order = self.images.order(stage_seed);
         let codes = recipe.model.codebook_size;
         let latents_each = self.scales().last().tokens();
         let n = codes.div_ceil(latents_each).max(EVALUATION_BATCH).min(4 * EVALUATION_BATCH);
-        let first = self.images.training(&mut order, stage_seed.child("codebook"), 0, n)?;
+        let first = seed.child("codebook");
+        let first = self.images.training(&mut self.images.order(first), first, 0, n)?;
         let rows = latents(&tokenizer, first.tensor(self.device), self.scales());
-        let draws = stage_seed.child("codebook-draw");
+        let draws = seed.child("codebook-draw");
         tokenizer = tokenizer.with_codebook(|book| revive(book, &vec![0; codes], rows, draws));
 
-        let optimisation = &recipe.optimisation;
-        let (batch, micro_batches) = (optimisation.batch, optimisation.micro_batches);
-        let micro_size = batch / micro_batches;
-        let mut usage = CodeUsage::new(codes, self.device);
-        let mut last_batch: Option<ImageBatch> = None;
         let stage = Stage {
             name: "tokenizer",
             steps: recipe.steps,
-            optimisation,
+            optimisation: &recipe.optimisation,
             layout: &sar_tokenizer::LAYOUT,
         };
-        let usage = std::cell::RefCell::new(&mut usage);
-        let last_batch = std::cell::RefCell::new(&mut last_batch);
-        let tokenizer = self.run_stage::<FlexVarTokenizer<A>>(
-            &stage,
-            tokenizer,
-            |run, model, step, micro| {
-                let start = step * batch as u64 + (micro * micro_size) as u64;
-                let images = run.images.training(&mut order, stage_seed, start, micro_size)?;
-                let (terms, indices) = tokenizer_loss(
-                    model,
-                    images.tensor(run.device),
-                    run.scales(),
-                    &recipe.loss,
-                    stage_seed.child("step").at(step),
-                );
-                usage.borrow_mut().add(indices);
-                **last_batch.borrow_mut() = Some(images);
-                Ok(terms)
-            },
-            |run, model, step| {
-                let every = recipe.revive_every;
-                if every == 0 || !(step + 1).is_multiple_of(every) {
-                    return Ok(model);
-                }
-                let mut usage = usage.borrow_mut();
-                let counts = usage.counts();
-                **usage = CodeUsage::new(codes, run.device);
-                let used = counts.iter().filter(|n| **n > 0).count();
-                run.metrics.line(&serde_json::json!({
-                    "stage": "tokenizer", "step": step, "codes_used": used,
-                    "perplexity": histogram_entropy(&counts).exp(),
-                }))?;
-                if used == codes || step >= recipe.revive_until {
-                    return Ok(model);
-                }
-                let images = last_batch.borrow();
-                let images = images.as_ref().expect("a step was made");
-                let rows = latents(&model, images.tensor(run.device), run.scales());
-                let draws = stage_seed.child("revive").at(step);
-                Ok(model.with_codebook(|book| revive(book, &counts, rows, draws)))
-            },
-        )?;
-        let path = self.dir.file("tokenizer.safetensors");
+        let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
+        let tokenizer =
+            stage.run(&mut task, tokenizer, self.workers, self.device, &mut self.journal)?;
+        let path = self.journal.dir.file("tokenizer.safetensors");
         save_tokenizer(&path, &tokenizer, &recipe.model)?;
-        self.observer.event(&Event::Wrote { path: &path });
+        self.journal.wrote(&path);
         Ok(tokenizer)
     }
 
@@ -276,7 +170,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
         &mut self,
         tokenizer: &FlexVarTokenizer<Inner<A>>,
     ) -> Result<TokenizerReport, TrainError> {
-        self.observer.event(&Event::Working { what: "measuring the tokenizer on held-out images" });
+        self.journal
+            .observer
+            .event(&Event::Working { what: "measuring the tokenizer on held-out images" });
         let codes = self.recipe.tokenizer.model.codebook_size;
         let schedule = self.scales().clone();
         let mut psnr = vec![Vec::new(); schedule.len()];
@@ -340,8 +236,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
             rows.push(decoded.iter().map(|image| enlarge(image, side)).collect());
         }
         let sheet = grid(&rows.concat(), n, 4, magnification(side));
-        let path = self.dir.write_png("reconstructions.png", &sheet)?;
-        self.observer.event(&Event::Wrote { path: &path });
+        let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
+        self.journal.observer.event(&Event::Wrote { path: &path });
         Ok(())
     }
 
@@ -356,20 +252,15 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let untrained = TrainedBackbone { model, config, classes, scales: self.scales().clone() };
         let teacher = &self.recipe.teacher;
         self.train_backbone(
-            Stage {
-                name: "teacher",
-                steps: teacher.steps,
-                optimisation: &teacher.optimisation,
-                layout: &sar_model::LAYOUT,
-            },
-            &Objective::TeacherForcing,
-            &teacher.regularisation,
+            ("teacher", teacher.steps),
+            (&teacher.optimisation, &Objective::TeacherForcing, &teacher.regularisation),
             tokenizer,
             untrained,
         )
     }
 
-    fn continue_backbone(
+    /// The SAR stage or its control, from the teacher's weights.
+    fn refine(
         &mut self,
         name: &'static str,
         steps: u64,
@@ -378,65 +269,28 @@ impl<A: AutodiffBackend> Run<'_, A> {
         teacher: &TrainedBackbone<Inner<A>>,
     ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
         let sar = &self.recipe.sar;
-        let layout = &sar_model::LAYOUT;
-        let stage = Stage { name, steps, optimisation: &sar.optimisation, layout };
-        self.train_backbone(stage, objective, &sar.regularisation, tokenizer, teacher.clone())
+        let how = (&sar.optimisation, objective, &sar.regularisation);
+        self.train_backbone((name, steps), how, tokenizer, teacher.clone())
     }
 
     fn train_backbone(
         &mut self,
-        stage: Stage<'_>,
-        objective: &Objective,
-        regularisation: &Regularisation,
+        (name, steps): (&'static str, u64),
+        how: (&Optimisation, &Objective, &Regularisation),
         tokenizer: &FlexVarTokenizer<Inner<A>>,
         from: TrainedBackbone<Inner<A>>,
     ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
-        let stage_seed = self.seed.child(stage.name);
-        let (batch, micro_batches) = (stage.optimisation.batch, stage.optimisation.micro_batches);
-        let micro_size = batch / micro_batches;
-        let mut order = self.images.order(stage_seed);
+        let stage = Stage { name, steps, optimisation: how.0, layout: &sar_model::LAYOUT };
+        let seed = self.seed.child(name);
+        let mut task =
+            BackboneTask::<A>::new(self.recipe, how, self.images, tokenizer, seed, self.device);
         let TrainedBackbone { model, config, classes, scales } = from;
-        let model = self.run_stage::<Backbone<A>>(
-            &stage,
-            model,
-            |run, model, step, micro| {
-                let start = step * batch as u64 + (micro * micro_size) as u64;
-                let images = run.images.training(&mut order, stage_seed, start, micro_size)?;
-                let draws = stage_seed.child("step").at(step).at(micro as u64);
-                let schedule = run.recipe.backbone.schedule.draw(draws.child("schedule"))?;
-                let tokens = run.tokens(tokenizer, images, schedule);
-                Ok(backbone_loss(
-                    model,
-                    tokenizer,
-                    &tokens,
-                    objective,
-                    regularisation,
-                    draws,
-                    run.device,
-                ))
-            },
-            |_, model, _| Ok(model),
-        )?;
+        let model = stage.run(&mut task, model, self.workers, self.device, &mut self.journal)?;
         let trained = TrainedBackbone { model, config, classes, scales };
-        let path = self.dir.file(&format!("backbone-{}.safetensors", stage.name));
+        let path = self.journal.dir.file(&format!("backbone-{name}.safetensors"));
         save_backbone(&path, &trained)?;
-        self.observer.event(&Event::Wrote { path: &path });
+        self.journal.wrote(&path);
         Ok(trained)
-    }
-
-    fn tokens(
-        &self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
-        images: ImageBatch,
-        schedule: ScaleSchedule,
-    ) -> TokenBatch<Inner<A>> {
-        let h_bchw = tokenizer.encode(images.tensor(self.device));
-        TokenBatch {
-            tokens_bl: tokenizer.tokens(h_bchw, &schedule),
-            labels: images.labels,
-            images: images.streams,
-            schedule,
-        }
     }
 
     fn measure(
@@ -446,12 +300,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<HeldOut, TrainError> {
         let what = format!("measuring the {what} weights on held-out images");
-        self.observer.event(&Event::Working { what: &what });
+        self.journal.observer.event(&Event::Working { what: &what });
         let schedule = self.scales().clone();
         let mut meter = HeldOutMeter::new(&schedule, backbone.config.codebook_size);
         for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
             let images = self.images.held_out(start, EVALUATION_BATCH)?;
-            let batch = self.tokens(tokenizer, images, schedule.clone());
+            let batch = TokenBatch::encode(tokenizer, images, schedule.clone(), self.device);
             meter.add(&backbone.model, tokenizer, &batch, self.device);
         }
         Ok(meter.report(self.recipe.evaluation.bootstrap, self.seed.child("bootstrap")))
@@ -464,7 +318,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         tokenizer: &FlexVarTokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(), TrainError> {
-        self.observer.event(&Event::Working { what: "sampling" });
+        self.journal.observer.event(&Event::Working { what: "sampling" });
         let columns = self.recipe.evaluation.samples_per_class;
         let mut images = Vec::new();
         for class in 0..backbone.classes.len() {
@@ -477,8 +331,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
             images.extend(sample_images(tokenizer, &backbone.model, &request, self.device));
         }
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
-        let path = self.dir.write_png(name, &sheet)?;
-        self.observer.event(&Event::Wrote { path: &path });
+        let path = self.journal.dir.write_png(name, &sheet)?;
+        self.journal.observer.event(&Event::Wrote { path: &path });
         Ok(())
     }
 }
@@ -503,7 +357,7 @@ pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
 }
 
 /// Samples and decodes.
-pub fn sample_images<B: burn::tensor::backend::Backend>(
+pub fn sample_images<B: Backend>(
     tokenizer: &FlexVarTokenizer<B>,
     model: &Backbone<B>,
     request: &SampleRequest,

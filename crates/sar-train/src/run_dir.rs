@@ -8,55 +8,107 @@
 //! backbone-control.safetensors     the weights that each stage ends with
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
-//! report.json, report.html
+//! report.json
 //! ```
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use sar_data::{RgbImage, to_png};
 
-use crate::TrainError;
+use crate::{Recipe, TrainError};
 
-/// The folder of a run.
-#[derive(Clone, Debug)]
+/// The folder of a run, locked as long as this lives.
+#[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    _lock: File,
 }
 
+const RECIPE: &str = "recipe.toml";
+const LOCK: &str = "run.lock";
+
 impl RunDir {
-    /// Makes a new run's folder, with its parents.
-    ///
-    /// # Errors
-    /// If it exists and holds anything, or cannot be made.
-    pub(crate) fn create(path: &Path) -> Result<Self, TrainError> {
+    /// Makes a new run's folder, with its parents, and writes the recipe.
+    pub(crate) fn create(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
         let run_dir =
             |problem: &str| TrainError::RunDir { path: path.into(), problem: problem.into() };
         if path.exists() {
             if !path.is_dir() {
                 return Err(run_dir("is a file; choose another --run-dir"));
             }
+            if path.join(RECIPE).is_file() {
+                return Err(run_dir(
+                    "already holds a run; go on with --resume, or choose another --run-dir",
+                ));
+            }
             let mut entries =
                 fs::read_dir(path).map_err(TrainError::io(path, "cannot be listed"))?;
-            if entries.next().is_some() {
+            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != LOCK)) {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }
-        let checkpoints = path.join("checkpoints");
-        fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints, "cannot be made"))?;
-        Ok(Self { path: path.into() })
+        fs::create_dir_all(path).map_err(TrainError::io(path, "cannot be made"))?;
+        let dir = Self::locked(path)?;
+        dir.make_checkpoints()?;
+        // The last: a folder with a recipe is a run.
+        dir.write(RECIPE, recipe.to_toml().as_bytes())?;
+        Ok(dir)
     }
 
-    /// A file in it.
+    /// Opens the folder of a run that goes on.
+    pub(crate) fn reopen(path: &Path) -> Result<Self, TrainError> {
+        if !path.join(RECIPE).is_file() {
+            let problem = "holds no run to resume: there is no recipe.toml".into();
+            return Err(TrainError::RunDir { path: path.into(), problem });
+        }
+        let dir = Self::locked(path)?;
+        dir.make_checkpoints()?;
+        Ok(dir)
+    }
+
+    fn locked(path: &Path) -> Result<Self, TrainError> {
+        let file = path.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .map_err(TrainError::io(&file, "cannot be written"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(TrainError::RunDir {
+                path: path.into(),
+                problem: "is in use by another process; wait for it, or choose another --run-dir"
+                    .into(),
+            }),
+            Err(TryLockError::Error(error)) => {
+                Err(TrainError::io(&file, "cannot be locked")(error))
+            }
+        }
+    }
+
+    fn make_checkpoints(&self) -> Result<(), TrainError> {
+        let path = self.checkpoints();
+        fs::create_dir_all(&path).map_err(TrainError::io(&path, "cannot be made"))
+    }
+
+    /// The folder of checkpoints.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The recipe.
+    pub(crate) fn recipe(&self) -> PathBuf {
+        self.file(RECIPE)
+    }
+
+    /// A file in the folder.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// Writes a file whole or not at all.
-    ///
-    /// # Errors
-    /// If the file system refuses.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
         let path = self.file(name);
         let partial = self.file(&format!(".{name}.partial"));
@@ -65,22 +117,19 @@ impl RunDir {
             file.write_all(content)?;
             file.sync_all()?;
             fs::rename(&partial, &path)?;
-            File::open(&self.path)?.sync_all()
+            if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
         };
         write().map_err(TrainError::io(&path, "cannot be written"))?;
         Ok(path)
     }
 
     /// Writes an image as PNG.
-    ///
-    /// # Errors
-    /// If the file system refuses.
     pub(crate) fn write_png(&self, name: &str, image: &RgbImage) -> Result<PathBuf, TrainError> {
         self.write(name, &to_png(image))
     }
 }
 
-/// Appends lines to metrics.jsonl.
+/// metrics.jsonl: one object per line, in the order of stages and steps.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     path: PathBuf,
@@ -88,11 +137,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file of a run for appending.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub(crate) fn append_to(dir: &RunDir) -> Result<Self, TrainError> {
+    /// Opens the file of a run.
+    pub(crate) fn open(dir: &RunDir) -> Result<Self, TrainError> {
         let path = dir.file("metrics.jsonl");
         let file = File::options()
             .create(true)
@@ -102,11 +148,86 @@ impl Metrics {
         Ok(Self { path, file })
     }
 
-    /// Appends one object.
-    ///
-    /// # Errors
-    /// If the file system refuses.
+    /// Appends one object with the fields `stage` and `step`.
     pub(crate) fn line(&mut self, value: &serde_json::Value) -> Result<(), TrainError> {
-        writeln!(self.file, "{value}").map_err(TrainError::io(&self.path, "cannot be written"))
+        // One write per line, so that a kill leaves at most the last one torn.
+        let line = format!("{value}\n");
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(TrainError::io(&self.path, "cannot be written"))
+    }
+
+    /// Makes all lines survive a power failure.
+    pub(crate) fn flush(&mut self) -> Result<(), TrainError> {
+        self.file.sync_all().map_err(TrainError::io(&self.path, "cannot be written"))
+    }
+
+    /// Removes what a stage that goes on at step `done` will write again: its lines from there on,
+    /// everything behind them, and a torn last line.
+    pub(crate) fn rewind(&mut self, stage: &str, done: u64) -> Result<(), TrainError> {
+        let text =
+            fs::read_to_string(&self.path).map_err(TrainError::io(&self.path, "cannot be read"))?;
+        let mut kept = 0;
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { break };
+            if value["stage"] == stage && value["step"].as_u64().is_none_or(|step| step >= done) {
+                break;
+            }
+            kept += line.len();
+        }
+        if kept < text.len() {
+            let cut = |file: &mut File| {
+                file.set_len(kept as u64)?;
+                file.seek(SeekFrom::End(0))
+            };
+            cut(&mut self.file).map_err(TrainError::io(&self.path, "cannot be cut"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn run_dir() -> (tempfile::TempDir, RunDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
+        let dir = RunDir::create(&folder.path().join("run"), &recipe).unwrap();
+        (folder, dir)
+    }
+
+    #[test]
+    fn metrics_are_rewound_to_a_step() {
+        let (_folder, dir) = run_dir();
+        let mut metrics = Metrics::open(&dir).unwrap();
+        for (stage, step) in [("a", 0), ("a", 10), ("b", 0), ("b", 10), ("b", 10), ("b", 20)] {
+            metrics.line(&json!({ "stage": stage, "step": step })).unwrap();
+        }
+        metrics.file.write_all(b"{\"stage\":\"b\",\"st").unwrap();
+        let left = |metrics: &mut Metrics, stage, done| {
+            metrics.rewind(stage, done).unwrap();
+            fs::read_to_string(&metrics.path).unwrap().lines().count()
+        };
+        assert_eq!(left(&mut metrics, "c", 0), 6);
+        assert_eq!(left(&mut metrics, "b", 30), 6);
+        assert_eq!(left(&mut metrics, "b", 11), 5);
+        metrics.line(&json!({ "stage": "b", "step": 20 })).unwrap();
+        assert_eq!(left(&mut metrics, "b", 10), 3);
+        assert_eq!(left(&mut metrics, "a", 10), 1);
+    }
+
+    #[test]
+    fn a_run_is_not_overwritten_and_not_entered_twice() {
+        let (_folder, dir) = run_dir();
+        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
+        let error = |result: Result<RunDir, TrainError>| result.unwrap_err().to_string();
+        assert!(error(RunDir::create(&dir.path, &recipe)).contains("--resume"));
+        assert!(error(RunDir::reopen(&dir.path)).contains("in use"));
+        let path = dir.path.clone();
+        drop(dir);
+        RunDir::reopen(&path).unwrap();
+        assert!(error(RunDir::reopen(path.parent().unwrap())).contains("no run to resume"));
     }
 }

@@ -1,11 +1,10 @@
-//! One optimisation step of any task: micro-batches, clipping, schedules, AdamW.
+//! One optimisation step of any task: gradients of micro-batches, then clipping, schedules, AdamW.
 
-use burn::module::{AutodiffModule, ModuleMapper, Param};
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::gradients::Gradients;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
@@ -28,78 +27,132 @@ pub struct Optimisation {
     pub clip: f64,
 }
 
-/// The loss of a micro-batch and its parts.
+/// Named values, on the device until somebody reads them.
+pub type Parts<B> = Vec<(&'static str, Tensor<B, 1>)>;
+
+/// The loss of a micro-batch.
 #[derive(Debug)]
 pub struct Terms<A: AutodiffBackend> {
     /// What is differentiated, `[1]`.
     pub loss: Tensor<A, 1>,
-    /// Named parts, on the device until somebody reads them.
-    pub parts: Vec<(&'static str, Tensor<A::InnerBackend, 1>)>,
+    /// What it consists of.
+    pub parts: Parts<A::InnerBackend>,
 }
 
-/// What a step reports; tensors stay on the device until somebody reads them.
+/// The mean over the micro-batches of a step.
 #[derive(Debug)]
-pub struct StepOutcome<A: AutodiffBackend> {
-    /// Named parts of the loss, means over the micro-batches.
-    pub parts: Vec<(&'static str, Tensor<A::InnerBackend, 1>)>,
-    /// Global norm of the gradients before clipping.
-    pub gradient_norm: Tensor<A::InnerBackend, 1>,
-    /// Learning rate of this step.
-    pub lr: f64,
-    /// Weight decay of this step.
-    pub weight_decay: f64,
+pub struct Accumulated<B: Backend, O> {
+    /// Mean gradients.
+    pub gradients: Gradients<B>,
+    /// Mean parts of the loss.
+    pub parts: Parts<B>,
+    /// What else each micro-batch gave, in their order.
+    pub outputs: Vec<O>,
 }
 
-/// One step of `model`, whose parameters live on the backend without autodiff.
+/// The first half of a step: the gradients of `model`, whose parameters live on the backend without
+/// autodiff.
 ///
-/// `loss` gives the terms of a micro-batch, `0..micro_batches`, for the differentiable model.
+/// `loss` gives the terms of one micro-batch for the differentiable model, and anything else that
+/// the caller wants back. Up to `workers` micro-batches run at the same time, each on a graph of its
+/// own; gradients are added in the order of the micro-batches, so that nothing depends on `workers`.
 ///
-/// # Errors
-/// Whatever `loss` fails with; the model is lost then only to the caller who gave it away.
-pub fn train_step<A, M>(
-    model: M::InnerModule,
-    optimizer: &mut AdamW<A::InnerBackend>,
-    settings: &Optimisation,
-    step: u64,
-    steps: u64,
-    mut loss: impl FnMut(&M, usize) -> Result<Terms<A>, TrainError>,
-) -> Result<(M::InnerModule, StepOutcome<A>), TrainError>
+/// # Panics
+/// If there is no micro-batch, or `workers` is 0.
+pub fn accumulate<A, M, I, O>(
+    model: &M::InnerModule,
+    micro_batches: Vec<I>,
+    workers: usize,
+    loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
+) -> Accumulated<A::InnerBackend, O>
 where
     A: AutodiffBackend,
     M: AutodiffModule<A>,
+    M::InnerModule: Send,
+    I: Send,
+    O: Send,
 {
-    let n = settings.micro_batches;
-    let mut total: Option<Gradients<A::InnerBackend>> = None;
-    let mut parts: Vec<(&'static str, Tensor<A::InnerBackend, 1>)> = Vec::new();
-    for micro in 0..n {
-        let differentiable = trainable::<A, M>(model.clone());
-        let terms = loss(&differentiable, micro)?;
-        let gradients = Gradients::of(terms.loss, &differentiable);
-        total = Some(match total {
-            Some(sum) => sum.add(gradients),
-            None => gradients,
-        });
-        if parts.is_empty() {
-            parts = terms.parts;
-        } else {
-            let both = parts.into_iter().zip(terms.parts);
-            parts = both.map(|((name, a), (_, b))| (name, a + b)).collect();
+    let n = micro_batches.len();
+    let one = |(model, input): (M::InnerModule, I)| {
+        let differentiable = trainable::<A, M>(model);
+        let (Terms { loss, parts }, output) = loss(&differentiable, input);
+        (Gradients::of(loss, &differentiable), parts, output)
+    };
+    let mut sum: Option<(Gradients<A::InnerBackend>, Parts<A::InnerBackend>)> = None;
+    let mut outputs = Vec::with_capacity(n);
+    let mut waiting = micro_batches.into_iter().map(|input| (model.clone(), input));
+    loop {
+        let group: Vec<_> = waiting.by_ref().take(workers).collect();
+        if group.is_empty() {
+            break;
+        }
+        for (gradients, parts, output) in side_by_side(group, &one) {
+            outputs.push(output);
+            sum = Some(match sum {
+                Some((all, named)) => {
+                    let named = named.into_iter().zip(parts);
+                    let named = named.map(|((name, a), (_, b))| (name, a + b)).collect();
+                    (all.add(gradients), named)
+                }
+                None => (gradients, parts),
+            });
         }
     }
-    let mut gradients = total.expect("at least one micro-batch");
+    assert_eq!(outputs.len(), n, "at least one worker");
+    let (mut gradients, mut parts) = sum.expect("at least one micro-batch");
     if n > 1 {
         let share = 1.0 / n as f64;
         gradients = gradients.scale(share);
         parts = parts.into_iter().map(|(name, sum)| (name, sum * share)).collect();
     }
-    let gradient_norm = gradients.norm();
-    if settings.clip > 0.0 {
-        gradients = gradients.clip(gradient_norm.clone(), settings.clip);
+    Accumulated { gradients, parts, outputs }
+}
+
+/// Applies `work` to every item, each on a thread of its own.
+fn side_by_side<I: Send, T: Send>(items: Vec<I>, work: &(impl Fn(I) -> T + Sync)) -> Vec<T> {
+    let mut items = items.into_iter();
+    let Some(first) = items.next() else { return Vec::new() };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = items.map(|item| scope.spawn(move || work(item))).collect();
+        let mut results = vec![work(first)];
+        for other in others {
+            results.push(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        results
+    })
+}
+
+/// What an update did.
+#[derive(Clone, Debug)]
+pub struct Update<B: Backend> {
+    /// Global norm of the gradients before clipping, on the device.
+    pub gradient_norm: Tensor<B, 1>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+}
+
+impl Optimisation {
+    /// The second half of a step: clips, looks up the schedules at `step` of `steps`, and moves the
+    /// parameters.
+    pub fn update<B: Backend, M: Module<B>>(
+        &self,
+        model: M,
+        optimizer: &mut AdamW<B>,
+        mut gradients: Gradients<B>,
+        step: u64,
+        steps: u64,
+    ) -> (M, Update<B>) {
+        let gradient_norm = gradients.norm();
+        if self.clip > 0.0 {
+            gradients = gradients.clip(gradient_norm.clone(), self.clip);
+        }
+        let lr = self.lr.at(step, steps);
+        let weight_decay = self.weight_decay.at(step, steps);
+        let model = optimizer.step(model, &gradients, lr, weight_decay);
+        (model, Update { gradient_norm, lr, weight_decay })
     }
-    let lr = settings.lr.at(step, steps);
-    let weight_decay = settings.weight_decay.at(step, steps);
-    let model = optimizer.step(model, &gradients, lr, weight_decay);
-    Ok((model, StepOutcome { parts, gradient_norm, lr, weight_decay }))
 }
 
 /// The differentiable form of a module, every parameter a leaf of its own graph.

@@ -112,8 +112,18 @@ impl<B: Backend> CodeUsage<B> {
 
     /// The counts by code; waits for the device.
     pub fn counts(&self) -> Vec<usize> {
-        let counts = self.counts_v.to_data().convert::<i64>().into_vec::<i64>().expect("i64");
+        let counts = self.to_data().into_vec::<i64>().expect("i64");
         counts.into_iter().map(|n| n as usize).collect()
+    }
+
+    /// The counts as i64, `[v]`, for a checkpoint.
+    pub fn to_data(&self) -> TensorData {
+        self.counts_v.to_data().convert::<i64>()
+    }
+
+    /// Goes on with what [`to_data`](Self::to_data) gave.
+    pub fn from_data(counts: TensorData, device: &B::Device) -> Self {
+        Self { counts_v: Tensor::from_data(counts, device) }
     }
 }
 
