@@ -1,1 +1,151 @@
-//! stub
+//! What the benches measure, written once for any backend: the shapes of the recipe `emoji-quick`
+//! with random weights and random pixels.
+
+use burn::module::Module;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Distribution, Int, Tensor};
+use sar_core::{ScaleSchedule, SeedTree};
+use sar_model::Backbone;
+use sar_rollout::generate;
+use sar_tokenizer::FlexVarTokenizer;
+use sar_train::Recipe;
+use sar_train::backbone_task::{TokenBatch, backbone_loss};
+use sar_train::gradients::Gradients;
+use sar_train::objective::Objective;
+use sar_train::optim::AdamW;
+use sar_train::step::{Optimisation, Terms, accumulate};
+use sar_train::tokenizer_task::tokenizer_loss;
+use sar_weights::{Layout, parameters};
+
+/// Classes of the embedded emoji.
+const CLASSES: usize = 9;
+
+/// Models and inputs of one backend.
+#[derive(Debug)]
+pub struct Subject<A: AutodiffBackend> {
+    recipe: Recipe,
+    tokenizer: FlexVarTokenizer<A::InnerBackend>,
+    backbone: Backbone<A::InnerBackend>,
+    device: A::Device,
+}
+
+impl<A: AutodiffBackend> Subject<A> {
+    /// The models of `emoji-quick`, untrained.
+    ///
+    /// # Panics
+    /// If the built-in recipe is broken.
+    pub fn new(device: A::Device) -> Self {
+        let recipe = Recipe::load("emoji-quick", &[]).expect("a built-in recipe");
+        let seed = SeedTree::new(0);
+        let tokenizer = sar_tokenizer::init(&recipe.tokenizer.model, seed, &device);
+        let config = recipe.backbone_config(CLASSES);
+        let backbone = sar_model::init(&config, recipe.backbone.init, seed, &device);
+        Self {
+            tokenizer: tokenizer.expect("a valid recipe"),
+            backbone: backbone.expect("a valid recipe"),
+            recipe,
+            device,
+        }
+    }
+
+    fn scales(&self) -> &ScaleSchedule {
+        self.recipe.scales()
+    }
+
+    /// Random images, `[b, 3, side, side]`, pixels in [-1, 1].
+    pub fn images(&self, b: usize) -> Tensor<A::InnerBackend, 4> {
+        let side = self.recipe.data.side as usize;
+        Tensor::random([b, 3, side, side], Distribution::Uniform(-1.0, 1.0), &self.device)
+    }
+
+    /// Images to the tokens of all scales, `[b, l]`.
+    pub fn encode(
+        &self,
+        images_bchw: Tensor<A::InnerBackend, 4>,
+    ) -> Tensor<A::InnerBackend, 2, Int> {
+        self.tokenizer.tokens(self.tokenizer.encode(images_bchw), self.scales())
+    }
+
+    /// Tokens of the finest scale, `[b, n]`, to images.
+    pub fn decode(&self, tokens_bn: Tensor<A::InnerBackend, 2, Int>) -> Tensor<A::InnerBackend, 4> {
+        self.tokenizer.decode_tokens(tokens_bn, self.scales().last())
+    }
+
+    /// Guided sampling with the recipe's filters, tokens `[b, l]`.
+    pub fn sample(&self, b: usize) -> Tensor<A::InnerBackend, 2, Int> {
+        let labels: Vec<usize> = (0..b).map(|i| i % CLASSES).collect();
+        let streams: Vec<SeedTree> = (0..b as u64).map(|i| SeedTree::new(1).at(i)).collect();
+        let sampler = self.recipe.evaluation.sampler;
+        let (model, tokenizer) = (&self.backbone, &self.tokenizer);
+        generate(model, tokenizer, &labels, self.scales(), sampler, &streams, &self.device)
+            .tokens_bl()
+    }
+
+    /// One step of tokenizer training on images.
+    pub fn tokenizer_step(&self, images_bchw: Tensor<A::InnerBackend, 4>, workers: usize) {
+        let recipe = &self.recipe.tokenizer;
+        let loss = |model: &FlexVarTokenizer<A>, images| {
+            let draws = SeedTree::new(2);
+            tokenizer_loss(model, images, self.scales(), &recipe.loss, draws)
+        };
+        let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
+        let layout = &sar_tokenizer::LAYOUT;
+        let optimizer = optimizer(&recipe.optimisation, &self.tokenizer, layout);
+        let sum = accumulate::<A, _, _, _>(&self.tokenizer, inputs, workers, loss);
+        finish(&recipe.optimisation, self.tokenizer.clone(), optimizer, sum.gradients);
+    }
+
+    /// One step of backbone training on tokens: the recipe's SAR, or teacher forcing.
+    pub fn backbone_step(
+        &self,
+        tokens_bl: Tensor<A::InnerBackend, 2, Int>,
+        is_sar: bool,
+        workers: usize,
+    ) {
+        let sar = &self.recipe.sar;
+        let objective = if is_sar { &sar.objective } else { &Objective::TeacherForcing };
+        let loss = |model: &Backbone<A>, tokens_bl: Tensor<A::InnerBackend, 2, Int>| {
+            let b = tokens_bl.dims()[0];
+            let batch = TokenBatch {
+                labels: (0..b).map(|i| i % CLASSES).collect(),
+                images: (0..b as u64).map(|i| SeedTree::new(3).at(i)).collect(),
+                schedule: self.scales().clone(),
+                tokens_bl,
+            };
+            let step = SeedTree::new(4);
+            let terms: Terms<A> = backbone_loss(
+                model,
+                &self.tokenizer,
+                &batch,
+                objective,
+                &sar.regularisation,
+                step,
+                &self.device,
+            );
+            (terms, ())
+        };
+        let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
+        let optimizer = optimizer(&sar.optimisation, &self.backbone, &sar_model::LAYOUT);
+        let sum = accumulate::<A, _, _, _>(&self.backbone, inputs, workers, loss);
+        finish(&sar.optimisation, self.backbone.clone(), optimizer, sum.gradients);
+    }
+}
+
+fn optimizer<B: Backend, M: Module<B>>(
+    settings: &Optimisation,
+    model: &M,
+    layout: &Layout,
+) -> AdamW<B> {
+    AdamW::new(settings.adamw, parameters(model, layout))
+}
+
+/// Updates and waits for the device.
+fn finish<B: Backend, M: Module<B>>(
+    settings: &Optimisation,
+    model: M,
+    mut optimizer: AdamW<B>,
+    gradients: Gradients<B>,
+) {
+    let (_, update) = settings.update(model, &mut optimizer, gradients, 0, 100);
+    update.gradient_norm.into_data();
+}

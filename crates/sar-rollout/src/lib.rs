@@ -10,6 +10,9 @@ pub mod generate;
 pub mod guidance;
 pub mod stagger;
 
+// What a model of one's own implements and hands in.
+pub use sar_core;
+
 pub use draw::{argmax, draw};
 pub use filter::Filters;
 pub use generate::{Choice, Generated, Sampler, generate};
