@@ -74,6 +74,9 @@ impl Progress {
 impl Observer for Progress {
     fn event(&mut self, event: &Event<'_>) {
         match *event {
+            Event::RunStarted { recipe, dir } => {
+                self.line(&format!("recipe {recipe}, run directory {}", dir.display()));
+            }
             Event::StageStarted { stage, steps, done, batch } => {
                 let now = Instant::now();
                 self.line(&format!("{stage}: {steps} steps of {batch} images"));

@@ -78,7 +78,6 @@ impl Job for Train {
         })?;
         let Self { recipe, run_dir, resume } = self;
         let mut progress = Progress::new();
-        progress.line(&format!("recipe {}, run directory {}", recipe.name, run_dir.display()));
         let execution = Execution { resume, workers, stop: &STOP };
         let report = match train::<A>(&recipe, &run_dir, execution, &device, &mut progress) {
             Ok(report) => report,

@@ -1,6 +1,7 @@
 //! From the bytes of an image file to 8-bit RGB on white.
 
-use std::io::{BufRead, Seek};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 
 use image::error::{ImageError, LimitError, LimitErrorKind};
@@ -20,9 +21,24 @@ const MAX_DECODED_BYTES: u64 = 512 << 20;
 /// # Errors
 /// [`DataError::Io`] if the file cannot be opened, [`DataError::Unreadable`] if it is not an image.
 pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
+    read(path, decode)
+}
+
+/// Reads no more than the header of an image file.
+///
+/// # Errors
+/// As [`read_rgb`], for what the header tells.
+pub(crate) fn check(path: &Path) -> Result<(), DataError> {
+    read(path, |reader| check_size(&reader.into_decoder()?))
+}
+
+fn read<T>(
+    path: &Path,
+    with: impl FnOnce(ImageReader<BufReader<File>>) -> Result<T, ImageError>,
+) -> Result<T, DataError> {
     let io = |error: std::io::Error| DataError::Io { path: path.into(), reason: error.to_string() };
     let reader = ImageReader::open(path).map_err(io)?.with_guessed_format().map_err(io)?;
-    decode(reader).map_err(|error| DataError::Unreadable {
+    with(reader).map_err(|error| DataError::Unreadable {
         path: path.into(),
         reason: error.to_string().replace('\n', " "),
     })
@@ -38,11 +54,16 @@ pub(crate) fn on_white(image: &RgbaImage) -> RgbImage {
     })
 }
 
-fn decode<R: BufRead + Seek>(reader: ImageReader<R>) -> Result<RgbImage, ImageError> {
-    let mut decoder = reader.into_decoder()?;
+fn check_size(decoder: &impl ImageDecoder) -> Result<(), ImageError> {
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory)));
     }
+    Ok(())
+}
+
+fn decode<R: BufRead + Seek>(reader: ImageReader<R>) -> Result<RgbImage, ImageError> {
+    let mut decoder = reader.into_decoder()?;
+    check_size(&decoder)?;
     let orientation = decoder.orientation()?;
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);

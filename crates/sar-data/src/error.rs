@@ -70,6 +70,15 @@ pub enum DataError {
         reason: String,
     },
 
+    /// Too few images to hold any out.
+    #[error(
+        "data.source: {found} images; add some: every tenth is held out, and at least one of each is needed"
+    )]
+    TooFew {
+        /// How many there are.
+        found: usize,
+    },
+
     /// No class has this name.
     #[error("{}no class '{query}'; nearest: {nearest}; known: 0..{last}", field_prefix(field))]
     UnknownClass {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{RgbImage, imageops};
 
-use crate::decode::read_rgb;
+use crate::decode::{check, read_rgb};
 use crate::{DataError, Dataset};
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -28,7 +28,7 @@ impl ImageFolder {
     /// and cropped to the centre.
     ///
     /// # Errors
-    /// If the root or a class folder cannot be used; the error names it.
+    /// If the root, a class folder or the header of an image cannot be used; the error names it.
     pub fn open(root: &Path, side: u32) -> Result<Self, DataError> {
         if side == 0 {
             let allowed = "a side of at least 1 px";
@@ -58,6 +58,8 @@ impl ImageFolder {
         if classes.is_empty() {
             return Err(DataError::NoClassFolders { path: root.into() });
         }
+        // What is no image at all is found now, not hours later.
+        files.iter().try_for_each(|(path, _)| check(path))?;
         Ok(Self { classes, files, side })
     }
 }
@@ -177,8 +179,7 @@ mod tests {
         assert!(error(root.path()).contains("cats: no images in this class folder"));
         fs::write(root.path().join("cats/a.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
         assert!(error(&root.path().join("cats/a.png")).contains("not a folder"));
-        let folder = ImageFolder::open(root.path(), 8).unwrap();
-        let error = folder.image(0).unwrap_err().to_string();
+        let error = error(root.path());
         assert!(error.contains("a.png: not a readable image") && !error.contains('\n'), "{error}");
     }
 

@@ -5,6 +5,13 @@ use std::path::Path;
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
+    /// Everything that can be checked beforehand is in order; the first stage comes next.
+    RunStarted {
+        /// Name of the recipe.
+        recipe: &'a str,
+        /// The run directory.
+        dir: &'a Path,
+    },
     /// A stage begins.
     StageStarted {
         /// Its name.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::SeedTree;
-use sar_data::{Augmentation, Dataset, EpochOrder, RgbImage, Split, to_tensor};
+use sar_data::{Augmentation, DataError, Dataset, EpochOrder, RgbImage, Split, to_tensor};
 
 use crate::TrainError;
 use crate::recipe::DataRecipe;
@@ -42,6 +42,9 @@ impl Images {
         let dataset = source.open(*side)?;
         augmentation.validate(dataset.classes())?;
         let split = Split::every_tenth(dataset.len());
+        if split.train.is_empty() || split.held_out.is_empty() {
+            return Err(DataError::TooFew { found: dataset.len() }.into());
+        }
         Ok(Self { dataset, split, augmentation: augmentation.clone() })
     }
 

@@ -18,6 +18,7 @@ pub mod report;
 
 mod checkpoint;
 mod images;
+mod k_means;
 pub mod run;
 mod run_dir;
 mod stage;

@@ -32,7 +32,6 @@ use crate::run_dir::{Metrics, RunDir};
 use crate::stage::{Journal, Stage};
 use crate::step::Optimisation;
 use crate::tasks::{BackboneTask, TokenizerTask};
-use crate::tokenizer_task::{latents, revive};
 use crate::weights::{TrainedBackbone, save_backbone, save_tokenizer};
 
 /// Images per batch when nothing is trained.
@@ -70,13 +69,15 @@ pub fn train<A: AutodiffBackend>(
 ) -> Result<Report, TrainError> {
     let start = Instant::now();
     let images = Images::open(&recipe.data)?;
+    let path = dir;
     let dir = if execution.resume {
-        let dir = RunDir::reopen(dir)?;
+        let dir = RunDir::reopen(path)?;
         recipe.check_same_as(&Recipe::of_file(&dir.recipe())?, &dir.recipe())?;
         dir
     } else {
-        RunDir::create(dir, recipe)?
+        RunDir::create(path, recipe)?
     };
+    observer.event(&Event::RunStarted { recipe: &recipe.name, dir: path });
     let metrics = Metrics::open(&dir)?;
     let Execution { workers, stop, .. } = execution;
     let seed = SeedTree::new(recipe.seed);
@@ -140,16 +141,6 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let seed = self.seed.child("tokenizer");
         let mut tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
 
-        // The codebook starts as latents of the data.
-        let codes = recipe.model.codebook_size;
-        let latents_each = self.scales().last().tokens();
-        let n = codes.div_ceil(latents_each).max(EVALUATION_BATCH).min(4 * EVALUATION_BATCH);
-        let first = seed.child("codebook");
-        let first = self.images.training(&mut self.images.order(first), first, 0, n)?;
-        let rows = latents(&tokenizer, first.tensor(self.device), self.scales());
-        let draws = seed.child("codebook-draw");
-        tokenizer = tokenizer.with_codebook(|book| revive(book, &vec![0; codes], rows, draws));
-
         let stage = Stage {
             name: "tokenizer",
             steps: recipe.steps,
@@ -157,6 +148,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             layout: &sar_tokenizer::LAYOUT,
         };
         let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
+        tokenizer = task.with_first_codes(tokenizer)?;
         let tokenizer =
             stage.run(&mut task, tokenizer, self.workers, self.device, &mut self.journal)?;
         let path = self.journal.dir.file("tokenizer.safetensors");

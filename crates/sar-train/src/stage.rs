@@ -29,13 +29,13 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
     /// The loss of a micro-batch.
     fn loss(&self, model: &Self::Model, input: Self::Input) -> (Terms<A>, Self::Output);
 
-    /// What follows a step: a changed model, and anything to be noted in the metrics.
+    /// What follows a step.
     fn after(
         &mut self,
         model: <Self::Model as AutodiffModule<A>>::InnerModule,
         step: u64,
         outputs: Vec<Self::Output>,
-    ) -> (<Self::Model as AutodiffModule<A>>::InnerModule, Option<serde_json::Value>);
+    ) -> Followed<<Self::Model as AutodiffModule<A>>::InnerModule>;
 
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
@@ -45,6 +45,9 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
     /// Takes back what [`state`](Self::state) gave.
     fn restore(&mut self, _state: &NamedTensors) {}
 }
+
+/// The model after what follows a step, and anything to be noted in the metrics.
+pub(crate) type Followed<M> = (M, Option<serde_json::Value>);
 
 /// What the loop needs to know of a stage.
 #[derive(Clone, Copy)]

@@ -12,9 +12,10 @@ use sar_weights::NamedTensors;
 use crate::TrainError;
 use crate::backbone_task::{TokenBatch, backbone_loss};
 use crate::images::{ImageBatch, Images};
+use crate::k_means::k_means;
 use crate::objective::{Objective, Regularisation};
 use crate::recipe::{Recipe, TokenizerRecipe};
-use crate::stage::Task;
+use crate::stage::{Followed, Task};
 use crate::step::{Optimisation, Terms};
 use crate::tokenizer_task::{CodeUsage, latents, revive, tokenizer_loss};
 
@@ -68,7 +69,29 @@ impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
             usage: CodeUsage::new(recipe.model.codebook_size, device),
         }
     }
+
+    /// The tokenizer with a codebook from latents of training images at all scales.
+    pub(crate) fn with_first_codes(
+        &self,
+        model: FlexVarTokenizer<A::InnerBackend>,
+    ) -> Result<FlexVarTokenizer<A::InnerBackend>, TrainError> {
+        let config = &self.recipe.model;
+        let (v, c) = (config.codebook_size, config.codebook_dim);
+        let tokens = self.schedule.n_tokens();
+        let n = (LATENTS_PER_CODE * v).div_ceil(tokens).min(FIRST_IMAGES);
+        let seed = self.seed.child("codebook");
+        let images = self.batches.images;
+        let batch = images.training(&mut images.order(seed), seed, 0, n)?;
+        let rows = latents(&model, batch.tensor(self.device), self.schedule.sizes());
+        let rows = rows.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+        let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
+        Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
+    }
 }
+
+/// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
+const LATENTS_PER_CODE: usize = 16;
+const FIRST_IMAGES: usize = 128;
 
 const USAGE: &str = "code_usage";
 
@@ -95,7 +118,7 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         model: FlexVarTokenizer<A::InnerBackend>,
         step: u64,
         outputs: Vec<Self::Output>,
-    ) -> (FlexVarTokenizer<A::InnerBackend>, Option<serde_json::Value>) {
+    ) -> Followed<FlexVarTokenizer<A::InnerBackend>> {
         let mut last = None;
         for (images, indices_n) in outputs {
             self.usage.add(indices_n);
@@ -116,7 +139,7 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let Some(images) = last.filter(|_| used < codes && step < self.recipe.revive_until) else {
             return (model, Some(note));
         };
-        let rows = latents(&model, images.tensor(self.device), self.schedule);
+        let rows = latents(&model, images.tensor(self.device), &[self.schedule.last()]);
         let draws = self.seed.child("revive").at(step);
         (model.with_codebook(|book| revive(book, &counts, rows, draws)), Some(note))
     }
@@ -191,7 +214,7 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
         model: Backbone<A::InnerBackend>,
         _step: u64,
         _outputs: Vec<()>,
-    ) -> (Backbone<A::InnerBackend>, Option<serde_json::Value>) {
+    ) -> Followed<Backbone<A::InnerBackend>> {
         (model, None)
     }
 }

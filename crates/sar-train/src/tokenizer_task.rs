@@ -127,14 +127,15 @@ impl<B: Backend> CodeUsage<B> {
     }
 }
 
-/// The unit latents of images at the finest scale, as rows on the host: `[n, c]`.
+/// The unit latents of images at some scales, as rows: `[n, c]`.
 pub fn latents<B: Backend>(
     model: &FlexVarTokenizer<B>,
     images_bchw: Tensor<B, 4>,
-    schedule: &ScaleSchedule,
+    scales: &[ScaleSize],
 ) -> Tensor<B, 2> {
-    let h_bchw = resample(model.encode(images_bchw), schedule.last(), Filter::Area);
-    codebook::normalise(codebook::rows(h_bchw))
+    let h_bchw = model.encode(images_bchw);
+    let scales = scales.iter().map(|&size| resample(h_bchw.clone(), size, Filter::Area));
+    codebook::normalise(Tensor::cat(scales.map(codebook::rows).collect(), 0))
 }
 
 /// Puts randomly chosen latents in the place of the codes that `counts` says nothing used.

@@ -23,6 +23,9 @@ const LENGTH_BYTES: u64 = 8;
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The key of the header that is no tensor.
 const METADATA_KEY: &str = "__metadata__";
+/// The metadata field with the CRC-32 of all bytes behind the header, in hexadecimal. Files of other
+/// writers have none.
+const CHECKSUM_KEY: &str = "crc32";
 
 pub(crate) fn read(path: &Path) -> Result<NamedTensors, WeightsError> {
     let failed = |error| WeightsError::Read { path: path.into(), error };
@@ -31,6 +34,7 @@ pub(crate) fn read(path: &Path) -> Result<NamedTensors, WeightsError> {
     let header = read_header(&mut file, file_bytes, path)?;
 
     let mut named = NamedTensors::new();
+    let mut checksum = crc32fast::Hasher::new();
     for name in header.offset_keys() {
         let info = header.info(&name).expect("a name of the header");
         let dtype = burn_dtype(info.dtype).ok_or_else(|| WeightsError::Unsupported {
@@ -40,11 +44,21 @@ pub(crate) fn read(path: &Path) -> Result<NamedTensors, WeightsError> {
         })?;
         let mut data = zeros(dtype, &info.shape);
         file.read_exact(&mut data.bytes).map_err(failed)?;
+        checksum.update(&data.bytes);
         check_bools(&data).map_err(|reason| damaged(path, &name, reason))?;
         named.insert(name, data);
     }
     if let Some(metadata) = header.metadata() {
         named.metadata_mut().extend(metadata.clone());
+    }
+    if let Some(expected) = named.metadata_mut().remove(CHECKSUM_KEY) {
+        let found = shown(checksum);
+        if expected != found {
+            return Err(WeightsError::Damaged {
+                path: path.into(),
+                reason: format!("its checksum is {found} and should be {}", one_line(&expected)),
+            });
+        }
     }
     Ok(named)
 }
@@ -76,6 +90,10 @@ fn read_header(file: &mut File, file_bytes: u64, path: &Path) -> Result<Metadata
         });
     }
     Ok(header)
+}
+
+fn shown(checksum: crc32fast::Hasher) -> String {
+    format!("{:08x}", checksum.finalize())
 }
 
 fn damaged(path: &Path, name: &str, reason: &str) -> WeightsError {
@@ -122,13 +140,14 @@ fn header<'n>(
     };
     let json = |text: &str| serde_json::to_string(text).expect("a string is valid JSON");
 
-    let mut entries = Vec::new();
-    if !named.metadata().is_empty() {
-        let metadata = serde_json::to_string(named.metadata()).expect("strings are valid JSON");
-        entries.push(format!("{}:{metadata}", json(METADATA_KEY)));
-    }
     let mut tensors: Vec<_> = named.iter().collect();
     tensors.sort_by_key(|(name, data)| (std::cmp::Reverse(data.dtype.size()), *name));
+    let mut checksum = crc32fast::Hasher::new();
+    tensors.iter().for_each(|(_, data)| checksum.update(data.as_bytes()));
+    let mut metadata = named.metadata().clone();
+    metadata.insert(CHECKSUM_KEY.into(), shown(checksum));
+    let metadata = serde_json::to_string(&metadata).expect("strings are valid JSON");
+    let mut entries = vec![format!("{}:{metadata}", json(METADATA_KEY))];
     let mut start = 0;
     for (name, data) in &tensors {
         if *name == METADATA_KEY {

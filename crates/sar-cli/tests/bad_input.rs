@@ -1,0 +1,191 @@
+//! What users get wrong: one line that says what, where and what to do, exit code 2, nothing left
+//! behind.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn sar(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap()
+}
+
+/// Runs `sar` in a folder and expects one line on stderr with all of `parts`, exit code 2, and the
+/// folder as it was.
+fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
+    let before = listing(folder);
+    let output = sar(folder, args);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "{args:?}: {error}");
+    for part in parts {
+        assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
+    }
+    assert!(output.stdout.is_empty());
+    assert_eq!(listing(folder), before, "{args:?} left something behind");
+}
+
+fn listing(folder: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        names.push(path.display().to_string());
+        if path.is_dir() {
+            names.extend(listing(&path));
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn recipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let set = |setting: &str, parts: &[&str]| refuses(folder, &["train", "--set", setting], parts);
+    set("tokenizer.step=7", &["tokenizer.step", "nearest: steps"]);
+    set("teacher.steps=many", &["teacher.steps", "many"]);
+    set("teacher.steps=-1", &["teacher.steps"]);
+    set("backbone.schedule.scales=1_3_2", &["backbone.schedule", "2 after 3"]);
+    set("backbone.schedule.scales=1_2_99999999999999999999", &["backbone.schedule"]);
+    set("backbone.heads=5", &["backbone", "heads", "192"]);
+    set("backbone.width=0", &["backbone.width"]);
+    set("data.side=33", &["data.side", "33"]);
+    set("data.side=128", &["side 128", "64 px"]);
+    set("data.augmentation.flip_except=[\"Flaggs\"]", &["flip_except", "Flaggs", "Flags"]);
+    set("nonsense", &["nonsense", "key.path=value"]);
+    refuses(folder, &["train", "--recipe", "no-such"], &["no-such", "emoji-quick"]);
+    fs::write(folder.join("bad.toml"), "name = 'x'\nseed = \n").unwrap();
+    refuses(folder, &["train", "--recipe", "bad.toml"], &["bad.toml", "line 2"]);
+    fs::write(folder.join("image.toml"), [0x89, b'P', b'N', b'G', 0xff]).unwrap();
+    refuses(folder, &["train", "--recipe", "image.toml"], &["image.toml"]);
+}
+
+#[test]
+fn image_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let train = |root: &str, parts: &[&str]| {
+        let source: &str = &format!("data.source={{ kind = \"folder\", path = \"{root}\" }}");
+        // Should one be taken after all, it ends soon.
+        let settings = [
+            source,
+            "data.augmentation.flip_except=[]",
+            "tokenizer.steps=1",
+            "teacher.steps=1",
+            "sar.steps=1",
+        ];
+        let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
+        let args: Vec<&str> = std::iter::once("train").chain(settings).collect();
+        refuses(folder, &args, parts);
+    };
+    train("nowhere", &["nowhere"]);
+    fs::create_dir_all(folder.join("empty")).unwrap();
+    train("empty", &["empty"]);
+    fs::create_dir_all(folder.join("images/cats")).unwrap();
+    fs::create_dir_all(folder.join("images/dogs")).unwrap();
+    let image = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 200, 30]));
+    image.save(folder.join("images/cats/one.png")).unwrap();
+    train("images", &["dogs"]);
+    fs::write(folder.join("images/dogs/two.jpg"), b"this is no picture").unwrap();
+    train("images", &["two.jpg"]);
+    fs::remove_dir_all(folder.join("images/dogs")).unwrap();
+    train("images", &["data.source", "1 images"]);
+}
+
+#[test]
+fn run_directories_and_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("full")).unwrap();
+    fs::write(folder.join("full/thesis.tex"), "years of work").unwrap();
+    let train =
+        |args: &[&str], parts: &[&str]| refuses(folder, &[&["train"], args].concat(), parts);
+    train(&["--run-dir", "full"], &["full", "already holds files", "--run-dir"]);
+    train(&["--run-dir", "full/thesis.tex"], &["thesis.tex", "is a file"]);
+    train(&["--run-dir", "full", "--resume"], &["recipe.toml"]);
+    train(&["--resume"], &["--run-dir"]);
+    train(&["--device", "abacus"], &["abacus", "flex"]);
+    train(&["--device", "cuda:x"], &["cuda:x", "index"]);
+    if !cfg!(feature = "cuda") {
+        train(&["--device", "cuda:0"], &["cuda", "--features cuda"]);
+    }
+}
+
+#[test]
+fn weights_classes_and_sampling() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = folder.join("run");
+    let tiny = [
+        "data.side=16",
+        "tokenizer.model.channel_multipliers=[1,1]",
+        "tokenizer.steps=1",
+        "tokenizer.optimisation.batch=2",
+        "backbone.depth=1",
+        "backbone.width=24",
+        "backbone.heads=2",
+        "backbone.schedule.scales=1_2_4",
+        "teacher.steps=2",
+        "log.every=1",
+        "teacher.optimisation.batch=2",
+        "sar.steps=1",
+        "sar.optimisation.batch=2",
+        "sar.control=false",
+        "evaluation.samples_per_class=1",
+        "evaluation.bootstrap=100",
+    ];
+    let mut args = vec!["train", "--run-dir", "run"];
+    args.extend(tiny.iter().flat_map(|setting| ["--set", *setting]));
+    let output = sar(folder, &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let html = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.matches("data:image/png;base64,").count() == 3 && html.contains("<svg"));
+
+    let sample = |args: &[&str], parts: &[&str]| {
+        let all = [&["sample", "--n", "1", "--out", "out"], args].concat();
+        refuses(folder, &all, parts);
+    };
+    let from_run =
+        |args: &[&str], parts: &[&str]| sample(&[&["--run", "run"], args].concat(), parts);
+    from_run(&["--class", "fodo"], &["fodo", "Food & Drink"]);
+    from_run(&["--class", "9"], &["9", "8"]);
+    from_run(&["--scales", "1_3_3"], &["--scales", "3"]);
+    from_run(&["--scales", "1_1024"], &["--scales", "tokens"]);
+    from_run(&["--top-p", "1.5"], &["--top-p", "1.5"]);
+    from_run(&["--guidance", "nan"], &["--guidance"]);
+    from_run(&["--batch", "0"], &["--batch"]);
+    sample(&["--run", "nowhere"], &["nowhere", "tokenizer.safetensors"]);
+
+    let good = fs::read(run.join("backbone-sar.safetensors")).unwrap();
+    let weights = |content: &[u8], parts: &[&str]| {
+        fs::write(folder.join("w.safetensors"), content).unwrap();
+        from_run(&["--weights", "w.safetensors"], &[&["w.safetensors"], parts].concat());
+    };
+    weights(&good[..good.len() / 2], &[]);
+    weights(b"", &[]);
+    weights(b"hello, this is no checkpoint", &[]);
+    let mut flipped = good.clone();
+    let last = flipped.len() - 100;
+    flipped[last] ^= 1;
+    weights(&flipped, &["checksum"]);
+    let tokenizer = fs::read(run.join("tokenizer.safetensors")).unwrap();
+    weights(&tokenizer, &["flexvar-tokenizer", "flexvar-backbone"]);
+
+    let output = sar(
+        folder,
+        &["sample", "--run", "run", "--class", "food", "--n", "3", "--seed", "7", "--out", "out"],
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names = listing(&folder.join("out"));
+    assert_eq!(names.len(), 4, "{names:?}");
+}
+
+#[test]
+fn parity_cases() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    refuses(folder, &["parity", "nowhere"], &["nowhere", "case.json"]);
+    fs::create_dir(folder.join("case")).unwrap();
+    fs::write(folder.join("case/case.json"), "{\"kind\": \"flexvar\"").unwrap();
+    refuses(folder, &["parity", "case"], &["case.json"]);
+}
