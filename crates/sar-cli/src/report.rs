@@ -1,7 +1,6 @@
 //! `report.html`: one file that shows a whole run, pictures and curves inside.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -282,7 +281,7 @@ fn page(
         }),
     );
     for (stage, svg) in charts {
-        let _ = write!(html, "<figure>{svg}<figcaption>Losses, {stage}</figcaption></figure>\n");
+        html += &format!("<figure>{svg}<figcaption>Losses, {stage}</figcaption></figure>\n");
     }
     html += &format!("<h2>Recipe</h2>\n<pre>{}</pre>\n</body></html>\n", escape(recipe));
     html

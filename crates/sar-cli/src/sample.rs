@@ -161,7 +161,7 @@ impl Request {
         } else {
             self.classes
                 .iter()
-                .map(|query| Ok(find_class(&names, query).context("--class")?))
+                .map(|query| find_class(&names, query).context("--class"))
                 .collect::<Result<Vec<usize>>>()?
         };
         let scales = self.scales.unwrap_or(scales);

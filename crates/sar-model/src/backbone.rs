@@ -1,7 +1,8 @@
 //! The scale-wise transformer of VAR and FlexVAR (SPEC 4).
 //!
 //! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, d width, c code channels,
-//! v codes; rows r = l b, token-major (see [`norm`](crate::norm)).
+//! v codes; rows r = l b, token-major: all images of the first token, then all of
+//! the second.
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear};

@@ -34,7 +34,7 @@ impl<B: Backend> Gradients<B> {
     ///
     /// # Panics
     /// If the other gradients are of a module of another structure.
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         assert_eq!(self.flat.len(), other.flat.len(), "gradients of one module");
         let pairs = self.flat.into_iter().zip(other.flat);
         let flat = pairs.map(|pair| match pair {

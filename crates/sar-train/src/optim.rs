@@ -33,6 +33,9 @@ pub fn is_decayed(name: &str, shape: &[usize]) -> bool {
     shape.len() > 1 && !name.ends_with("bias") && !UNDECAYED.iter().any(|part| name.contains(part))
 }
 
+/// A parameter's name and its moments, the mean and the mean of squares, once it had a gradient.
+pub type NamedMoments<'a, B> = (&'a str, Option<[Tensor<B, 1>; 2]>);
+
 /// The optimizer's state: one pair of moments per parameter, in visit order.
 #[derive(Clone, Debug)]
 pub struct AdamW<B: Backend> {
@@ -94,7 +97,7 @@ impl<B: Backend> AdamW<B> {
     }
 
     /// Steps taken and the moments by parameter name, for a checkpoint.
-    pub fn state(&self) -> (u64, impl Iterator<Item = (&str, Option<[Tensor<B, 1>; 2]>)>) {
+    pub fn state(&self) -> (u64, impl Iterator<Item = NamedMoments<'_, B>>) {
         let moments = self.slots.iter().map(|slot| {
             let moments = slot.moments.as_ref().map(|m| [m.mean.clone(), m.square.clone()]);
             (slot.info.name.as_str(), moments)

@@ -39,6 +39,8 @@ pub struct Terms<A: AutodiffBackend> {
     pub parts: Parts<A::InnerBackend>,
 }
 
+type Sum<B> = (Gradients<B>, Parts<B>);
+
 /// The mean over the micro-batches of a step.
 #[derive(Debug)]
 pub struct Accumulated<B: Backend, O> {
@@ -78,7 +80,7 @@ where
         let (Terms { loss, parts }, output) = loss(&differentiable, input);
         (Gradients::of(loss, &differentiable), parts, output)
     };
-    let mut sum: Option<(Gradients<A::InnerBackend>, Parts<A::InnerBackend>)> = None;
+    let mut sum: Option<Sum<A::InnerBackend>> = None;
     let mut outputs = Vec::with_capacity(n);
     let mut waiting = micro_batches.into_iter().map(|input| (model.clone(), input));
     loop {
@@ -92,7 +94,7 @@ where
                 Some((all, named)) => {
                     let named = named.into_iter().zip(parts);
                     let named = named.map(|((name, a), (_, b))| (name, a + b)).collect();
-                    (all.add(gradients), named)
+                    (all.plus(gradients), named)
                 }
                 None => (gradients, parts),
             });
