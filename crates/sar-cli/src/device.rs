@@ -17,7 +17,8 @@ pub(crate) trait Job {
 /// `--device`, shared by all verbs.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArg {
-    /// flex (the CPU), ndarray, wgpu[:i] or cuda[:i]; all but flex have to be compiled in.
+    /// flex (the CPU), ndarray, wgpu or cuda, an index as in cuda:1; all but flex have to be compiled
+    /// in.
     #[arg(long, value_name = "NAME[:i]", default_value = "flex")]
     device: String,
 }

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// A built-in recipe's name or a TOML file [default: emoji-quick; with --resume the run's own]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
-    /// Where everything is written; a new or empty folder [default: runs/<recipe>, numbered]
+    /// Where everything is written; a new or empty folder [default: runs/RECIPE, numbered]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Goes on with the run in --run-dir, exactly where its last checkpoint is.
