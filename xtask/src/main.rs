@@ -21,12 +21,10 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 10] = [
+const VERBS: [Verb; 8] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
-    Verb { name: "inspect", about: "say what a checkpoint, weight file, recipe or run is", run: sar::forward },
-    Verb { name: "eval", about: "measure generated images against a reference", run: sar::forward },
     Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
@@ -69,7 +67,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<9} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample, parity, inspect and eval go to the binary `sar`, built for the device that";
+    text += "\n\ntrain, sample and parity go to the binary `sar`, built for the device that";
     text += "\n--device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
     text
 }

@@ -37,11 +37,13 @@ pub(crate) fn summary(report: &Report) -> String {
         report.tokenizer.psnr_db, report.tokenizer.codes_used, report.tokenizer.codes
     );
     text += "held-out nats per token [95 % interval]:\n";
-    text += &format!("{:9}{:24}{:24}{:24}\n", "", "teacher loss", "student loss", "exposure gap");
-    for (name, held_out) in weights(report) {
-        text += &format!("{name:9}");
-        for column in figures(&held_out.figures) {
-            text += &format!("{:24}", column.map_or(String::new(), shown));
+    let head = ["", "teacher loss", "student loss", "exposure gap"];
+    text += &format!("{:18}{:25}{:25}{}\n", head[0], head[1], head[2], head[3]);
+    let weights = weights(report).map(|(name, held_out)| (name, &held_out.figures));
+    for (name, of) in weights.chain(differences(report)) {
+        text += &format!("{name:18}");
+        for column in figures(of) {
+            text += &format!("{:25}", column.map_or(String::new(), shown));
         }
         text.truncate(text.trim_end().len());
         text += "\n";
@@ -67,6 +69,17 @@ fn replace(run_dir: &Path, name: &str, content: &str) -> Result<PathBuf> {
         .and_then(|()| fs::rename(&partial, &path))
         .with_context(|| path.display().to_string())?;
     Ok(path)
+}
+
+/// Differences on the same images.
+fn differences(report: &Report) -> impl Iterator<Item = (&'static str, &Figures)> {
+    let paired = &report.held_out.paired;
+    let control = [
+        ("control - before", &paired.control_minus_before),
+        ("after - control", &paired.after_minus_control),
+    ];
+    let control = control.into_iter().filter_map(|(name, figures)| Some((name, figures.as_ref()?)));
+    std::iter::once(("after - before", &paired.after_minus_before)).chain(control)
 }
 
 /// The three sets of weights that are compared.
@@ -224,6 +237,11 @@ fn page(
     html += &table(
         &["weights", "teacher loss", "student loss", "exposure gap"],
         weights(report).map(|(name, held_out)| row(name, &held_out.figures)),
+    );
+    html += "<p>Differences image by image, so that hard and easy images cancel:</p>\n";
+    html += &table(
+        &["weights", "teacher loss", "student loss", "exposure gap"],
+        differences(report).map(|(name, figures)| row(name, figures)),
     );
     html += "<h3>By scale</h3>\n";
     for (name, held_out) in weights(report) {

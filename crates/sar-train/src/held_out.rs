@@ -151,6 +151,22 @@ impl HeldOutMeter {
         }
     }
 
+    /// Figures of the differences to other weights on the same images, image by image: what two sets
+    /// of weights have in common, hard and easy images, is not in these intervals.
+    ///
+    /// # Panics
+    /// If the other meter measured other images or scales.
+    pub fn minus(&self, other: &Self, resamplings: usize, seed: SeedTree) -> Figures {
+        assert_eq!(self.schedule, other.schedule, "differences of one schedule");
+        assert_eq!(self.sums.len(), other.sums.len(), "differences on the same images");
+        let minus = |(a, b): (&[f64; 2], &[f64; 2])| [a[0] - b[0], a[1] - b[1]];
+        let images = self.sums.iter().zip(&other.sums);
+        let sums = images.map(|(a, b)| a.iter().zip(b).map(minus).collect());
+        let difference = Self { sums: sums.collect(), ..self.clone() };
+        let scales = self.schedule.len();
+        difference.figures(0..scales, 1..scales, resamplings, seed)
+    }
+
     fn figures(
         &self,
         teacher: std::ops::Range<usize>,
@@ -233,6 +249,12 @@ mod tests {
         assert_eq!(figures.teacher_loss, (5.0 / 5.0 + 11.0 / 5.0) / 2.0);
         assert_eq!(figures.student_loss, Some(2.0));
         assert_eq!(figures.exposure_gap, Some((1.0 + 0.0) / 2.0));
+        let mut other = meter.clone();
+        other.sums[0] = vec![[1.0, 99.0], [3.0, 4.0]];
+        let paired = meter.minus(&other, 200, SeedTree::new(0));
+        assert_eq!(paired.teacher_loss, (1.0 / 5.0 + 0.0) / 2.0);
+        assert_eq!(paired.student_loss, Some((1.0 + 0.0) / 2.0));
+        assert_eq!(paired.exposure_gap, Some((0.75 + 0.0) / 2.0));
         let first = meter.figures(0..1, 1..1, 200, SeedTree::new(0));
         assert_eq!((first.teacher_loss, first.student_loss), (2.0, None));
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::held_out::HeldOut;
+use crate::held_out::{Figures, HeldOut};
 
 /// The figures of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +84,19 @@ pub struct HeldOutReport {
     pub after: HeldOut,
     /// After as many teacher-forced passes from the same weights, where the recipe asks for it.
     pub control: Option<HeldOut>,
+    /// The same weights compared image by image.
+    pub paired: Paired,
+}
+
+/// Differences on the same images; negative is lower.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Paired {
+    /// What SAR changed.
+    pub after_minus_before: Figures,
+    /// What the control changed.
+    pub control_minus_before: Option<Figures>,
+    /// SAR against the control.
+    pub after_minus_control: Option<Figures>,
 }
 
 /// Largest resident memory of this process in MB.

@@ -26,7 +26,7 @@ use crate::images::Images;
 use crate::objective::{Objective, Regularisation};
 use crate::recipe::Recipe;
 use crate::report::{
-    HeldOutReport, ImageCounts, Report, TokenizerReport, TokenizerScale, peak_rss_mb,
+    HeldOutReport, ImageCounts, Paired, Report, TokenizerReport, TokenizerScale, peak_rss_mb,
 };
 use crate::run_dir::{Metrics, RunDir};
 use crate::stage::{Journal, Stage};
@@ -89,12 +89,12 @@ pub fn train<A: AutodiffBackend>(
     run.draw_reconstructions(&tokenizer)?;
 
     let teacher = run.train_teacher(&tokenizer)?;
-    let before = run.measure("before", &tokenizer, &teacher)?;
+    let (before, before_meter) = run.measure("before", &tokenizer, &teacher)?;
     run.draw_samples("samples-before.png", &tokenizer, &teacher)?;
 
     let sar = &recipe.sar;
     let after = run.refine("sar", sar.steps, &sar.objective, &tokenizer, &teacher)?;
-    let after_figures = run.measure("after", &tokenizer, &after)?;
+    let (after_figures, after_meter) = run.measure("after", &tokenizer, &after)?;
     run.draw_samples("samples-after.png", &tokenizer, &after)?;
 
     let control = if sar.control {
@@ -106,6 +106,14 @@ pub fn train<A: AutodiffBackend>(
         None
     };
 
+    let resamplings = recipe.evaluation.bootstrap;
+    let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed.child("bootstrap"));
+    let paired = Paired {
+        after_minus_before: minus(&after_meter, &before_meter),
+        control_minus_before: control.as_ref().map(|(_, meter)| minus(meter, &before_meter)),
+        after_minus_control: control.as_ref().map(|(_, meter)| minus(&after_meter, meter)),
+    };
+    let control = control.map(|(figures, _)| figures);
     let report = Report {
         recipe: recipe.name.clone(),
         seed: recipe.seed,
@@ -114,7 +122,7 @@ pub fn train<A: AutodiffBackend>(
         wall_s: start.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
         tokenizer: tokenizer_report,
-        held_out: HeldOutReport { before, after: after_figures, control },
+        held_out: HeldOutReport { before, after: after_figures, control, paired },
     };
     let json = serde_json::to_string_pretty(&report).expect("plain values");
     let path = run.journal.dir.write("report.json", json.as_bytes())?;
@@ -290,7 +298,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         what: &str,
         tokenizer: &FlexVarTokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
-    ) -> Result<HeldOut, TrainError> {
+    ) -> Result<(HeldOut, HeldOutMeter), TrainError> {
         let what = format!("measuring the {what} weights on held-out images");
         self.journal.observer.event(&Event::Working { what: &what });
         let schedule = self.scales().clone();
@@ -300,7 +308,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
             let batch = TokenBatch::encode(tokenizer, images, schedule.clone(), self.device);
             meter.add(&backbone.model, tokenizer, &batch, self.device);
         }
-        Ok(meter.report(self.recipe.evaluation.bootstrap, self.seed.child("bootstrap")))
+        let resamplings = self.recipe.evaluation.bootstrap;
+        Ok((meter.report(resamplings, self.seed.child("bootstrap")), meter))
     }
 
     /// One row of samples per class, from the same streams whatever the weights.
