@@ -59,12 +59,12 @@ pub struct AdamWCase {
 #[derive(Debug, thiserror::Error)]
 pub enum CaseError {
     /// `case.json` cannot be read.
-    #[error("{}: cannot be read: {source} (a parity case is a folder with case.json, tokenizer.pth, backbone.pth, golden.safetensors)", path.display())]
+    #[error("{}: cannot be read: {error} (a parity case is a folder with case.json, tokenizer.pth, backbone.pth, golden.safetensors)", path.display())]
     Unreadable {
         /// Its path.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// `case.json` is not of the form of a case.
     #[error("{}: {problem}", path.display())]
@@ -139,7 +139,7 @@ impl Case {
     pub fn load(dir: &Path) -> Result<Self, CaseError> {
         let path = dir.join("case.json");
         let text = std::fs::read_to_string(&path)
-            .map_err(|source| CaseError::Unreadable { path: path.clone(), source })?;
+            .map_err(|error| CaseError::Unreadable { path: path.clone(), error })?;
         let malformed = |problem: String| CaseError::Malformed { path: path.clone(), problem };
         let kind = serde_json::from_str::<serde_json::Value>(&text)
             .map_err(|error| malformed(error.to_string()))?

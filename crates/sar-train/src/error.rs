@@ -31,14 +31,14 @@ pub enum TrainError {
     #[error("backbone.schedule: {0}")]
     Schedule(#[from] sar_core::ScheduleError),
     /// A file or folder could not be used.
-    #[error("{}: {what}: {source}", path.display())]
+    #[error("{}: {what}: {error}", path.display())]
     Io {
         /// Which.
         path: PathBuf,
         /// What was tried.
         what: &'static str,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The run directory already holds something.
     #[error("{}: {problem}", path.display())]
@@ -108,6 +108,6 @@ impl TrainError {
     /// An input or output error at a path.
     pub fn io(path: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, what, source }
+        move |error| Self::Io { path, what, error }
     }
 }
