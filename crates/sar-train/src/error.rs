@@ -90,7 +90,7 @@ pub enum TrainError {
     },
     /// The loss is no number any more; the weights of the last checkpoint are intact.
     #[error(
-        "{stage}, step {step}: {part} is {value}; the run stops before it reaches a checkpoint (lower {stage}.optimisation.lr.peak)"
+        "{stage}, step {step}: {part} is {value}; the run stops, checkpoints are from before (lower optimisation.lr.peak of the stage)"
     )]
     NotFinite {
         /// Stage.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::module::{AutodiffModule, Module};
-use burn::tensor::TensorData;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use sar_weights::{Layout, NamedTensors, parameters};
 
 use crate::TrainError;
@@ -105,18 +105,23 @@ impl Stage<'_> {
             model = next;
 
             let is_last = step + 1 == steps;
-            let losses = if step.is_multiple_of(journal.log.every) || is_last {
-                Some(journal.log_step::<A>(name, step, &sum.parts, &update)?)
+            let is_logged = step.is_multiple_of(journal.log.every) || is_last;
+            let stopped = journal.stop.load(Ordering::Relaxed);
+            let is_saved = is_last || stopped || journal.log.is_due(step + 1, saved.elapsed());
+            // Reading waits for the device; a checkpoint is never of weights that went bad.
+            let losses = if is_logged || is_saved {
+                Some(losses::<A>(name, step, &sum.parts, &update)?)
             } else {
                 None
             };
+            if let Some(losses) = losses.as_ref().filter(|_| is_logged) {
+                journal.log_step(name, step, losses, &update)?;
+            }
             if let Some(note) = note {
                 journal.metrics.line(&note)?;
             }
             journal.observer.event(&Event::Step { stage: name, step, losses: losses.as_deref() });
-
-            let stopped = journal.stop.load(Ordering::Relaxed);
-            if is_last || stopped || journal.log.is_due(step + 1, saved.elapsed()) {
+            if is_saved {
                 journal.metrics.flush()?;
                 wall += start.elapsed();
                 start = Instant::now();
@@ -147,36 +152,47 @@ impl Stage<'_> {
 }
 
 impl Journal<'_> {
-    /// Reads a step's losses, refuses what is no number, and writes the line.
-    fn log_step<A: AutodiffBackend>(
+    /// Writes a step's line.
+    fn log_step<B: Backend>(
         &mut self,
         stage: &'static str,
         step: u64,
-        parts: &Parts<A::InnerBackend>,
-        update: &Update<A::InnerBackend>,
-    ) -> Result<Vec<(&'static str, f64)>, TrainError> {
+        losses: &[(&'static str, f64)],
+        update: &Update<B>,
+    ) -> Result<(), TrainError> {
         let mut line = serde_json::Map::new();
         line.insert("stage".into(), stage.into());
         line.insert("step".into(), step.into());
-        let mut losses = Vec::new();
-        let norm = [("gradient_norm", update.gradient_norm.clone())];
-        for (part, value) in parts.iter().cloned().chain(norm) {
-            let value = value.into_data().convert::<f32>();
-            let value = f64::from(value.as_slice::<f32>().expect("f32")[0]);
-            if !value.is_finite() {
-                return Err(TrainError::NotFinite { stage, step, part, value });
-            }
-            line.insert(part.into(), value.into());
-            losses.push((part, value));
+        for (part, value) in losses {
+            line.insert((*part).into(), (*value).into());
         }
         line.insert("lr".into(), update.lr.into());
         line.insert("weight_decay".into(), update.weight_decay.into());
-        self.metrics.line(&line.into())?;
-        Ok(losses)
+        self.metrics.line(&line.into())
     }
 
     /// Writes a file of the run and says so.
     pub(crate) fn wrote(&mut self, path: &std::path::Path) {
         self.observer.event(&Event::Wrote { path });
     }
+}
+
+/// Reads a step's losses and the gradients' norm, and refuses what is no number.
+fn losses<A: AutodiffBackend>(
+    stage: &'static str,
+    step: u64,
+    parts: &Parts<A::InnerBackend>,
+    update: &Update<A::InnerBackend>,
+) -> Result<Vec<(&'static str, f64)>, TrainError> {
+    let norm = [("gradient_norm", update.gradient_norm.clone())];
+    let read = |(part, value): (&'static str, Tensor<A::InnerBackend, 1>)| {
+        let value = value.into_data().convert::<f32>();
+        let value = f64::from(value.as_slice::<f32>().expect("f32")[0]);
+        if value.is_finite() {
+            Ok((part, value))
+        } else {
+            Err(TrainError::NotFinite { stage, step, part, value })
+        }
+    };
+    parts.iter().cloned().chain(norm).map(read).collect()
 }
