@@ -1,8 +1,8 @@
 //! What the benches measure, written once for any backend: the shapes of the recipe `emoji-quick`
 //! with random weights and random pixels.
 
-use burn::module::Module;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::Backbone;
@@ -10,7 +10,6 @@ use sar_rollout::generate;
 use sar_tokenizer::FlexVarTokenizer;
 use sar_train::Recipe;
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
-use sar_train::gradients::Gradients;
 use sar_train::objective::Objective;
 use sar_train::optim::AdamW;
 use sar_train::step::{Optimisation, Terms, accumulate};
@@ -66,9 +65,11 @@ impl<A: AutodiffBackend> Subject<A> {
         self.tokenizer.tokens(self.tokenizer.encode(images_bchw), self.scales())
     }
 
-    /// Tokens of the finest scale, `[b, n]`, to images.
-    pub fn decode(&self, tokens_bn: Tensor<A::InnerBackend, 2, Int>) -> Tensor<A::InnerBackend, 4> {
-        self.tokenizer.decode_tokens(tokens_bn, self.scales().last())
+    /// Tokens of all scales, `[b, l]`, to images at the finest.
+    pub fn decode(&self, tokens_bl: Tensor<A::InnerBackend, 2, Int>) -> Tensor<A::InnerBackend, 4> {
+        let scales = self.scales();
+        let finest_bn = tokens_bl.slice_dim(1, scales.range(scales.len() - 1));
+        self.tokenizer.decode_tokens(finest_bn, scales.last())
     }
 
     /// Guided sampling with the recipe's filters, tokens `[b, l]`.
@@ -90,9 +91,7 @@ impl<A: AutodiffBackend> Subject<A> {
         };
         let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
         let layout = &sar_tokenizer::LAYOUT;
-        let optimizer = optimizer(&recipe.optimisation, &self.tokenizer, layout);
-        let sum = accumulate::<A, _, _, _>(&self.tokenizer, inputs, workers, loss);
-        finish(&recipe.optimisation, self.tokenizer.clone(), optimizer, sum.gradients);
+        step(&recipe.optimisation, &self.tokenizer, layout, inputs, workers, loss);
     }
 
     /// One step of backbone training on tokens: the recipe's SAR, or teacher forcing.
@@ -125,27 +124,22 @@ impl<A: AutodiffBackend> Subject<A> {
             (terms, ())
         };
         let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
-        let optimizer = optimizer(&sar.optimisation, &self.backbone, &sar_model::LAYOUT);
-        let sum = accumulate::<A, _, _, _>(&self.backbone, inputs, workers, loss);
-        finish(&sar.optimisation, self.backbone.clone(), optimizer, sum.gradients);
+        let layout = &sar_model::LAYOUT;
+        step(&sar.optimisation, &self.backbone, layout, inputs, workers, loss);
     }
 }
 
-fn optimizer<B: Backend, M: Module<B>>(
+/// One step, and the wait for the device.
+fn step<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>, I: Send, O: Send>(
     settings: &Optimisation,
-    model: &M,
+    model: &M::InnerModule,
     layout: &Layout,
-) -> AdamW<B> {
-    AdamW::new(settings.adamw, parameters(model, layout))
-}
-
-/// Updates and waits for the device.
-fn finish<B: Backend, M: Module<B>>(
-    settings: &Optimisation,
-    model: M,
-    mut optimizer: AdamW<B>,
-    gradients: Gradients<B>,
+    inputs: Vec<I>,
+    workers: usize,
+    loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
 ) {
-    let (_, update) = settings.update(model, &mut optimizer, gradients, 0, 100);
+    let mut optimizer = AdamW::new(settings.adamw, parameters(model, layout));
+    let sum = accumulate(model, inputs, workers, loss);
+    let (_, update) = settings.update(model.clone(), &mut optimizer, sum.gradients, 0, 100);
     update.gradient_norm.into_data();
 }

@@ -1,6 +1,8 @@
 //! `--device`: from a name to a burn backend.
 
 use anyhow::{Result, bail};
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
+use burn::backend::Autodiff;
 use burn::tensor::backend::AutodiffBackend;
 
 const KNOWN: [&str; 4] = ["flex", "ndarray", "wgpu", "cuda"];
@@ -61,6 +63,3 @@ impl DeviceArg {
         }
     }
 }
-
-#[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
-use burn::backend::Autodiff;

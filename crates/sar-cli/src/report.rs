@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
 use sar_train::held_out::{Figures, HeldOut};
 use sar_train::report::Report;
+use sar_train::write_whole;
 
 /// Writes `report.html` and the loss curves, `losses-<stage>.svg`, from what a run left.
 pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
@@ -18,7 +19,7 @@ pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
     let mut charts = Vec::new();
     for stage in &report.stages {
         let Some(svg) = curves.chart(&stage.name)? else { continue };
-        replace(run_dir, &format!("losses-{}.svg", stage.name), &svg)?;
+        write_whole(run_dir, &format!("losses-{}.svg", stage.name), svg.as_bytes())?;
         charts.push((stage.name.as_str(), svg));
     }
     let mut pictures = BTreeMap::new();
@@ -27,7 +28,8 @@ pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
         let png = fs::read(&path).with_context(|| path.display().to_string())?;
         pictures.insert(name, STANDARD.encode(png));
     }
-    replace(run_dir, "report.html", &page(report, &recipe, &charts, &pictures))
+    let html = page(report, &recipe, &charts, &pictures);
+    Ok(write_whole(run_dir, "report.html", html.as_bytes())?)
 }
 
 /// What a run amounts to, in a few lines.
@@ -60,15 +62,6 @@ const PICTURES: [&str; 3] = [RECONSTRUCTIONS, BEFORE, AFTER];
 fn read(run_dir: &Path, name: &str) -> Result<String> {
     let path = run_dir.join(name);
     fs::read_to_string(&path).with_context(|| path.display().to_string())
-}
-
-/// Writes a file whole or not at all.
-fn replace(run_dir: &Path, name: &str, content: &str) -> Result<PathBuf> {
-    let (path, partial) = (run_dir.join(name), run_dir.join(format!(".{name}.partial")));
-    fs::write(&partial, content)
-        .and_then(|()| fs::rename(&partial, &path))
-        .with_context(|| path.display().to_string())?;
-    Ok(path)
 }
 
 /// Differences on the same images.

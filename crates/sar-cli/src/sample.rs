@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::{RgbImage, find_class, grid, to_png};
+use sar_data::{RgbImage, find_class, grid, magnification, to_png};
 use sar_rollout::{Choice, Guidance, Sampler};
 use sar_train::run::{SampleRequest, sample_images, sample_stream};
 use sar_train::weights::{TrainedBackbone, load_backbone, load_tokenizer};
@@ -189,7 +189,7 @@ impl Request {
             save(image, &self.out.join(name))?;
         }
         let columns = if classes.len() > 1 { self.n } else { self.n.isqrt().max(1) };
-        let magnify = (96 / images[0].width()).clamp(1, 4);
+        let magnify = magnification(images[0].width());
         let sheet = self.out.join("grid.png");
         save(&grid(&images, columns, 4, magnify), &sheet)?;
         eprintln!("wrote {} and {} single images", sheet.display(), images.len());

@@ -31,6 +31,6 @@ pub use error::DataError;
 pub use folder::ImageFolder;
 pub use image::RgbImage;
 pub use order::EpochOrder;
-pub use pixels::{enlarge, grid, to_images, to_png, to_tensor};
+pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
 pub use source::ImageSource;
 pub use split::Split;

@@ -59,6 +59,11 @@ pub fn enlarge(image: &RgbImage, side: u32) -> RgbImage {
     imageops::resize(image, side, side, imageops::FilterType::Nearest)
 }
 
+/// How many times small images of this width are magnified so that a sheet can be looked at.
+pub fn magnification(width: u32) -> u32 {
+    (96 / width).clamp(1, 4)
+}
+
 /// A contact sheet on white: images row by row, each magnified by a whole factor.
 ///
 /// # Panics

@@ -23,7 +23,6 @@ pub(crate) struct Checkpoint {
     pub(crate) step: u64,
     /// Time that they took.
     pub(crate) wall: Duration,
-    optimizer_steps: u64,
     model: NamedTensors,
     moments: BTreeMap<String, TensorData>,
     task: NamedTensors,
@@ -31,7 +30,6 @@ pub(crate) struct Checkpoint {
 
 const STAGE: &str = "stage";
 const STEP: &str = "step";
-const OPTIMIZER_STEPS: &str = "optimizer_steps";
 const WALL_S: &str = "wall_s";
 
 impl Checkpoint {
@@ -47,8 +45,7 @@ impl Checkpoint {
         for (name, data) in collect(model, layout) {
             tensors.insert(format!("model.{name}"), data);
         }
-        let (optimizer_steps, moments) = optimizer.state();
-        for (name, moments) in moments {
+        for (name, moments) in optimizer.moments() {
             let Some([mean, square]) = moments else { continue };
             let host = |x: Tensor<B, 1>| x.into_data().convert::<f32>();
             tensors.insert(format!("mean.{name}"), host(mean));
@@ -61,7 +58,6 @@ impl Checkpoint {
         metadata.insert("kind".into(), "checkpoint".into());
         metadata.insert(STAGE.into(), stage.into());
         metadata.insert(STEP.into(), step.to_string());
-        metadata.insert(OPTIMIZER_STEPS.into(), optimizer_steps.to_string());
         metadata.insert(WALL_S.into(), wall.as_secs_f64().to_string());
         let folder = dir.checkpoints();
         tensors.write_safetensors(&folder.join(format!("{stage}-{step}.safetensors")))?;
@@ -107,8 +103,7 @@ impl Checkpoint {
             field,
             problem: problem.into(),
         };
-        let number = |field| text(field).parse().map_err(|_| bad(field, "is no number"));
-        let (step, optimizer_steps) = (number(STEP)?, number(OPTIMIZER_STEPS)?);
+        let step = text(STEP).parse().map_err(|_| bad(STEP, "is no number"))?;
         let wall = text(WALL_S).parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
         let wall = wall.ok_or_else(|| bad(WALL_S, "is no time"))?;
         let (mut model, mut task) = (NamedTensors::new(), NamedTensors::new());
@@ -122,7 +117,7 @@ impl Checkpoint {
                 moments.insert(name, data);
             }
         }
-        Ok(Self { step, wall, optimizer_steps, model, moments, task })
+        Ok(Self { step, wall, model, moments, task })
     }
 
     /// Steps and paths of a stage's checkpoints, oldest first.
@@ -155,7 +150,7 @@ impl Checkpoint {
         device: &B::Device,
     ) -> Result<M, TrainError> {
         let mut moments = self.moments;
-        optimizer.restore(self.optimizer_steps, |name| {
+        optimizer.restore(self.step, |name| {
             let mean = moments.remove(&format!("mean.{name}"))?;
             let square = moments.remove(&format!("square.{name}"))?;
             Some([mean, square].map(|data| Tensor::from_data(data, device)))

@@ -31,3 +31,4 @@ pub mod event;
 pub use error::TrainError;
 pub use recipe::{Recipe, RecipeError};
 pub use run::{Execution, train};
+pub use run_dir::write_whole;

@@ -96,16 +96,16 @@ impl<B: Backend> AdamW<B> {
         module
     }
 
-    /// Steps taken and the moments by parameter name, for a checkpoint.
-    pub fn state(&self) -> (u64, impl Iterator<Item = NamedMoments<'_, B>>) {
-        let moments = self.slots.iter().map(|slot| {
+    /// The moments by parameter name, for a checkpoint.
+    pub fn moments(&self) -> impl Iterator<Item = NamedMoments<'_, B>> {
+        self.slots.iter().map(|slot| {
             let moments = slot.moments.as_ref().map(|m| [m.mean.clone(), m.square.clone()]);
             (slot.info.name.as_str(), moments)
-        });
-        (self.steps, moments)
+        })
     }
 
-    /// Restores what [`state`](Self::state) gave; `moments` is asked for every parameter by name.
+    /// Goes on after `steps` steps with what [`moments`](Self::moments) gave; `moments` is asked for
+    /// every parameter by name.
     pub fn restore(
         &mut self,
         steps: u64,

@@ -384,14 +384,6 @@ impl Recipe {
         (self.sar.steps as f64 * passes).round() as u64
     }
 
-    /// Reads a file, as one that a run directory holds.
-    ///
-    /// # Errors
-    /// As [`Recipe::load`].
-    pub fn of_file(path: &Path) -> Result<Self, RecipeError> {
-        Self::load(&path.to_string_lossy(), &[])
-    }
-
     /// Checks that this recipe is that of a run that it is to resume.
     ///
     /// # Errors

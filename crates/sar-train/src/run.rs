@@ -12,7 +12,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
-use sar_data::{RgbImage, enlarge, grid, to_images};
+use sar_data::{RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_rollout::generate;
@@ -72,7 +72,9 @@ pub fn train<A: AutodiffBackend>(
     let path = dir;
     let dir = if execution.resume {
         let dir = RunDir::reopen(path)?;
-        recipe.check_same_as(&Recipe::of_file(&dir.recipe())?, &dir.recipe())?;
+        let started_with = dir.recipe();
+        let theirs = Recipe::load(&started_with.to_string_lossy(), &[])?;
+        recipe.check_same_as(&theirs, &started_with)?;
         dir
     } else {
         RunDir::create(path, recipe)?
@@ -118,7 +120,7 @@ pub fn train<A: AutodiffBackend>(
         recipe: recipe.name.clone(),
         seed: recipe.seed,
         images: ImageCounts { train: images.n_train(), held_out: images.n_held_out() },
-        stages: run.journal.stages,
+        stages: std::mem::take(&mut run.journal.stages),
         wall_s: start.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
         tokenizer: tokenizer_report,
@@ -126,7 +128,7 @@ pub fn train<A: AutodiffBackend>(
     };
     let json = serde_json::to_string_pretty(&report).expect("plain values");
     let path = run.journal.dir.write("report.json", json.as_bytes())?;
-    run.journal.observer.event(&Event::Wrote { path: &path });
+    run.journal.wrote(&path);
     Ok(report)
 }
 
@@ -147,7 +149,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn train_tokenizer(&mut self) -> Result<FlexVarTokenizer<Inner<A>>, TrainError> {
         let recipe = &self.recipe.tokenizer;
         let seed = self.seed.child("tokenizer");
-        let mut tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
+        let tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
 
         let stage = Stage {
             name: "tokenizer",
@@ -156,7 +158,6 @@ impl<A: AutodiffBackend> Run<'_, A> {
             layout: &sar_tokenizer::LAYOUT,
         };
         let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
-        tokenizer = task.with_first_codes(tokenizer)?;
         let tokenizer =
             stage.run(&mut task, tokenizer, self.workers, self.device, &mut self.journal)?;
         let path = self.journal.dir.file("tokenizer.safetensors");
@@ -221,15 +222,13 @@ impl<A: AutodiffBackend> Run<'_, A> {
         // Images from all over the held-out split, not the first ones, which are alike.
         let n = self.recipe.evaluation.reconstructions.min(self.images.n_held_out());
         let stride = self.images.n_held_out() / n;
-        let mut batch = self.images.held_out(0, 1)?;
-        for i in 1..n {
-            let one = self.images.held_out(i * stride, 1)?;
-            batch.images.extend(one.images);
+        let mut originals = Vec::with_capacity(n);
+        for i in 0..n {
+            originals.extend(self.images.held_out(i * stride, 1)?.images);
         }
-        let pixels_bchw = batch.tensor::<Inner<A>>(self.device);
-        let h_bchw = tokenizer.encode(pixels_bchw);
+        let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
         let side = self.recipe.data.side;
-        let mut rows: Vec<Vec<RgbImage>> = vec![batch.images];
+        let mut rows: Vec<Vec<RgbImage>> = vec![originals];
         for &size in self.scales().sizes().iter().rev() {
             let tokens_bn = tokenizer.tokens_at(h_bchw.clone(), size);
             let decoded = to_images(tokenizer.decode_tokens(tokens_bn, size));
@@ -237,7 +236,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
         let sheet = grid(&rows.concat(), n, 4, magnification(side));
         let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
-        self.journal.observer.event(&Event::Wrote { path: &path });
+        self.journal.wrote(&path);
         Ok(())
     }
 
@@ -333,7 +332,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
         let path = self.journal.dir.write_png(name, &sheet)?;
-        self.journal.observer.event(&Event::Wrote { path: &path });
+        self.journal.wrote(&path);
         Ok(())
     }
 }
@@ -368,9 +367,4 @@ pub fn sample_images<B: Backend>(
     let generated = generate(model, tokenizer, labels, scales, *sampler, streams, device);
     let q_bchw: Tensor<B, 4> = generated.canvas.expect("a schedule has at least one scale");
     to_images(tokenizer.decode(q_bchw))
-}
-
-/// Small images are magnified so that a sheet can be looked at.
-fn magnification(side: u32) -> u32 {
-    (96 / side).clamp(1, 4)
 }

@@ -110,23 +110,31 @@ impl RunDir {
 
     /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
-        let path = self.file(name);
-        let partial = self.file(&format!(".{name}.partial"));
-        let write = || {
-            let mut file = File::create(&partial)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
-        };
-        write().map_err(TrainError::io(&path, "cannot be written"))?;
-        Ok(path)
+        write_whole(&self.path, name, content)
     }
 
     /// Writes an image as PNG.
     pub(crate) fn write_png(&self, name: &str, image: &RgbImage) -> Result<PathBuf, TrainError> {
         self.write(name, &to_png(image))
     }
+}
+
+/// Writes a file of a folder whole or not at all.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
+    let path = folder.join(name);
+    let partial = folder.join(format!(".{name}.partial"));
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&partial, &path)?;
+        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    };
+    write().map_err(TrainError::io(&path, "cannot be written"))?;
+    Ok(path)
 }
 
 /// metrics.jsonl: one object per line, in the order of stages and steps.

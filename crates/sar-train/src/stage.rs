@@ -23,6 +23,14 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
     type Input: Send;
     type Output: Send;
 
+    /// What precedes the first step; a stage that goes on from a checkpoint has it behind.
+    fn begin(
+        &self,
+        model: <Self::Model as AutodiffModule<A>>::InnerModule,
+    ) -> Result<<Self::Model as AutodiffModule<A>>::InnerModule, TrainError> {
+        Ok(model)
+    }
+
     /// The micro-batches of a step, equal in size.
     fn micro_batches(&mut self, step: u64) -> Result<Vec<Self::Input>, TrainError>;
 
@@ -33,9 +41,11 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
     fn after(
         &mut self,
         model: <Self::Model as AutodiffModule<A>>::InnerModule,
-        step: u64,
-        outputs: Vec<Self::Output>,
-    ) -> Followed<<Self::Model as AutodiffModule<A>>::InnerModule>;
+        _step: u64,
+        _outputs: Vec<Self::Output>,
+    ) -> Followed<<Self::Model as AutodiffModule<A>>::InnerModule> {
+        (model, None)
+    }
 
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
@@ -87,6 +97,8 @@ impl Stage<'_> {
             wall = checkpoint.wall;
             task.restore(checkpoint.task_state());
             model = checkpoint.restore(model, &mut optimizer, layout, device)?;
+        } else {
+            model = task.begin(model)?;
         }
         journal.metrics.rewind(name, done)?;
         let batch = optimisation.batch;
@@ -108,7 +120,8 @@ impl Stage<'_> {
             let is_logged = step.is_multiple_of(journal.log.every) || is_last;
             let stopped = journal.stop.load(Ordering::Relaxed);
             let is_saved = is_last || stopped || journal.log.is_due(step + 1, saved.elapsed());
-            // Reading waits for the device; a checkpoint is never of weights that went bad.
+            // Reading waits for the device. No checkpoint follows a loss or a gradient that is no
+            // number; the updated weights themselves are not looked at.
             let losses = if is_logged || is_saved {
                 Some(losses::<A>(name, step, &sum.parts, &update)?)
             } else {

@@ -69,9 +69,21 @@ impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
             usage: CodeUsage::new(recipe.model.codebook_size, device),
         }
     }
+}
 
-    /// The tokenizer with a codebook from latents of training images at all scales.
-    pub(crate) fn with_first_codes(
+/// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
+const LATENTS_PER_CODE: usize = 16;
+const FIRST_IMAGES: usize = 128;
+
+const USAGE: &str = "code_usage";
+
+impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
+    type Model = FlexVarTokenizer<A>;
+    type Input = (ImageBatch, SeedTree);
+    type Output = (ImageBatch, Tensor<A::InnerBackend, 1, Int>);
+
+    /// Makes the codebook from latents of training images at all scales.
+    fn begin(
         &self,
         model: FlexVarTokenizer<A::InnerBackend>,
     ) -> Result<FlexVarTokenizer<A::InnerBackend>, TrainError> {
@@ -87,18 +99,6 @@ impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
         let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
         Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
     }
-}
-
-/// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
-const LATENTS_PER_CODE: usize = 16;
-const FIRST_IMAGES: usize = 128;
-
-const USAGE: &str = "code_usage";
-
-impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
-    type Model = FlexVarTokenizer<A>;
-    type Input = (ImageBatch, SeedTree);
-    type Output = (ImageBatch, Tensor<A::InnerBackend, 1, Int>);
 
     fn micro_batches(&mut self, step: u64) -> Result<Vec<Self::Input>, TrainError> {
         let draws = self.seed.child("step").at(step);
@@ -207,14 +207,5 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
             self.device,
         );
         (terms, ())
-    }
-
-    fn after(
-        &mut self,
-        model: Backbone<A::InnerBackend>,
-        _step: u64,
-        _outputs: Vec<()>,
-    ) -> Followed<Backbone<A::InnerBackend>> {
-        (model, None)
     }
 }

@@ -10,6 +10,7 @@ use sar_core::ScaleSchedule;
 use sar_model::{Backbone, BackboneConfig};
 use sar_tokenizer::{FlexVarTokenizer, TokenizerConfig};
 use sar_weights::{NamedTensors, bind, collect};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TrainError;
@@ -18,6 +19,9 @@ const KIND: &str = "kind";
 const CONFIG: &str = "config";
 const CLASSES: &str = "classes";
 const SCALES: &str = "scales";
+
+const TOKENIZER: &str = "flexvar-tokenizer";
+const BACKBONE: &str = "flexvar-backbone";
 
 /// Writes a tokenizer.
 ///
@@ -29,10 +33,8 @@ pub fn save_tokenizer<B: Backend>(
     config: &TokenizerConfig,
 ) -> Result<(), TrainError> {
     let mut tensors = collect(tokenizer, &sar_tokenizer::LAYOUT);
-    tensors.metadata_mut().insert(KIND.into(), "flexvar-tokenizer".into());
-    tensors
-        .metadata_mut()
-        .insert(CONFIG.into(), serde_json::to_string(config).expect("plain values"));
+    tensors.metadata_mut().insert(KIND.into(), TOKENIZER.into());
+    describe(&mut tensors, CONFIG, config);
     Ok(tensors.write_safetensors(path)?)
 }
 
@@ -44,7 +46,7 @@ pub fn load_tokenizer<B: Backend>(
     path: &Path,
     device: &B::Device,
 ) -> Result<(FlexVarTokenizer<B>, TokenizerConfig), TrainError> {
-    let tensors = read(path, "flexvar-tokenizer")?;
+    let tensors = read(path, TOKENIZER)?;
     let config: TokenizerConfig = json(path, &tensors, CONFIG)?;
     let tokenizer = FlexVarTokenizer::new(&config, device)?;
     Ok((bind(tokenizer, tensors, &sar_tokenizer::LAYOUT)?, config))
@@ -73,16 +75,10 @@ pub fn save_backbone<B: Backend>(
 ) -> Result<(), TrainError> {
     let TrainedBackbone { model, config, classes, scales } = backbone;
     let mut tensors = collect(model, &sar_model::LAYOUT);
-    tensors.metadata_mut().insert(KIND.into(), "flexvar-backbone".into());
-    tensors
-        .metadata_mut()
-        .insert(CONFIG.into(), serde_json::to_string(config).expect("plain values"));
-    tensors
-        .metadata_mut()
-        .insert(CLASSES.into(), serde_json::to_string(classes).expect("plain values"));
-    tensors
-        .metadata_mut()
-        .insert(SCALES.into(), serde_json::to_string(scales).expect("plain values"));
+    tensors.metadata_mut().insert(KIND.into(), BACKBONE.into());
+    describe(&mut tensors, CONFIG, config);
+    describe(&mut tensors, CLASSES, classes);
+    describe(&mut tensors, SCALES, scales);
     Ok(tensors.write_safetensors(path)?)
 }
 
@@ -94,7 +90,7 @@ pub fn load_backbone<B: Backend>(
     path: &Path,
     device: &B::Device,
 ) -> Result<TrainedBackbone<B>, TrainError> {
-    let tensors = read(path, "flexvar-backbone")?;
+    let tensors = read(path, BACKBONE)?;
     let config: BackboneConfig = json(path, &tensors, CONFIG)?;
     let classes = json(path, &tensors, CLASSES)?;
     let scales = json(path, &tensors, SCALES)?;
@@ -111,6 +107,11 @@ fn read(path: &Path, kind: &str) -> Result<NamedTensors, TrainError> {
             Err(TrainError::Kind { path: path.into(), expected: kind.into(), found: found.into() })
         }
     }
+}
+
+fn describe(tensors: &mut NamedTensors, field: &'static str, value: &impl Serialize) {
+    let text = serde_json::to_string(value).expect("plain values");
+    tensors.metadata_mut().insert(field.into(), text);
 }
 
 fn json<T: DeserializeOwned>(
