@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! recipe.toml                      the resolved recipe
+//! data.txt                         what the images were at the start
 //! metrics.jsonl                    one line per logged step
 //! checkpoints/<stage>-<step>.safetensors
 //! tokenizer.safetensors, backbone-teacher.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with
+//! *-average.safetensors            their averages, where the recipe keeps one
+//! latents/                         latents of the tokenizer, where the recipe caches them
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
 //! report.json
@@ -27,11 +30,15 @@ pub(crate) struct RunDir {
 }
 
 const RECIPE: &str = "recipe.toml";
+const DATA: &str = "data.txt";
 const LOCK: &str = "run.lock";
+const CHECKPOINTS: &str = "checkpoints";
+/// The end of the names of files that are being written.
+const PARTIAL: &str = ".partial";
 
 impl RunDir {
-    /// Makes a new run's folder, with its parents, and writes the recipe.
-    pub(crate) fn create(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
+    /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
+    pub(crate) fn create(path: &Path, recipe: &Recipe, data: &str) -> Result<Self, TrainError> {
         let run_dir =
             |problem: &str| TrainError::RunDir { path: path.into(), problem: problem.into() };
         if path.exists() {
@@ -45,13 +52,19 @@ impl RunDir {
             }
             let mut entries =
                 fs::read_dir(path).map_err(TrainError::io(path, "cannot be listed"))?;
-            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != LOCK)) {
+            // What a start that was killed leaves before there is a recipe.
+            let ours = |name: &std::ffi::OsStr| {
+                [LOCK, DATA, CHECKPOINTS].iter().any(|known| name == *known)
+                    || name.to_string_lossy().ends_with(PARTIAL)
+            };
+            if entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry.file_name()))) {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }
         fs::create_dir_all(path).map_err(TrainError::io(path, "cannot be made"))?;
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
+        dir.write(DATA, data.as_bytes())?;
         // The last: a folder with a recipe is a run.
         dir.write(RECIPE, recipe.to_toml().as_bytes())?;
         Ok(dir)
@@ -66,6 +79,20 @@ impl RunDir {
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
         Ok(dir)
+    }
+
+    /// Checks that the images are those that the run started with.
+    pub(crate) fn check_data(&self, data: &str) -> Result<(), TrainError> {
+        let path = self.file(DATA);
+        let started = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+        if started == data {
+            return Ok(());
+        }
+        let problem = format!(
+            "the run started with other images ({started}) than data.source gives now ({data}): put \
+             them back, or start a new run"
+        );
+        Err(TrainError::RunDir { path, problem })
     }
 
     fn locked(path: &Path) -> Result<Self, TrainError> {
@@ -95,7 +122,7 @@ impl RunDir {
 
     /// The folder of checkpoints.
     pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The recipe.
@@ -125,7 +152,7 @@ impl RunDir {
 /// If the file system refuses.
 pub fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
     let path = folder.join(name);
-    let partial = folder.join(format!(".{name}.partial"));
+    let partial = folder.join(format!(".{name}{PARTIAL}"));
     let write = || {
         let mut file = File::create(&partial)?;
         file.write_all(content)?;
@@ -202,7 +229,7 @@ mod tests {
     fn run_dir() -> (tempfile::TempDir, RunDir) {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
-        let dir = RunDir::create(&folder.path().join("run"), &recipe).unwrap();
+        let dir = RunDir::create(&folder.path().join("run"), &recipe, "none").unwrap();
         (folder, dir)
     }
 
@@ -231,7 +258,7 @@ mod tests {
         let (_folder, dir) = run_dir();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
         let error = |result: Result<RunDir, TrainError>| result.unwrap_err().to_string();
-        assert!(error(RunDir::create(&dir.path, &recipe)).contains("--resume"));
+        assert!(error(RunDir::create(&dir.path, &recipe, "none")).contains("--resume"));
         assert!(error(RunDir::reopen(&dir.path)).contains("in use"));
         let path = dir.path.clone();
         drop(dir);

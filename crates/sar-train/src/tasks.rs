@@ -1,8 +1,10 @@
 //! The two tasks of a run: a tokenizer on images, a backbone on the tokens of images.
+//!
+//! Shapes: b batch, c code channels, h w latent positions.
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use sar_core::{ScaleSchedule, SeedTree};
+use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_data::EpochOrder;
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
@@ -11,12 +13,15 @@ use sar_weights::NamedTensors;
 
 use crate::TrainError;
 use crate::backbone_task::{TokenBatch, backbone_loss};
-use crate::images::{ImageBatch, Images};
+use crate::held_out::HeldOutMeter;
+use crate::images::{EVALUATION_BATCH, ImageBatch, Images};
 use crate::k_means::k_means;
-use crate::objective::{Objective, Regularisation};
-use crate::recipe::{Recipe, TokenizerRecipe};
-use crate::stage::{Followed, Task};
+use crate::latents::LatentCache;
+use crate::objective::{BackboneMeasure, Objective, Regularisation};
+use crate::recipe::{InitFrom, Recipe, TokenizerRecipe};
+use crate::stage::{Better, Followed, Measure, Task};
 use crate::step::{Optimisation, Terms};
+use crate::tokenizer_meter::TokenizerMeter;
 use crate::tokenizer_task::{CodeUsage, latents, revive, tokenizer_loss};
 
 /// The images of a stage, step by step.
@@ -40,6 +45,36 @@ impl<'a> Batches<'a> {
         let starts = (0..self.micro_batches).map(|micro| start + (micro * size) as u64);
         starts.map(|at| self.images.training(&mut self.order, self.stage, at, size)).collect()
     }
+
+    /// The same images as stored latents, each in a variant that its stream draws.
+    fn latents_of_step(
+        &mut self,
+        step: u64,
+        cache: &LatentCache,
+    ) -> Result<Vec<LatentBatch>, TrainError> {
+        let size = self.batch / self.micro_batches;
+        let start = step * self.batch as u64;
+        let [c, h, w] = cache.shape_chw();
+        let batch = |micro: usize| {
+            let at = start + (micro * size) as u64;
+            let mut batch = LatentBatch {
+                values: Vec::with_capacity(size * c * h * w),
+                shape_bchw: [size, c, h, w],
+                labels: Vec::with_capacity(size),
+                streams: Vec::with_capacity(size),
+            };
+            for position in at..at + size as u64 {
+                let image = self.order.index(position);
+                let stream = self.images.stream(self.stage, position);
+                let variant = stream.child("variant").below(0, cache.variants());
+                batch.values.extend(cache.read(image, variant)?);
+                batch.labels.push(self.images.training_label(image));
+                batch.streams.push(stream);
+            }
+            Ok(batch)
+        };
+        (0..self.micro_batches).map(batch).collect()
+    }
 }
 
 pub(crate) struct TokenizerTask<'a, A: AutodiffBackend> {
@@ -49,6 +84,8 @@ pub(crate) struct TokenizerTask<'a, A: AutodiffBackend> {
     seed: SeedTree,
     batches: Batches<'a>,
     usage: CodeUsage<A::InnerBackend>,
+    /// Held-out images per measurement.
+    measured: usize,
 }
 
 impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
@@ -58,7 +95,7 @@ impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Self {
-        let schedule = recipe.scales();
+        let (schedule, measured) = (recipe.scales(), recipe.log.measure_images);
         let recipe = &recipe.tokenizer;
         Self {
             recipe,
@@ -67,6 +104,7 @@ impl<'a, A: AutodiffBackend> TokenizerTask<'a, A> {
             seed,
             batches: Batches::new(images, seed, &recipe.optimisation),
             usage: CodeUsage::new(recipe.model.codebook_size, device),
+            measured,
         }
     }
 }
@@ -82,20 +120,28 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
     type Input = (ImageBatch, SeedTree);
     type Output = (ImageBatch, Tensor<A::InnerBackend, 1, Int>);
 
-    /// Makes the codebook from latents of training images at all scales.
+    /// Makes the codebook from latents of training images at all scales, unless it comes from weights.
     fn begin(
         &self,
         model: FlexVarTokenizer<A::InnerBackend>,
     ) -> Result<FlexVarTokenizer<A::InnerBackend>, TrainError> {
+        if self.recipe.init_from != (InitFrom::Scratch {}) {
+            return Ok(model);
+        }
         let config = &self.recipe.model;
         let (v, c) = (config.codebook_size, config.codebook_dim);
         let tokens = self.schedule.n_tokens();
         let n = (LATENTS_PER_CODE * v).div_ceil(tokens).min(FIRST_IMAGES);
         let seed = self.seed.child("codebook");
         let images = self.batches.images;
-        let batch = images.training(&mut images.order(seed), seed, 0, n)?;
-        let rows = latents(&model, batch.tensor(self.device), self.schedule.sizes());
-        let rows = rows.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+        let mut order = images.order(seed);
+        let mut rows = Vec::new();
+        for start in (0..n).step_by(EVALUATION_BATCH) {
+            let size = EVALUATION_BATCH.min(n - start);
+            let batch = images.training(&mut order, seed, start as u64, size)?;
+            let part = latents(&model, batch.tensor(self.device), self.schedule.sizes());
+            rows.extend(part.into_data().convert::<f32>().into_vec::<f32>().expect("f32"));
+        }
         let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
         Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
     }
@@ -144,6 +190,18 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         (model.with_codebook(|book| revive(book, &counts, rows, draws)), Some(note))
     }
 
+    fn measure(&self, model: &FlexVarTokenizer<A::InnerBackend>) -> Result<Measure, TrainError> {
+        let finest = ScaleSchedule::new(vec![ScaleSize::square(1), self.schedule.last()]);
+        // A schedule of a single scale has its finest already.
+        let schedule = finest.unwrap_or_else(|_| self.schedule.clone());
+        let mut meter = TokenizerMeter::new(&schedule, self.recipe.model.codebook_size);
+        for batch in self.batches.images.held_out_spread(self.measured)? {
+            meter.add(model, batch.tensor(self.device));
+        }
+        let (name, better) = ("held_out_psnr_db", Better::Higher);
+        Ok(Measure { name, value: meter.psnr_db(), better })
+    }
+
     fn state(&self) -> Vec<(&'static str, TensorData)> {
         vec![(USAGE, self.usage.to_data())]
     }
@@ -155,11 +213,27 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
     }
 }
 
+/// Where the frozen tokenizer's latents come from.
+#[derive(Clone, Copy)]
+pub(crate) enum LatentSource<'a> {
+    Online,
+    Cached(&'a LatentCache),
+}
+
+/// How a backbone stage differs from others.
+#[derive(Clone, Copy)]
+pub(crate) struct How<'a> {
+    pub(crate) optimisation: &'a Optimisation,
+    pub(crate) objective: &'a Objective,
+    pub(crate) regularisation: &'a Regularisation,
+    pub(crate) best_by: BackboneMeasure,
+}
+
 pub(crate) struct BackboneTask<'a, A: AutodiffBackend> {
     recipe: &'a Recipe,
-    objective: &'a Objective,
-    regularisation: &'a Regularisation,
+    how: How<'a>,
     tokenizer: &'a FlexVarTokenizer<A::InnerBackend>,
+    latents: LatentSource<'a>,
     device: &'a A::Device,
     seed: SeedTree,
     batches: Batches<'a>,
@@ -168,44 +242,90 @@ pub(crate) struct BackboneTask<'a, A: AutodiffBackend> {
 impl<'a, A: AutodiffBackend> BackboneTask<'a, A> {
     pub(crate) fn new(
         recipe: &'a Recipe,
-        (optimisation, objective, regularisation): (
-            &Optimisation,
-            &'a Objective,
-            &'a Regularisation,
-        ),
+        how: How<'a>,
         images: &'a Images,
-        tokenizer: &'a FlexVarTokenizer<A::InnerBackend>,
+        (tokenizer, latents): (&'a FlexVarTokenizer<A::InnerBackend>, LatentSource<'a>),
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Self {
-        let batches = Batches::new(images, seed, optimisation);
-        Self { recipe, objective, regularisation, tokenizer, device, seed, batches }
+        let batches = Batches::new(images, seed, how.optimisation);
+        Self { recipe, how, tokenizer, latents, device, seed, batches }
     }
+}
+
+/// A micro-batch before the tokenizer, or after it.
+pub(crate) enum Source {
+    Images(ImageBatch),
+    Latents(LatentBatch),
+}
+
+/// Stored latents of some images.
+pub(crate) struct LatentBatch {
+    values: Vec<f32>,
+    shape_bchw: [usize; 4],
+    labels: Vec<usize>,
+    streams: Vec<SeedTree>,
 }
 
 impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
     type Model = Backbone<A>;
-    type Input = (ImageBatch, ScaleSchedule, SeedTree);
+    type Input = (Source, ScaleSchedule, SeedTree);
     type Output = ();
 
     fn micro_batches(&mut self, step: u64) -> Result<Vec<Self::Input>, TrainError> {
         let draws = self.seed.child("step").at(step);
-        let schedule = self.recipe.backbone.schedule.draw(draws.child("schedule"))?;
-        let batches = self.batches.of_step(step)?;
-        Ok(batches.into_iter().map(|images| (images, schedule.clone(), draws)).collect())
+        let sources: Vec<Source> = match self.latents {
+            LatentSource::Online => {
+                self.batches.of_step(step)?.into_iter().map(Source::Images).collect()
+            }
+            LatentSource::Cached(cache) => {
+                let batches = self.batches.latents_of_step(step, cache)?;
+                batches.into_iter().map(Source::Latents).collect()
+            }
+        };
+        let schedules = &self.recipe.backbone.schedule;
+        let inputs = sources.into_iter().enumerate().map(|(micro, source)| {
+            // A draw for each micro-batch (SPEC 1).
+            let schedule = schedules.draw(draws.child("schedule").at(micro as u64))?;
+            Ok((source, schedule, draws))
+        });
+        inputs.collect()
     }
 
-    fn loss(&self, model: &Self::Model, (images, schedule, draws): Self::Input) -> (Terms<A>, ()) {
-        let tokens = TokenBatch::encode(self.tokenizer, images, schedule, self.device);
+    fn loss(&self, model: &Self::Model, (source, schedule, draws): Self::Input) -> (Terms<A>, ()) {
+        let tokens = match source {
+            Source::Images(images) => {
+                TokenBatch::encode(self.tokenizer, images, schedule, self.device)
+            }
+            Source::Latents(LatentBatch { values, shape_bchw, labels, streams }) => {
+                let h_bchw = Tensor::from_data(TensorData::new(values, shape_bchw), self.device);
+                TokenBatch::quantise(self.tokenizer, h_bchw, (labels, streams), schedule)
+            }
+        };
         let terms = backbone_loss(
             model,
             self.tokenizer,
             &tokens,
-            self.objective,
-            self.regularisation,
+            self.how.objective,
+            self.how.regularisation,
             draws,
             self.device,
         );
         (terms, ())
+    }
+
+    fn measure(&self, model: &Backbone<A::InnerBackend>) -> Result<Measure, TrainError> {
+        let schedule = self.recipe.scales();
+        let mut meter = HeldOutMeter::new(schedule, self.recipe.tokenizer.model.codebook_size);
+        for images in self.batches.images.held_out_spread(self.recipe.log.measure_images)? {
+            let batch = TokenBatch::encode(self.tokenizer, images, schedule.clone(), self.device);
+            meter.add(model, self.tokenizer, &batch, self.device);
+        }
+        let [teacher, student] = meter.means();
+        let (name, value) = match self.how.best_by {
+            BackboneMeasure::TeacherLoss => ("held_out_teacher", teacher),
+            BackboneMeasure::StudentLoss => ("held_out_student", student),
+        };
+        Ok(Measure { name, value, better: Better::Lower })
     }
 }

@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
 use sar_model::{Backbone, BackboneConfig};
 use sar_tokenizer::{FlexVarTokenizer, TokenizerConfig};
-use sar_weights::{NamedTensors, bind, collect};
+use sar_weights::{Layout, NamedTensors, bind, collect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -96,6 +97,30 @@ pub fn load_backbone<B: Backend>(
     let scales = json(path, &tensors, SCALES)?;
     let model = bind(Backbone::new(&config, device)?, tensors, &sar_model::LAYOUT)?;
     Ok(TrainedBackbone { model, config, classes, scales })
+}
+
+/// Fills a module from a file in the released names and layout, `.pth` or safetensors, whatever its
+/// metadata says.
+///
+/// # Errors
+/// If the file cannot be read, or holds other parameters than the module.
+pub(crate) fn read_released<B: Backend, M: Module<B>>(
+    path: &Path,
+    module: M,
+    layout: &Layout,
+) -> Result<M, TrainError> {
+    let tensors = NamedTensors::read(path)?;
+    Ok(bind(module, tensors, layout)?)
+}
+
+/// CRC-32 of a module's parameters with their names, in hexadecimal.
+pub(crate) fn checksum<B: Backend, M: Module<B>>(module: &M, layout: &Layout) -> String {
+    let mut hasher = crc32fast::Hasher::new();
+    for (name, data) in collect(module, layout) {
+        hasher.update(name.as_bytes());
+        hasher.update(data.as_bytes());
+    }
+    format!("{:08x}", hasher.finalize())
 }
 
 fn read(path: &Path, kind: &str) -> Result<NamedTensors, TrainError> {
