@@ -1,7 +1,7 @@
 //! A run that is killed at any moment, and resumed, ends like one that never was.
 //!
-//! Every round walks one run from kill to kill, through all kinds of moments in their order. Two rounds
-//! are run by default; `SAR_KILL_ROUNDS=20 cargo xtask test kills -- --nocapture` runs more and prints
+//! Every round walks one run from kill to kill, through all kinds of moments in their order. One round
+//! is run by default; `SAR_KILL_ROUNDS=20 cargo xtask test kills -- --nocapture` runs more and prints
 //! what was killed where.
 
 #![cfg(unix)]
@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use sar_core::SeedTree;
 
-const TINY: [&str; 26] = [
+const TINY: [&str; 29] = [
     "data.side=16",
+    "data.source={ kind = \"folder\", path = \"images\" }",
+    "data.augmentation.flip_except=[]",
     "tokenizer.model.channel_multipliers=[1,1]",
     "tokenizer.model.codebook_size=32",
     "tokenizer.steps=6",
@@ -32,6 +34,7 @@ const TINY: [&str; 26] = [
     "teacher.optimisation.ema=0.5",
     "sar.steps=6",
     "sar.optimisation.batch=4",
+    "sar.optimisation.ema=0.5",
     "sar.objective.transitions=one-random",
     "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"half\" }",
     "evaluation.samples_per_class=1",
@@ -70,10 +73,7 @@ const MOMENTS: [Moment; 15] = [
     Moment { name: "sar: a checkpoint", has_come: |run| is_writing(run, "sar") },
     Moment { name: "control: a step", has_come: |run| exists(run, "checkpoints/control-2") },
     Moment { name: "control: a checkpoint", has_come: |run| is_writing(run, "control") },
-    Moment {
-        name: "the report is made",
-        has_come: |run| exists(run, "report") || exists(run, ".report"),
-    },
+    Moment { name: "the report is made", has_come: |run| exists(run, "backbone-control.") },
 ];
 
 /// Whether a file of this beginning is there.
@@ -97,6 +97,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 fn start(run: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.current_dir(run.parent().unwrap());
     command.args(["train", "--run-dir"]).arg(run);
     // Killed before it had a recipe, the run starts again.
     if run.join("recipe.toml").is_file() {
@@ -132,6 +133,20 @@ fn kill_at(run: &Path, moment: &Moment, delay: Duration) -> bool {
     !ended
 }
 
+/// Two classes of 32 small images.
+fn draw_images(folder: &Path) {
+    for (class, name) in ["stripes", "squares"].iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        for i in 0..32u32 {
+            let image = image::RgbImage::from_fn(16, 16, |x, y| {
+                let on = if class == 0 { (x + i) / 4 % 2 == 0 } else { x.max(y) < 4 + i % 8 };
+                image::Rgb(if on { [200, (8 * i) as u8, 30] } else { [20, 40, (7 * i) as u8] })
+            });
+            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
+        }
+    }
+}
+
 /// Everything that has to be the same, by name.
 fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -151,12 +166,13 @@ fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_run_that_is_killed_anywhere_ends_like_one_that_is_not() {
     let folder = tempfile::tempdir().unwrap();
+    draw_images(&folder.path().join("images"));
     let whole = folder.path().join("whole");
     finish(&whole);
     let expected = outcome(&whole);
-    assert!(expected.len() >= 16, "{:?}", expected.keys());
+    assert!(expected.len() >= 15, "{:?}", expected.keys());
 
-    let rounds = std::env::var("SAR_KILL_ROUNDS").map_or(2, |n| n.parse().unwrap());
+    let rounds = std::env::var("SAR_KILL_ROUNDS").map_or(1, |n| n.parse().unwrap());
     let mut kills = BTreeMap::<&str, usize>::new();
     for round in 0..rounds {
         let run = folder.path().join(format!("round-{round}"));

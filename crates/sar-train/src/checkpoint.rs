@@ -16,6 +16,9 @@ use crate::event::{Event, Observer};
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
 
+/// The stages of a run, in their order.
+pub(crate) const STAGES: [&str; 4] = ["tokenizer", "teacher", "sar", "control"];
+
 /// The newest checkpoints of a stage that are kept, beside the best.
 const KEPT: usize = 2;
 
@@ -159,16 +162,12 @@ impl Checkpoint {
         Ok(None)
     }
 
-    /// Removes the checkpoints of all stages but these: those of stages that follow an unfinished
-    /// one belong to a course of the run that is walked again.
-    pub(crate) fn keep_only(dir: &RunDir, stages: &[&str]) -> Result<(), TrainError> {
-        let folder = dir.checkpoints();
-        let mut kept = Vec::new();
-        for stage in stages {
-            kept.extend(list(&folder, stage)?.into_iter().map(|(_, path)| path));
-        }
-        for path in files(&folder)? {
-            if path.extension().is_some_and(|e| e == "safetensors") && !kept.contains(&path) {
+    /// Removes the checkpoints of the stages that follow an unfinished one: they belong to a course of
+    /// the run that is walked again.
+    pub(crate) fn discard_after(dir: &RunDir, stage: &str) -> Result<(), TrainError> {
+        let later = STAGES.iter().skip_while(|name| **name != stage).skip(1);
+        for stage in later {
+            for (_, path) in list(&dir.checkpoints(), stage)? {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path, "cannot be removed"))?;
             }
         }
@@ -273,14 +272,12 @@ fn list(folder: &Path, stage: &str) -> Result<Vec<(u64, PathBuf)>, TrainError> {
         let name = path.file_name()?.to_str()?;
         name.strip_prefix(stage)?.strip_prefix('-')?.strip_suffix(".safetensors")?.parse().ok()
     };
-    let files = files(folder)?.into_iter();
-    let mut found: Vec<_> = files.filter_map(|path| Some((step(&path)?, path))).collect();
+    let io = || TrainError::io(folder, "cannot be listed");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io())? {
+        let path = entry.map_err(io())?.path();
+        found.extend(step(&path).map(|step| (step, path)));
+    }
     found.sort();
     Ok(found)
-}
-
-fn files(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let io = || TrainError::io(folder, "cannot be listed");
-    let entries = std::fs::read_dir(folder).map_err(io())?;
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io())).collect()
 }

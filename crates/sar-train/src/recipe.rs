@@ -21,8 +21,14 @@ use crate::step::Optimisation;
 use crate::validate::validate;
 
 /// Recipes that come with the program.
-pub const BUILT_IN: [(&str, &str); 1] =
-    [("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml"))];
+pub const BUILT_IN: [(&str, &str); 6] = [
+    ("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml")),
+    ("emoji", include_str!("../../../assets/recipes/emoji.toml")),
+    ("flexvar-d16-in256", include_str!("../../../assets/recipes/flexvar-d16-in256.toml")),
+    ("sar-d16-in256", include_str!("../../../assets/recipes/sar-d16-in256.toml")),
+    ("sar-d20-in256", include_str!("../../../assets/recipes/sar-d20-in256.toml")),
+    ("sar-d24-in256", include_str!("../../../assets/recipes/sar-d24-in256.toml")),
+];
 
 /// A whole run: tokenizer, teacher forcing, SAR, evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -177,6 +183,8 @@ pub struct SarStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationRecipe {
+    /// Held-out images that the figures are of, from all over the split; 0: all of them.
+    pub images: usize,
     /// Images per class in the sample grids.
     pub samples_per_class: usize,
     /// How they are sampled.
@@ -494,6 +502,30 @@ mod tests {
             let recipe = Recipe::load(name, &[]).unwrap();
             let table = recipe.to_toml().parse().unwrap();
             assert_eq!(Recipe::from_table(table).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn published_recipes_hold_the_published_settings() {
+        for (name, depth, peak) in [
+            ("flexvar-d16-in256", 16, 4.7e-5),
+            ("sar-d16-in256", 16, 4.7e-5),
+            ("sar-d20-in256", 20, 4.2e-5),
+            ("sar-d24-in256", 24, 1.0e-5),
+        ] {
+            let recipe = Recipe::load(name, &[]).unwrap();
+            assert_eq!(recipe.backbone_config(1000), BackboneConfig::flexvar(depth), "{name}");
+            assert_eq!(recipe.tokenizer.model, TokenizerConfig::flexvar(), "{name}");
+            assert_eq!(recipe.backbone.init, Init::published(depth), "{name}");
+            assert_eq!(recipe.backbone.schedule, TrainingSchedule::published_256px(true), "{name}");
+            assert_eq!(recipe.sar.objective, Objective::released(), "{name}");
+            let drop = recipe.sar.regularisation.stochastic_depth;
+            assert!((drop - 0.1 * depth as f64 / 24.0).abs() < 1e-6, "{name}");
+            // The rates go on from the tail of the published schedule to its end.
+            let (lr, n) = (recipe.sar.optimisation.lr, recipe.sar.steps);
+            assert!((lr.at(0, n) / peak - 1.0).abs() < 0.03, "{name}: {}", lr.at(0, n));
+            let last = if depth == 24 { 2.4e-6 } else { 3e-5 };
+            assert!((lr.at(n - 1, n) / last - 1.0).abs() < 1e-3, "{name}: {}", lr.at(n - 1, n));
         }
     }
 

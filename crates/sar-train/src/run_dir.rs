@@ -52,12 +52,16 @@ impl RunDir {
             }
             let mut entries =
                 fs::read_dir(path).map_err(TrainError::io(path, "cannot be listed"))?;
-            // What a start that was killed leaves before there is a recipe.
-            let ours = |name: &std::ffi::OsStr| {
-                [LOCK, DATA, CHECKPOINTS].iter().any(|known| name == *known)
+            // A start that was killed may leave these before there is a recipe.
+            let ours = |entry: &fs::DirEntry| {
+                let name = entry.file_name();
+                let is_empty = || fs::read_dir(entry.path()).is_ok_and(|mut e| e.next().is_none());
+                name == LOCK
+                    || name == DATA
                     || name.to_string_lossy().ends_with(PARTIAL)
+                    || (name == CHECKPOINTS && is_empty())
             };
-            if entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry.file_name()))) {
+            if entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry))) {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }

@@ -170,9 +170,7 @@ impl Stage<'_> {
             ema = Ema::new(optimisation.ema, model.clone());
         }
         if done < steps {
-            let walked = journal.stages.iter().map(|stage| stage.name.as_str());
-            let walked: Vec<&str> = walked.chain([name]).collect();
-            Checkpoint::keep_only(&journal.dir, &walked)?;
+            Checkpoint::discard_after(&journal.dir, name)?;
         }
         journal.metrics.rewind(name, done)?;
         let batch = optimisation.batch;

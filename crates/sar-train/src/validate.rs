@@ -57,7 +57,8 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     if let Latents::Cached { folder: _, variants, precision: _ } = latents {
         in_range(*variants, 1, MOST_VARIANTS, "latents.variants")?;
     }
-    let EvaluationRecipe { samples_per_class, sampler, reconstructions, bootstrap } = evaluation;
+    let EvaluationRecipe { images: _, samples_per_class, sampler, reconstructions, bootstrap } =
+        evaluation;
     in_range(*samples_per_class, 1, MOST_SAMPLES_PER_CLASS, "evaluation.samples_per_class")?;
     of_sampler("evaluation.sampler", sampler)?;
     in_range(*reconstructions, 1, MOST_RECONSTRUCTIONS, "evaluation.reconstructions")?;
