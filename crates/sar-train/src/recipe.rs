@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
-use sar_data::{Augmentation, ImageSource};
+use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, Init};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
@@ -44,18 +44,6 @@ pub struct Recipe {
     pub evaluation: EvaluationRecipe,
     /// What is written on the way.
     pub log: LogRecipe,
-}
-
-/// Where images come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipe {
-    /// The embedded emoji or a folder.
-    pub source: ImageSource,
-    /// Side of the images, pixels.
-    pub side: u32,
-    /// Random changes of training images.
-    pub augmentation: Augmentation,
 }
 
 /// The tokenizer and its training.

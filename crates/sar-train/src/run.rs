@@ -12,7 +12,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
-use sar_data::{RgbImage, enlarge, grid, magnification, to_images, to_tensor};
+use sar_data::{ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_rollout::generate;
@@ -68,7 +68,7 @@ pub fn train<A: AutodiffBackend>(
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
     let start = Instant::now();
-    let images = Images::open(&recipe.data)?;
+    let images = Images::open(&recipe.data, ReadAhead::default())?;
     let path = dir;
     let dir = if execution.resume {
         let dir = RunDir::reopen(path)?;

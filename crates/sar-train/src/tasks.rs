@@ -3,7 +3,7 @@
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::EpochOrder;
+use sar_data::Loader;
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_tokenizer::FlexVarTokenizer;
@@ -22,23 +22,27 @@ use crate::tokenizer_task::{CodeUsage, latents, revive, tokenizer_loss};
 /// The images of a stage, step by step.
 struct Batches<'a> {
     images: &'a Images,
-    order: EpochOrder,
     stage: SeedTree,
     batch: usize,
     micro_batches: usize,
+    /// Reads ahead from the first step that was asked for.
+    loader: Option<Loader>,
 }
 
 impl<'a> Batches<'a> {
     fn new(images: &'a Images, stage: SeedTree, optimisation: &Optimisation) -> Self {
         let Optimisation { batch, micro_batches, .. } = *optimisation;
-        Self { images, order: images.order(stage), stage, batch, micro_batches }
+        Self { images, stage, batch, micro_batches, loader: None }
     }
 
     fn of_step(&mut self, step: u64) -> Result<Vec<ImageBatch>, TrainError> {
-        let size = self.batch / self.micro_batches;
         let start = step * self.batch as u64;
-        let starts = (0..self.micro_batches).map(|micro| start + (micro * size) as u64);
-        starts.map(|at| self.images.training(&mut self.order, self.stage, at, size)).collect()
+        let size = self.batch / self.micro_batches;
+        let loader = self.loader.take().filter(|loader| loader.position() == start);
+        let mut loader = loader.unwrap_or_else(|| self.images.training(self.stage, start, size));
+        let batches = loader.by_ref().take(self.micro_batches).collect::<Result<_, _>>()?;
+        self.loader = Some(loader);
+        Ok(batches)
     }
 }
 
@@ -92,8 +96,8 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let tokens = self.schedule.n_tokens();
         let n = (LATENTS_PER_CODE * v).div_ceil(tokens).min(FIRST_IMAGES);
         let seed = self.seed.child("codebook");
-        let images = self.batches.images;
-        let batch = images.training(&mut images.order(seed), seed, 0, n)?;
+        let mut loader = self.batches.images.training(seed, 0, n);
+        let batch = loader.next().expect("training images have no end")?;
         let rows = latents(&model, batch.tensor(self.device), self.schedule.sizes());
         let rows = rows.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
         let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
