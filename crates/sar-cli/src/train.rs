@@ -117,7 +117,7 @@ fn shown(recipe: &Recipe, run_dir: &Path, plan: &Plan) -> String {
     for (name, size) in &plan.files {
         text += &format!("  {name}  {}\n", bytes(*size));
     }
-    text + "  recipe.toml, data.txt, metrics.jsonl, pictures, report.json, report.html\n"
+    text + "  recipe.toml, data.json, metrics.jsonl, pictures, report.json, report.html\n"
 }
 
 /// `1.5 GB`, in powers of 1000.

@@ -6,12 +6,12 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
+use sar_data::ImageBatch;
 use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
 use sar_tokenizer::FlexVarTokenizer;
 
-use crate::images::ImageBatch;
 use crate::objective::{ConditionDraw, Objective, Regularisation};
 use crate::step::{ByScale, Terms};
 

@@ -1,7 +1,7 @@
 //! Latents of a frozen tokenizer on disk, encoded once and used by every backbone stage.
 //!
 //! ```text
-//! FOLDER/<key>/00000.safetensors   latents [n, c, h, w] of the first n records
+//! FOLDER/<key>/00000.safetensors   latents [n, c, h, w] and labels [n] of the first n records
 //! FOLDER/<key>/00001.safetensors   …
 //! ```
 //! A record is one training image in one of its variants: record `image * variants + variant`. The key
@@ -102,16 +102,23 @@ impl Extent {
 pub(crate) struct LatentCache {
     folder: PathBuf,
     extent: Extent,
-    /// Where the values of each chunk begin.
+    /// Where the latents of each chunk begin.
     starts: Vec<u64>,
+    /// The class of each record.
+    labels: Vec<usize>,
 }
 
-const TENSOR: &str = "latents";
+// In a file tensors lie in the order of their names.
+const LABELS: &str = "labels";
+const LATENTS: &str = "latents";
+
+/// Latents `[n, c, h, w]` of some records, and their classes.
+type Encoded<B> = (Tensor<B, 4>, Vec<usize>);
 
 impl LatentCache {
     /// Makes what is missing of the cache, or damaged, and opens it.
     ///
-    /// `encode` gives the latents `[n, c, h, w]` of some records; it runs on `workers` threads.
+    /// `encode` gives the latents of some records; it runs on `workers` threads.
     /// `progress` hears of the records that are there, and says whether to go on.
     ///
     /// # Errors
@@ -120,22 +127,26 @@ impl LatentCache {
         folder: PathBuf,
         extent: Extent,
         workers: usize,
-        encode: impl Fn(std::ops::Range<usize>) -> Result<Tensor<B, 4>, TrainError> + Sync,
+        encode: impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync,
         mut progress: impl FnMut(usize) -> Result<(), TrainError>,
     ) -> Result<Self, TrainError> {
         std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder, "cannot be made"))?;
         let (n, size) = (extent.records(), extent.chunk_records());
-        let mut starts = Vec::new();
+        let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
         for (chunk, start) in (0..n).step_by(size).enumerate() {
             let path = chunk_path(&folder, chunk);
             let end = n.min(start + size);
-            if !is_whole(&path, extent, end - start) {
-                write_chunk(&path, extent, start..end, workers, &encode, || progress(start))?;
-            }
+            let of_chunk = match whole_chunk(&path, extent, end - start) {
+                Some(labels) => labels,
+                None => {
+                    write_chunk(&path, extent, start..end, workers, &encode, || progress(start))?
+                }
+            };
+            labels.extend(of_chunk.into_iter().map(|label| label as usize));
             starts.push(start_of_values(&path, extent, end - start)?);
             progress(end)?;
         }
-        Ok(Self { folder, extent, starts })
+        Ok(Self { folder, extent, starts, labels })
     }
 
     /// Channels, height and width of a latent.
@@ -148,14 +159,18 @@ impl LatentCache {
         self.extent.variants
     }
 
-    /// One latent, row-major.
+    /// One latent, row-major, and its class.
     ///
     /// # Errors
     /// If its chunk cannot be read.
     ///
     /// # Panics
     /// If there is no such image or variant.
-    pub(crate) fn read(&self, image: usize, variant: usize) -> Result<Vec<f32>, TrainError> {
+    pub(crate) fn read(
+        &self,
+        image: usize,
+        variant: usize,
+    ) -> Result<(Vec<f32>, usize), TrainError> {
         let Extent { images, variants, shape_chw, precision } = self.extent;
         assert!(image < images && variant < variants, "latent {image}.{variant}");
         let record = image * variants + variant;
@@ -171,7 +186,7 @@ impl LatentCache {
         };
         read().map_err(TrainError::io(&path, "cannot be read"))?;
         let data = TensorData::from_bytes_vec(bytes, shape_chw.to_vec(), precision.dtype());
-        Ok(data.convert::<f32>().into_vec().expect("f32"))
+        Ok((data.convert::<f32>().into_vec().expect("f32"), self.labels[record]))
     }
 }
 
@@ -179,14 +194,17 @@ fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
     folder.join(format!("{chunk:05}.safetensors"))
 }
 
-/// Whether a chunk is there, of the right shape, and as it was written.
-fn is_whole(path: &Path, extent: Extent, n: usize) -> bool {
-    let Ok(tensors) = NamedTensors::read_safetensors(path) else { return false };
+/// The labels of a chunk, if it is there, of the right shape, and as it was written.
+fn whole_chunk(path: &Path, extent: Extent, n: usize) -> Option<Vec<i64>> {
+    let mut tensors = NamedTensors::read_safetensors(path).ok()?;
     let [c, h, w] = extent.shape_chw;
-    let fits = |data: &TensorData| {
-        data.shape[..] == [n, c, h, w] && data.dtype == extent.precision.dtype()
-    };
-    tensors.len() == 1 && tensors.get(TENSOR).is_some_and(fits)
+    let latents = tensors.remove(LATENTS)?;
+    let labels = tensors.remove(LABELS)?;
+    let fits = latents.shape[..] == [n, c, h, w]
+        && latents.dtype == extent.precision.dtype()
+        && labels.shape[..] == [n]
+        && tensors.is_empty();
+    labels.into_vec::<i64>().ok().filter(|_| fits)
 }
 
 fn write_chunk<B: Backend>(
@@ -194,12 +212,13 @@ fn write_chunk<B: Backend>(
     extent: Extent,
     records: std::ops::Range<usize>,
     workers: usize,
-    encode: &(impl Fn(std::ops::Range<usize>) -> Result<Tensor<B, 4>, TrainError> + Sync),
+    encode: &(impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync),
     mut before_each: impl FnMut() -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
+) -> Result<Vec<i64>, TrainError> {
     let [c, h, w] = extent.shape_chw;
     let n = records.len();
     let mut bytes = Vec::with_capacity(n * extent.record_bytes() as usize);
+    let mut labels = Vec::with_capacity(n);
     let parts: Vec<_> = records
         .clone()
         .step_by(ENCODED_TOGETHER)
@@ -208,21 +227,26 @@ fn write_chunk<B: Backend>(
     for group in parts.chunks(workers.max(1)) {
         before_each()?;
         let encoded = side_by_side(group.to_vec(), &|part| {
-            let data = encode(part)?.into_data();
-            Ok::<_, TrainError>(data.convert_dtype(extent.precision.dtype()))
+            let (latents, labels) = encode(part)?;
+            let data = latents.into_data().convert_dtype(extent.precision.dtype());
+            Ok::<_, TrainError>((data, labels))
         });
-        for data in encoded {
-            bytes.extend_from_slice(data?.as_bytes());
+        for part in encoded {
+            let (data, of_part) = part?;
+            bytes.extend_from_slice(data.as_bytes());
+            labels.extend(of_part.into_iter().map(|label| label as i64));
         }
     }
     let mut tensors = NamedTensors::new();
     let data = TensorData::from_bytes_vec(bytes, vec![n, c, h, w], extent.precision.dtype());
-    tensors.insert(TENSOR, data);
+    tensors.insert(LATENTS, data);
+    tensors.insert(LABELS, TensorData::new(labels.clone(), [n]));
     tensors.metadata_mut().insert("kind".into(), "latents".into());
-    Ok(tensors.write_safetensors(path)?)
+    tensors.write_safetensors(path)?;
+    Ok(labels)
 }
 
-/// The values of the one tensor are the last bytes of the file.
+/// The latents are the last bytes of the file.
 fn start_of_values(path: &Path, extent: Extent, n: usize) -> Result<u64, TrainError> {
     let length = std::fs::metadata(path).map_err(TrainError::io(path, "cannot be read"))?.len();
     Ok(length - n as u64 * extent.record_bytes())
@@ -248,11 +272,10 @@ mod tests {
         let encode = |records: std::ops::Range<usize>| {
             encoded.fetch_add(records.len(), Ordering::Relaxed);
             let n = records.len();
+            let labels = records.clone().map(|r| r % 3).collect();
             let values: Vec<f32> = records.flat_map(|r| (0..6).map(move |i| value(r, i))).collect();
-            Ok(Tensor::<Flex, 4>::from_data(
-                TensorData::new(values, [n, 3, 2, 1]),
-                &Default::default(),
-            ))
+            let data = TensorData::new(values, [n, 3, 2, 1]);
+            Ok((Tensor::<Flex, 4>::from_data(data, &Default::default()), labels))
         };
         LatentCache::open(folder.to_owned(), extent, 2, encode, |_| Ok(())).unwrap()
     }
@@ -266,7 +289,8 @@ mod tests {
             let cache = open(folder.path(), extent, &encoded);
             for (image, variant) in [(0, 0), (17, 1), (39, 1)] {
                 let expected: Vec<f32> = (0..6).map(|i| value(2 * image + variant, i)).collect();
-                assert_eq!(cache.read(image, variant).unwrap(), expected);
+                let label = (2 * image + variant) % 3;
+                assert_eq!(cache.read(image, variant).unwrap(), (expected, label));
             }
             assert_eq!(encoded.load(Ordering::Relaxed), 80);
             open(folder.path(), extent, &encoded);

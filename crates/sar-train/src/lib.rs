@@ -19,7 +19,6 @@ pub mod held_out;
 pub mod report;
 
 mod checkpoint;
-mod images;
 mod k_means;
 pub mod latents;
 pub mod plan;

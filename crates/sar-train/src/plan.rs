@@ -2,12 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
+use sar_data::{Images, ReadAhead};
 use sar_model::Backbone;
 use sar_tokenizer::{FlexVarTokenizer, TokenizerConfig};
 use sar_weights::{Layout, parameters};
 
 use crate::TrainError;
-use crate::images::Images;
 use crate::latents::{Extent, Latents};
 use crate::recipe::Recipe;
 use crate::step::Optimisation;
@@ -62,7 +62,7 @@ pub fn plan<B: Backend>(
     workers: usize,
     device: &B::Device,
 ) -> Result<Plan, TrainError> {
-    let images = Images::open(&recipe.data)?;
+    let images = Images::open(&recipe.data, ReadAhead::default())?;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
     let n_tokenizer = count(&FlexVarTokenizer::<B>::new(model, device)?, &sar_tokenizer::LAYOUT);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
-use sar_data::{Augmentation, ImageSource};
+use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, Init};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
@@ -54,18 +54,6 @@ pub struct Recipe {
     pub evaluation: EvaluationRecipe,
     /// What is written on the way.
     pub log: LogRecipe,
-}
-
-/// Where images come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipe {
-    /// The embedded emoji or a folder.
-    pub source: ImageSource,
-    /// Side of the images, pixels.
-    pub side: u32,
-    /// Random changes of training images.
-    pub augmentation: Augmentation,
 }
 
 /// The weights that a stage starts from. Resuming a run is another thing: it goes on with weights,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::{RgbImage, enlarge, grid, magnification, to_images, to_tensor};
+use sar_data::{Images, ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_model::Backbone;
 use sar_rollout::generate;
 use sar_tokenizer::FlexVarTokenizer;
@@ -20,7 +20,6 @@ use crate::TrainError;
 use crate::backbone_task::TokenBatch;
 use crate::event::{Event, Observer};
 use crate::held_out::{HeldOut, HeldOutMeter};
-use crate::images::{EVALUATION_BATCH, Images};
 use crate::latents::{Extent, LatentCache, Latents};
 use crate::objective::Objective;
 use crate::recipe::{InitFrom, Recipe};
@@ -30,6 +29,9 @@ use crate::stage::{Clock, Journal, Stage, Trained};
 use crate::tasks::{BackboneTask, How, LatentSource, TokenizerTask};
 use crate::tokenizer_meter::TokenizerMeter;
 use crate::weights::{TrainedBackbone, checksum, read_released, save_backbone, save_tokenizer};
+
+/// Images per batch when nothing is trained.
+pub(crate) const EVALUATION_BATCH: usize = 32;
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
@@ -61,7 +63,7 @@ pub fn train<A: AutodiffBackend>(
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
-    let images = Images::open(&recipe.data)?;
+    let images = Images::open(&recipe.data, ReadAhead::default())?;
     let given = Given::load(recipe, images.classes().len(), device)?;
     let path = dir;
     let dir = if execution.resume {
@@ -69,10 +71,10 @@ pub fn train<A: AutodiffBackend>(
         let started_with = dir.recipe();
         let theirs = Recipe::load(&started_with.to_string_lossy(), &[])?;
         recipe.check_same_as(&theirs, &started_with)?;
-        dir.check_data(&images.fingerprint())?;
+        images.fingerprint().check_same_as(&dir.data()?)?;
         dir
     } else {
-        RunDir::create(path, recipe, &images.fingerprint())?
+        RunDir::create(path, recipe, images.fingerprint())?
     };
     observer.event(&Event::RunStarted { recipe: &recipe.name, dir: path });
     let metrics = Metrics::open(&dir)?;
@@ -227,10 +229,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.journal.observer.event(&Event::Working { what });
         let codes = self.recipe.tokenizer.model.codebook_size;
         let mut meter = TokenizerMeter::new(self.scales(), codes);
-        for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
-            let images = self.images.held_out(start, EVALUATION_BATCH)?;
-            meter.add(tokenizer, images.tensor(self.device));
+        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
+            meter.add(tokenizer, images?.tensor(self.device));
         }
+        self.journal.warn(self.images);
         Ok(meter)
     }
 
@@ -239,8 +241,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
         &mut self,
         tokenizer: &FlexVarTokenizer<Inner<A>>,
     ) -> Result<(), TrainError> {
-        let batches = self.images.held_out_spread(self.recipe.evaluation.reconstructions)?;
-        let originals: Vec<RgbImage> = batches.into_iter().flat_map(|batch| batch.images).collect();
+        let n = self.recipe.evaluation.reconstructions;
+        let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
+        for batch in self.images.held_out(n, EVALUATION_BATCH) {
+            originals.extend(batch?.images);
+        }
         let n = originals.len();
         let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
         let side = self.recipe.data.side;
@@ -274,7 +279,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let key = format!(
             "{}-{}-{}",
             checksum(tokenizer, &sar_tokenizer::LAYOUT),
-            self.images.fingerprint(),
+            self.images.fingerprint().hash,
             self.recipe.latent_settings_checksum(),
         );
         let folder = self.journal.dir.file(&folder.to_string_lossy()).join(key);
@@ -286,11 +291,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
         let seed = self.seed.child("latents");
         let encode = |records: std::ops::Range<usize>| {
-            let of = records.map(|record| {
-                let (image, variant) = (record / variants, record % variants);
-                (image, seed.at(image as u64).at(variant as u64))
-            });
-            Ok(tokenizer.encode(self.images.variants(of)?.tensor(self.device)))
+            let batch = self.images.variants(seed, *variants, records)?;
+            Ok((tokenizer.encode(batch.tensor(self.device)), batch.labels))
         };
         let journal = &mut self.journal;
         let progress = |done: usize| {
@@ -301,6 +303,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             Ok(())
         };
         let cache = LatentCache::open(folder, extent, self.workers, encode, progress)?;
+        self.journal.warn(self.images);
         Ok(Some(cache))
     }
 
@@ -392,9 +395,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.journal.observer.event(&Event::Working { what: &what });
         let schedule = self.scales().clone();
         let mut meter = HeldOutMeter::new(&schedule, backbone.config.codebook_size);
-        for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
-            let images = self.images.held_out(start, EVALUATION_BATCH)?;
-            let batch = TokenBatch::encode(tokenizer, images, schedule.clone(), self.device);
+        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
+            let batch = TokenBatch::encode(tokenizer, images?, schedule.clone(), self.device);
             meter.add(&backbone.model, tokenizer, &batch, self.device);
         }
         let resamplings = self.recipe.evaluation.bootstrap;

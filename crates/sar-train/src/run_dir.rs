@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recipe.toml                      the resolved recipe
-//! data.txt                         what the images were at the start
+//! data.json                        what the images were at the start
 //! metrics.jsonl                    one line per logged step
 //! checkpoints/<stage>-<step>.safetensors
 //! tokenizer.safetensors, backbone-teacher.safetensors, backbone-sar.safetensors,
@@ -18,7 +18,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sar_data::{RgbImage, to_png};
+use sar_data::{Fingerprint, RgbImage, to_png};
 
 use crate::{Recipe, TrainError};
 
@@ -30,7 +30,7 @@ pub(crate) struct RunDir {
 }
 
 const RECIPE: &str = "recipe.toml";
-const DATA: &str = "data.txt";
+const DATA: &str = "data.json";
 const LOCK: &str = "run.lock";
 const CHECKPOINTS: &str = "checkpoints";
 /// The end of the names of files that are being written.
@@ -38,7 +38,11 @@ const PARTIAL: &str = ".partial";
 
 impl RunDir {
     /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
-    pub(crate) fn create(path: &Path, recipe: &Recipe, data: &str) -> Result<Self, TrainError> {
+    pub(crate) fn create(
+        path: &Path,
+        recipe: &Recipe,
+        data: &Fingerprint,
+    ) -> Result<Self, TrainError> {
         let run_dir =
             |problem: &str| TrainError::RunDir { path: path.into(), problem: problem.into() };
         if path.exists() {
@@ -68,6 +72,7 @@ impl RunDir {
         fs::create_dir_all(path).map_err(TrainError::io(path, "cannot be made"))?;
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
+        let data = serde_json::to_string_pretty(data).expect("plain values");
         dir.write(DATA, data.as_bytes())?;
         // The last: a folder with a recipe is a run.
         dir.write(RECIPE, recipe.to_toml().as_bytes())?;
@@ -85,18 +90,14 @@ impl RunDir {
         Ok(dir)
     }
 
-    /// Checks that the images are those that the run started with.
-    pub(crate) fn check_data(&self, data: &str) -> Result<(), TrainError> {
+    /// What the images were when the run started.
+    pub(crate) fn data(&self) -> Result<Fingerprint, TrainError> {
         let path = self.file(DATA);
-        let started = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
-        if started == data {
-            return Ok(());
-        }
-        let problem = format!(
-            "the run started with other images ({started}) than data.source gives now ({data}): put \
-             them back, or start a new run"
-        );
-        Err(TrainError::RunDir { path, problem })
+        let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+        serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
+            path,
+            problem: format!("is no fingerprint of images: {error}"),
+        })
     }
 
     fn locked(path: &Path) -> Result<Self, TrainError> {
@@ -230,10 +231,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn data() -> Fingerprint {
+        Fingerprint { images: 1, classes: 1, hash: "00".into() }
+    }
+
     fn run_dir() -> (tempfile::TempDir, RunDir) {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
-        let dir = RunDir::create(&folder.path().join("run"), &recipe, "none").unwrap();
+        let dir = RunDir::create(&folder.path().join("run"), &recipe, &data()).unwrap();
         (folder, dir)
     }
 
@@ -262,7 +267,7 @@ mod tests {
         let (_folder, dir) = run_dir();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
         let error = |result: Result<RunDir, TrainError>| result.unwrap_err().to_string();
-        assert!(error(RunDir::create(&dir.path, &recipe, "none")).contains("--resume"));
+        assert!(error(RunDir::create(&dir.path, &recipe, &data())).contains("--resume"));
         assert!(error(RunDir::reopen(&dir.path)).contains("in use"));
         let path = dir.path.clone();
         drop(dir);

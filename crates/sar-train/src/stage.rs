@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
+use sar_data::Images;
 use sar_weights::{Layout, NamedTensors, parameters};
 
 use crate::TrainError;
@@ -54,6 +55,9 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
         &self,
         model: &<Self::Model as AutodiffModule<A>>::InnerModule,
     ) -> Result<Measure, TrainError>;
+
+    /// The images that it trains on.
+    fn images(&self) -> &Images;
 
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
@@ -181,6 +185,7 @@ impl Stage<'_> {
         let mut saved = Instant::now();
         for step in done..steps {
             let inputs = task.micro_batches(step)?;
+            journal.warn(task.images());
             let sum = accumulate::<A, _, _, _>(&model, inputs, workers, |model, input| {
                 task.loss(model, input)
             });
@@ -286,6 +291,13 @@ impl Journal<'_> {
     ) -> Result<(), TrainError> {
         let line = serde_json::json!({ "stage": stage, "step": step, *name: value });
         self.metrics.line(&line)
+    }
+
+    /// Says which images turned out to be unreadable.
+    pub(crate) fn warn(&mut self, images: &Images) {
+        for message in images.take_warnings() {
+            self.observer.event(&Event::Warning { message: &message });
+        }
     }
 
     /// Writes a file of the run and says so.

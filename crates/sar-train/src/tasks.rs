@@ -5,7 +5,7 @@
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
-use sar_data::EpochOrder;
+use sar_data::{EpochOrder, ImageBatch, Images, Loader};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_tokenizer::FlexVarTokenizer;
@@ -14,11 +14,11 @@ use sar_weights::NamedTensors;
 use crate::TrainError;
 use crate::backbone_task::{TokenBatch, backbone_loss};
 use crate::held_out::HeldOutMeter;
-use crate::images::{EVALUATION_BATCH, ImageBatch, Images};
 use crate::k_means::k_means;
 use crate::latents::LatentCache;
 use crate::objective::{BackboneMeasure, Objective, Regularisation};
 use crate::recipe::{InitFrom, Recipe, TokenizerRecipe};
+use crate::run::EVALUATION_BATCH;
 use crate::stage::{Better, Followed, Measure, Task};
 use crate::step::{Optimisation, Terms};
 use crate::tokenizer_meter::TokenizerMeter;
@@ -27,23 +27,29 @@ use crate::tokenizer_task::{CodeUsage, latents, revive, tokenizer_loss};
 /// The images of a stage, step by step.
 struct Batches<'a> {
     images: &'a Images,
-    order: EpochOrder,
     stage: SeedTree,
     batch: usize,
     micro_batches: usize,
+    /// Which image comes at which position, where latents are read instead of images.
+    order: EpochOrder,
+    /// Reads ahead from the first step that was asked for.
+    loader: Option<Loader>,
 }
 
 impl<'a> Batches<'a> {
     fn new(images: &'a Images, stage: SeedTree, optimisation: &Optimisation) -> Self {
         let Optimisation { batch, micro_batches, .. } = *optimisation;
-        Self { images, order: images.order(stage), stage, batch, micro_batches }
+        Self { images, stage, batch, micro_batches, order: images.order(stage), loader: None }
     }
 
     fn of_step(&mut self, step: u64) -> Result<Vec<ImageBatch>, TrainError> {
-        let size = self.batch / self.micro_batches;
         let start = step * self.batch as u64;
-        let starts = (0..self.micro_batches).map(|micro| start + (micro * size) as u64);
-        starts.map(|at| self.images.training(&mut self.order, self.stage, at, size)).collect()
+        let size = self.batch / self.micro_batches;
+        let loader = self.loader.take().filter(|loader| loader.position() == start);
+        let mut loader = loader.unwrap_or_else(|| self.images.training(self.stage, start, size));
+        let batches = loader.by_ref().take(self.micro_batches).collect::<Result<_, _>>()?;
+        self.loader = Some(loader);
+        Ok(batches)
     }
 
     /// The same images as stored latents, each in a variant that its stream draws.
@@ -65,10 +71,11 @@ impl<'a> Batches<'a> {
             };
             for position in at..at + size as u64 {
                 let image = self.order.index(position);
-                let stream = self.images.stream(self.stage, position);
+                let stream = Images::stream(self.stage, position);
                 let variant = stream.child("variant").below(0, cache.variants());
-                batch.values.extend(cache.read(image, variant)?);
-                batch.labels.push(self.images.training_label(image));
+                let (values, label) = cache.read(image, variant)?;
+                batch.values.extend(values);
+                batch.labels.push(label);
                 batch.streams.push(stream);
             }
             Ok(batch)
@@ -133,14 +140,17 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let tokens = self.schedule.n_tokens();
         let n = (LATENTS_PER_CODE * v).div_ceil(tokens).min(FIRST_IMAGES);
         let seed = self.seed.child("codebook");
-        let images = self.batches.images;
-        let mut order = images.order(seed);
         let mut rows = Vec::new();
-        for start in (0..n).step_by(EVALUATION_BATCH) {
-            let size = EVALUATION_BATCH.min(n - start);
-            let batch = images.training(&mut order, seed, start as u64, size)?;
+        let mut left = n;
+        for batch in self.batches.images.training(seed, 0, EVALUATION_BATCH.min(n)) {
+            let mut batch = batch?;
+            batch.images.truncate(left);
+            left -= batch.images.len();
             let part = latents(&model, batch.tensor(self.device), self.schedule.sizes());
             rows.extend(part.into_data().convert::<f32>().into_vec::<f32>().expect("f32"));
+            if left == 0 {
+                break;
+            }
         }
         let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
         Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
@@ -195,11 +205,15 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         // A schedule of a single scale has its finest already.
         let schedule = finest.unwrap_or_else(|_| self.schedule.clone());
         let mut meter = TokenizerMeter::new(&schedule, self.recipe.model.codebook_size);
-        for batch in self.batches.images.held_out_spread(self.measured)? {
-            meter.add(model, batch.tensor(self.device));
+        for batch in self.batches.images.held_out(self.measured, EVALUATION_BATCH) {
+            meter.add(model, batch?.tensor(self.device));
         }
         let (name, better) = ("held_out_psnr_db", Better::Higher);
         Ok(Measure { name, value: meter.psnr_db(), better })
+    }
+
+    fn images(&self) -> &Images {
+        self.batches.images
     }
 
     fn state(&self) -> Vec<(&'static str, TensorData)> {
@@ -314,11 +328,16 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
         (terms, ())
     }
 
+    fn images(&self) -> &Images {
+        self.batches.images
+    }
+
     fn measure(&self, model: &Backbone<A::InnerBackend>) -> Result<Measure, TrainError> {
         let schedule = self.recipe.scales();
         let mut meter = HeldOutMeter::new(schedule, self.recipe.tokenizer.model.codebook_size);
-        for images in self.batches.images.held_out_spread(self.recipe.log.measure_images)? {
-            let batch = TokenBatch::encode(self.tokenizer, images, schedule.clone(), self.device);
+        let n = self.recipe.log.measure_images;
+        for images in self.batches.images.held_out(n, EVALUATION_BATCH) {
+            let batch = TokenBatch::encode(self.tokenizer, images?, schedule.clone(), self.device);
             meter.add(model, self.tokenizer, &batch, self.device);
         }
         let [teacher, student] = meter.means();
