@@ -10,7 +10,7 @@ use sar_data::ImageBatch;
 use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 
 use crate::objective::{ConditionDraw, Objective, Regularisation};
 use crate::step::{ByScale, Terms};
@@ -31,7 +31,7 @@ pub struct TokenBatch<B: Backend> {
 impl<B: Backend> TokenBatch<B> {
     /// Images as the tokens of a frozen tokenizer.
     pub(crate) fn encode(
-        tokenizer: &FlexVarTokenizer<B>,
+        tokenizer: &Tokenizer<B>,
         images: ImageBatch,
         schedule: ScaleSchedule,
         device: &B::Device,
@@ -42,7 +42,7 @@ impl<B: Backend> TokenBatch<B> {
 
     /// Latents of a frozen tokenizer as its tokens; `of` says the images' classes and streams.
     pub(crate) fn quantise(
-        tokenizer: &FlexVarTokenizer<B>,
+        tokenizer: &Tokenizer<B>,
         h_bchw: Tensor<B, 4>,
         of: (Vec<usize>, Vec<SeedTree>),
         schedule: ScaleSchedule,
@@ -213,7 +213,7 @@ fn choose_by_scale<B: Backend>(
             let t = sampler.guidance.strength(k, &batch.schedule);
             logits_bnv = guide(logits_bnv, uncond_blv.clone().slice_dim(1, range), t);
         }
-        sampler.choice.choose(logits_bnv, &batch.images, k)
+        sampler.choice.choose(logits_bnv, &batch.images, &batch.schedule, k).tokens()
     });
     Tensor::cat(scales.collect(), 1)
 }

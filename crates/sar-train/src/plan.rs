@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use sar_data::{Images, ReadAhead};
 use sar_model::Backbone;
-use sar_tokenizer::{FlexVarTokenizer, TokenizerConfig};
+use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_weights::{Layout, parameters};
 
 use crate::TrainError;
@@ -65,7 +65,7 @@ pub fn plan<B: Backend>(
     let images = Images::open(&recipe.data, ReadAhead::default())?;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
-    let n_tokenizer = count(&FlexVarTokenizer::<B>::new(model, device)?, &sar_tokenizer::LAYOUT);
+    let n_tokenizer = count(&Tokenizer::<B>::new(model, device)?, model.layout());
     let config = recipe.backbone_config(classes);
     let n_backbone = count(&Backbone::<B>::new(&config, device)?, &sar_model::LAYOUT);
 

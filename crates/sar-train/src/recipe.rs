@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::DataRecipe;
-use sar_model::{BackboneConfig, Init};
+use sar_model::{BackboneConfig, Init, PositionsConfig};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
@@ -124,12 +124,25 @@ pub struct BackboneRecipe {
     pub shared_adaln: bool,
     /// l2-normalised queries and keys.
     pub qk_l2_norm: bool,
-    /// Side of the position grid.
-    pub position_grid: usize,
+    /// Where positions come from.
+    pub positions: PositionsRecipe,
     /// Initialisation.
     pub init: Init,
     /// The scales of each training step; its `scales` are also those of sampling and evaluation.
     pub schedule: TrainingSchedule,
+}
+
+/// Where a backbone's positions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PositionsRecipe {
+    /// A learned grid, resampled to every scale (FlexVAR).
+    Grid {
+        /// Its side (published: 32).
+        side: usize,
+    },
+    /// One for every token of the schedule, which then is the only one that can be sampled (VAR).
+    PerToken {},
 }
 
 /// A stage that trains the backbone.
@@ -294,7 +307,7 @@ impl Recipe {
             mlp_ratio,
             shared_adaln,
             qk_l2_norm,
-            position_grid,
+            positions,
             init: _,
             schedule: _,
         } = self.backbone;
@@ -308,7 +321,12 @@ impl Recipe {
             codebook_dim: self.tokenizer.model.codebook_dim,
             shared_adaln,
             qk_l2_norm,
-            position_grid,
+            positions: match positions {
+                PositionsRecipe::Grid { side } => PositionsConfig::Grid { side },
+                PositionsRecipe::PerToken {} => {
+                    PositionsConfig::PerToken { scales: self.scales().clone() }
+                }
+            },
         }
     }
 

@@ -14,7 +14,7 @@ use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{Images, ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_model::Backbone;
 use sar_rollout::generate;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 
 use crate::TrainError;
 use crate::backbone_task::TokenBatch;
@@ -152,7 +152,7 @@ pub fn train<A: AutodiffBackend>(
 
 /// The weights that a recipe starts from, read before anything is written.
 struct Given<B: Backend> {
-    tokenizer: Option<FlexVarTokenizer<B>>,
+    tokenizer: Option<Tokenizer<B>>,
     backbone: Option<Backbone<B>>,
 }
 
@@ -161,8 +161,8 @@ impl<B: Backend> Given<B> {
         let tokenizer = match &recipe.tokenizer.init_from {
             InitFrom::Scratch {} => None,
             InitFrom::Weights { path } => {
-                let empty = FlexVarTokenizer::new(&recipe.tokenizer.model, device)?;
-                Some(read_released(path, empty, &sar_tokenizer::LAYOUT)?)
+                let empty = Tokenizer::new(&recipe.tokenizer.model, device)?;
+                Some(read_released(path, empty, recipe.tokenizer.model.layout())?)
             }
         };
         let backbone = match &recipe.teacher.init_from {
@@ -186,7 +186,7 @@ struct Run<'a, A: AutodiffBackend> {
 }
 
 /// A frozen tokenizer, and where its latents come from.
-type Tokens<'t, A> = (&'t FlexVarTokenizer<Inner<A>>, LatentSource<'t>);
+type Tokens<'t, A> = (&'t Tokenizer<Inner<A>>, LatentSource<'t>);
 
 impl<A: AutodiffBackend> Run<'_, A> {
     fn scales(&self) -> &ScaleSchedule {
@@ -195,8 +195,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
     fn train_tokenizer(
         &mut self,
-        given: Option<FlexVarTokenizer<Inner<A>>>,
-    ) -> Result<Trained<FlexVarTokenizer<Inner<A>>>, TrainError> {
+        given: Option<Tokenizer<Inner<A>>>,
+    ) -> Result<Trained<Tokenizer<Inner<A>>>, TrainError> {
         let recipe = &self.recipe.tokenizer;
         let seed = self.seed.child("tokenizer");
         let tokenizer = match given {
@@ -207,7 +207,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             name: "tokenizer",
             steps: recipe.steps,
             optimisation: &recipe.optimisation,
-            layout: &sar_tokenizer::LAYOUT,
+            layout: recipe.model.layout(),
         };
         let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
         let trained =
@@ -223,7 +223,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     /// PSNR and code use on held-out images.
     fn measure_tokenizer(
         &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
     ) -> Result<TokenizerMeter, TrainError> {
         let what = "measuring the tokenizer on held-out images";
         self.journal.observer.event(&Event::Working { what });
@@ -237,10 +237,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     }
 
     /// Rows of held-out originals and their reconstruction at every scale.
-    fn draw_reconstructions(
-        &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
-    ) -> Result<(), TrainError> {
+    fn draw_reconstructions(&mut self, tokenizer: &Tokenizer<Inner<A>>) -> Result<(), TrainError> {
         let n = self.recipe.evaluation.reconstructions;
         let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
         for batch in self.images.held_out(n, EVALUATION_BATCH) {
@@ -248,11 +245,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
         let n = originals.len();
         let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
+        let tokens_bl = tokenizer.tokens(h_bchw, self.scales());
         let side = self.recipe.data.side;
         let mut rows: Vec<Vec<RgbImage>> = vec![originals];
-        for &size in self.scales().sizes().iter().rev() {
-            let tokens_bn = tokenizer.tokens_at(h_bchw.clone(), size);
-            let decoded = to_images(tokenizer.decode_tokens(tokens_bn, size));
+        for canvas_bchw in tokenizer.canvases(tokens_bl, self.scales()).into_iter().rev() {
+            let decoded = to_images(tokenizer.decode(canvas_bchw));
             rows.push(decoded.iter().map(|image| enlarge(image, side)).collect());
         }
         let sheet = grid(&rows.concat(), n, 4, magnification(side));
@@ -264,7 +261,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     /// The cache of latents, made or found, where the recipe asks for one.
     fn cache_latents(
         &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
     ) -> Result<Option<LatentCache>, TrainError> {
         let Latents::Cached { folder, variants, precision } = &self.recipe.latents else {
             return Ok(None);
@@ -278,7 +275,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         };
         let key = format!(
             "{}-{}-{}",
-            checksum(tokenizer, &sar_tokenizer::LAYOUT),
+            checksum(tokenizer, self.recipe.tokenizer.model.layout()),
             self.images.fingerprint().hash,
             self.recipe.latent_settings_checksum(),
         );
@@ -388,7 +385,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn measure(
         &mut self,
         what: &str,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(HeldOut, HeldOutMeter), TrainError> {
         let what = format!("measuring the {what} weights on held-out images");
@@ -406,7 +403,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn measure_average(
         &mut self,
         what: &str,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         average: Option<TrainedBackbone<Inner<A>>>,
     ) -> Result<Option<HeldOut>, TrainError> {
         let Some(average) = average else { return Ok(None) };
@@ -418,7 +415,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn draw_samples(
         &mut self,
         name: &str,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(), TrainError> {
         self.journal.observer.event(&Event::Working { what: "sampling" });
@@ -478,7 +475,7 @@ pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
 
 /// Samples and decodes.
 pub fn sample_images<B: Backend>(
-    tokenizer: &FlexVarTokenizer<B>,
+    tokenizer: &Tokenizer<B>,
     model: &Backbone<B>,
     request: &SampleRequest,
     device: &B::Device,

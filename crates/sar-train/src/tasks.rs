@@ -4,11 +4,11 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
+use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{EpochOrder, ImageBatch, Images, Loader};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 use sar_weights::NamedTensors;
 
 use crate::TrainError;
@@ -123,15 +123,15 @@ const FIRST_IMAGES: usize = 128;
 const USAGE: &str = "code_usage";
 
 impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
-    type Model = FlexVarTokenizer<A>;
+    type Model = Tokenizer<A>;
     type Input = (ImageBatch, SeedTree);
     type Output = (ImageBatch, Tensor<A::InnerBackend, 1, Int>);
 
     /// Makes the codebook from latents of training images at all scales, unless it comes from weights.
     fn begin(
         &self,
-        model: FlexVarTokenizer<A::InnerBackend>,
-    ) -> Result<FlexVarTokenizer<A::InnerBackend>, TrainError> {
+        model: Tokenizer<A::InnerBackend>,
+    ) -> Result<Tokenizer<A::InnerBackend>, TrainError> {
         if self.recipe.init_from != (InitFrom::Scratch {}) {
             return Ok(model);
         }
@@ -146,13 +146,14 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
             let mut batch = batch?;
             batch.images.truncate(left);
             left -= batch.images.len();
-            let part = latents(&model, batch.tensor(self.device), self.schedule.sizes());
+            let scales = 0..self.schedule.len();
+            let part = latents(&model, batch.tensor(self.device), self.schedule, scales);
             rows.extend(part.into_data().convert::<f32>().into_vec::<f32>().expect("f32"));
             if left == 0 {
                 break;
             }
         }
-        let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
+        let codes = TensorData::new(k_means(&rows, c, v, model.codebook().metric(), seed), [v, c]);
         Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
     }
 
@@ -171,10 +172,10 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
 
     fn after(
         &mut self,
-        model: FlexVarTokenizer<A::InnerBackend>,
+        model: Tokenizer<A::InnerBackend>,
         step: u64,
         outputs: Vec<Self::Output>,
-    ) -> Followed<FlexVarTokenizer<A::InnerBackend>> {
+    ) -> Followed<Tokenizer<A::InnerBackend>> {
         let mut last = None;
         for (images, indices_n) in outputs {
             self.usage.add(indices_n);
@@ -195,16 +196,15 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let Some(images) = last.filter(|_| used < codes && step < self.recipe.revive_until) else {
             return (model, Some(note));
         };
-        let rows = latents(&model, images.tensor(self.device), &[self.schedule.last()]);
+        let n_scales = self.schedule.len();
+        let finest = n_scales - 1..n_scales;
+        let rows = latents(&model, images.tensor(self.device), self.schedule, finest);
         let draws = self.seed.child("revive").at(step);
         (model.with_codebook(|book| revive(book, &counts, rows, draws)), Some(note))
     }
 
-    fn measure(&self, model: &FlexVarTokenizer<A::InnerBackend>) -> Result<Measure, TrainError> {
-        let finest = ScaleSchedule::new(vec![ScaleSize::square(1), self.schedule.last()]);
-        // A schedule of a single scale has its finest already.
-        let schedule = finest.unwrap_or_else(|_| self.schedule.clone());
-        let mut meter = TokenizerMeter::new(&schedule, self.recipe.model.codebook_size);
+    fn measure(&self, model: &Tokenizer<A::InnerBackend>) -> Result<Measure, TrainError> {
+        let mut meter = TokenizerMeter::new(self.schedule, self.recipe.model.codebook_size);
         for batch in self.batches.images.held_out(self.measured, EVALUATION_BATCH) {
             meter.add(model, batch?.tensor(self.device));
         }
@@ -246,7 +246,7 @@ pub(crate) struct How<'a> {
 pub(crate) struct BackboneTask<'a, A: AutodiffBackend> {
     recipe: &'a Recipe,
     how: How<'a>,
-    tokenizer: &'a FlexVarTokenizer<A::InnerBackend>,
+    tokenizer: &'a Tokenizer<A::InnerBackend>,
     latents: LatentSource<'a>,
     device: &'a A::Device,
     seed: SeedTree,
@@ -258,7 +258,7 @@ impl<'a, A: AutodiffBackend> BackboneTask<'a, A> {
         recipe: &'a Recipe,
         how: How<'a>,
         images: &'a Images,
-        (tokenizer, latents): (&'a FlexVarTokenizer<A::InnerBackend>, LatentSource<'a>),
+        (tokenizer, latents): (&'a Tokenizer<A::InnerBackend>, LatentSource<'a>),
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Self {

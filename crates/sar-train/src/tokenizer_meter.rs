@@ -5,7 +5,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
 use sar_loss::histogram_entropy;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 
 use crate::report::{TokenizerReport, TokenizerScale};
 
@@ -29,16 +29,12 @@ impl TokenizerMeter {
     }
 
     /// Measures a batch, pixels in [-1, 1], at all scales.
-    pub(crate) fn add<B: Backend>(
-        &mut self,
-        tokenizer: &FlexVarTokenizer<B>,
-        pixels_bchw: Tensor<B, 4>,
-    ) {
-        let h_bchw = tokenizer.encode(pixels_bchw.clone());
-        for (k, &size) in self.schedule.sizes().iter().enumerate() {
-            let tokens_bn = tokenizer.tokens_at(h_bchw.clone(), size);
-            let output = tokenizer.decode_tokens(tokens_bn.clone(), size);
-            self.psnr[k].extend(psnr(output, pixels_bchw.clone()));
+    pub(crate) fn add<B: Backend>(&mut self, tokenizer: &Tokenizer<B>, pixels_bchw: Tensor<B, 4>) {
+        let tokens_bl = tokenizer.tokens(tokenizer.encode(pixels_bchw.clone()), &self.schedule);
+        let canvases = tokenizer.canvases(tokens_bl.clone(), &self.schedule);
+        for (k, canvas_bchw) in canvases.into_iter().enumerate() {
+            self.psnr[k].extend(psnr(tokenizer.decode(canvas_bchw), pixels_bchw.clone()));
+            let tokens_bn = tokens_bl.clone().slice_dim(1, self.schedule.range(k));
             let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().expect("i64");
             tokens.iter().for_each(|token| self.counts[k][*token as usize] += 1);
         }

@@ -4,13 +4,14 @@ use sar_core::{ScaleSize, TrainingSchedule};
 use sar_loss::Reduction;
 use sar_model::Init;
 use sar_rollout::{Choice, Guidance, OwnScales, Predictions, Sampler};
+use sar_tokenizer::{Family, Phi};
 
 use crate::latents::Latents;
 use crate::objective::{Objective, Regularisation};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
-    BackboneRecipe, BackboneStage, EvaluationRecipe, InitFrom, LogRecipe, Recipe, SarStage,
-    TokenizerLoss, TokenizerRecipe,
+    BackboneRecipe, BackboneStage, EvaluationRecipe, InitFrom, LogRecipe, PositionsRecipe, Recipe,
+    SarStage, TokenizerLoss, TokenizerRecipe,
 };
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
 use crate::step::Optimisation;
@@ -40,6 +41,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         .backbone_config(1)
         .validate()
         .map_err(|e| (format!("backbone.{}", e.field), e.problem))?;
+    of_family(recipe)?;
     let Init { adaln_gamma } = *init;
     at_least_zero(adaln_gamma, "backbone.init.adaln_gamma")?;
     of_sizes(data.side as usize, tokenizer.model.downsampling(), schedule)?;
@@ -99,6 +101,44 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe) -> Result<(), Problem> {
         at_least_zero(weight, &format!("tokenizer.loss.{name}"))?;
     }
     Ok(())
+}
+
+/// What VAR's residual scales and positions per token cannot do.
+fn of_family(recipe: &Recipe) -> Result<(), Problem> {
+    let Recipe { tokenizer, backbone, .. } = recipe;
+    let is_fixed = matches!(backbone.schedule, TrainingSchedule::Fixed { .. });
+    match backbone.positions {
+        PositionsRecipe::Grid { .. } => {}
+        PositionsRecipe::PerToken {} => check(
+            is_fixed,
+            "backbone.positions",
+            "positions per token need a fixed schedule; choose kind = \"grid\" for random ones",
+        )?,
+    }
+    match tokenizer.model.family {
+        Family::Flexvar => Ok(()),
+        Family::Var { phi } => {
+            check(
+                tokenizer.loss.coarse == 0.0,
+                "tokenizer.loss.coarse",
+                "must be 0: a residual tokenizer decodes the sum of all scales only",
+            )?;
+            check(
+                tokenizer.loss.entropy == 0.0,
+                "tokenizer.loss.entropy",
+                "must be 0: it is of codes that are compared by angle (FlexVAR)",
+            )?;
+            let scales = recipe.scales().len();
+            match phi {
+                Phi::PerScale(n) => check(
+                    n == scales,
+                    "tokenizer.model.family.phi",
+                    &format!("{n} convolutions, one per scale, do not fit {scales} scales"),
+                ),
+                Phi::Shared(_) => Ok(()),
+            }
+        }
+    }
 }
 
 /// Image, latent and scales fit each other.
@@ -202,7 +242,13 @@ fn of_objective(objective: &Objective) -> Result<(), Problem> {
     match predictions {
         Predictions::TeacherArgmax => Ok(()),
         Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler } => {
-            of_sampler("sar.objective.predictions.sampler", sampler)
+            let path = "sar.objective.predictions.sampler";
+            check(
+                !matches!(sampler.choice, Choice::MoreSmooth { .. }),
+                &format!("{path}.choice"),
+                "more-smooth mixes codes, for pictures only",
+            )?;
+            of_sampler(path, sampler)
         }
     }
 }
@@ -215,7 +261,7 @@ fn of_sampler(path: &str, Sampler { guidance, choice }: &Sampler) -> Result<(), 
     at_least_zero(*scale, &format!("{path}.guidance.scale"))?;
     match choice {
         Choice::Argmax => Ok(()),
-        Choice::Sample { top_k: _, top_p } => check(
+        Choice::Sample { top_k: _, top_p } | Choice::MoreSmooth { top_k: _, top_p } => check(
             (0.0..=1.0).contains(top_p),
             &format!("{path}.choice.top_p"),
             &format!("{top_p} is no probability: must be in [0, 1]"),
@@ -269,6 +315,15 @@ mod tests {
             ("evaluation.sampler.guidance.scale=-1", "evaluation.sampler.guidance.scale"),
             ("evaluation.samples_per_class=1000000", "evaluation.samples_per_class"),
             ("evaluation.bootstrap=10", "evaluation.bootstrap"),
+            (
+                "tokenizer.model.family={ kind = \"var\", phi = { shared = 4 } }",
+                "tokenizer.loss.coarse",
+            ),
+            (
+                "sar.objective.predictions={ kind = \"teacher-sample\", sampler = { guidance = { rule = \
+                 \"ramp\", scale = 1.0 }, choice = { kind = \"more-smooth\", top_k = 0, top_p = 0.0 } } }",
+                "sar.objective.predictions.sampler.choice",
+            ),
             ("log.checkpoint_minutes=-1", "log.checkpoint_minutes"),
             (
                 "latents={ kind = \"cached\", folder = \"x\", variants = 0, precision = \"half\" }",
