@@ -21,9 +21,10 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
+    Verb { name: "edit", about: "draw parts of an image anew", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
     Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
@@ -67,7 +68,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<9} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample and parity go to the binary `sar`, built for the device that";
+    text += "\n\ntrain, sample, edit and parity go to the binary `sar`, built for the device that";
     text += "\n--device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
     text
 }

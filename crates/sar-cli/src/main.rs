@@ -1,8 +1,10 @@
-//! `sar`: train, sample, check parity. One file a verb; the only place where a backend is chosen.
+//! `sar`: train, sample, edit, check parity. One file a verb; the only place where a backend is chosen.
 //!
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
 
 mod device;
+mod edit;
+mod generation;
 mod parity;
 mod progress;
 mod report;
@@ -30,6 +32,8 @@ enum Verb {
     Train(train::Args),
     /// Draws images from a run or from weight files.
     Sample(sample::Args),
+    /// Draws parts of an image anew: in-painting, expansion, refinement.
+    Edit(edit::Args),
     /// Compares with the golden tensors of case folders.
     Parity(parity::Args),
 }
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
+        Verb::Edit(args) => edit::run(args),
         Verb::Parity(args) => parity::run(args),
     };
     match outcome {

@@ -10,11 +10,22 @@ use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage,
 };
 
+use crate::DataError;
+
 /// The largest decoded image, in bytes; a small file that claims more is refused unread.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
 
 /// The largest image as it is stored, in bytes.
 const MAX_STORED_BYTES: u64 = 256 << 20;
+
+/// Reads a PNG, JPEG or WebP file as 8-bit RGB on white, upright.
+///
+/// # Errors
+/// If it cannot be read, is not a whole image, or a larger one than any should be.
+pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
+    let bytes = read_file(path).and_then(|bytes| decode(&bytes));
+    bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
+}
 
 /// Decodes a PNG, JPEG or WebP file.
 ///

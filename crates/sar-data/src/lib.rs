@@ -43,6 +43,7 @@ pub use cifar10::Cifar10;
 pub use classes::find_class;
 pub use crop::Crop;
 pub use dataset::Dataset;
+pub use decode::read_image;
 pub use emoji::Emoji;
 pub use error::DataError;
 pub use fingerprint::Fingerprint;

@@ -24,6 +24,7 @@ pub mod latents;
 pub mod plan;
 pub mod run;
 mod run_dir;
+pub mod sampling;
 mod stage;
 mod tasks;
 mod tokenizer_meter;

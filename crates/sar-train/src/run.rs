@@ -8,12 +8,10 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{Images, ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_model::Backbone;
-use sar_rollout::generate;
 use sar_tokenizer::Tokenizer;
 
 use crate::TrainError;
@@ -25,6 +23,7 @@ use crate::objective::Objective;
 use crate::recipe::{InitFrom, Recipe};
 use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
+use crate::sampling::{SampleRequest, sample_images, sample_stream};
 use crate::stage::{Clock, Journal, Stage, Trained};
 use crate::tasks::{BackboneTask, How, LatentSource, TokenizerTask};
 use crate::tokenizer_meter::TokenizerMeter;
@@ -433,6 +432,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                     .collect(),
                 scales: self.scales().clone(),
                 sampler: self.recipe.evaluation.sampler,
+                kept: None,
             };
             images.extend(sample_images(tokenizer, &backbone.model, &request, self.device));
         }
@@ -452,36 +452,4 @@ const SAMPLED_TOGETHER: usize = 16;
 fn named<'t, M>(name: &str, trained: &'t Trained<M>) -> impl Iterator<Item = (String, &'t M)> {
     let average = trained.average.as_ref().map(|m| (format!("{name}-average.safetensors"), m));
     std::iter::once((format!("{name}.safetensors"), &trained.model)).chain(average)
-}
-
-/// What to sample.
-#[derive(Clone, Debug)]
-pub struct SampleRequest {
-    /// Class of each image.
-    pub labels: Vec<usize>,
-    /// Stream of each image.
-    pub streams: Vec<SeedTree>,
-    /// The scales.
-    pub scales: ScaleSchedule,
-    /// Guidance and filters.
-    pub sampler: sar_rollout::Sampler,
-}
-
-/// The stream of the `i`-th sample of a class: a run's sheets and `sar sample` with the run's seed
-/// draw the same images.
-pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
-    seed.child("samples").at(class as u64).at(i as u64)
-}
-
-/// Samples and decodes.
-pub fn sample_images<B: Backend>(
-    tokenizer: &Tokenizer<B>,
-    model: &Backbone<B>,
-    request: &SampleRequest,
-    device: &B::Device,
-) -> Vec<RgbImage> {
-    let SampleRequest { labels, streams, scales, sampler } = request;
-    let generated = generate(model, tokenizer, labels, scales, *sampler, streams, device);
-    let q_bchw: Tensor<B, 4> = generated.canvas.expect("a schedule has at least one scale");
-    to_images(tokenizer.decode(q_bchw))
 }
