@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Keeps the codes that make up this probability; 0 for all.
     #[arg(long, default_value_t = 0.95)]
     top_p: f64,
+    /// Mixes codes instead of drawing one: smoother and less varied pictures, for looking at only.
+    #[arg(long)]
+    more_smooth: bool,
     /// Scales as in 1_2_3_4 [default: those of the weights]
     #[arg(long)]
     scales: Option<String>,
@@ -83,6 +86,11 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         .as_deref()
         .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
     let scales = scales.transpose()?;
+    let (top_k, top_p) = (args.top_k, args.top_p);
+    let choice = match args.more_smooth {
+        true => Choice::MoreSmooth { top_k, top_p },
+        false => Choice::Sample { top_k, top_p },
+    };
     let device = args.device;
     let request = Request {
         tokenizer,
@@ -90,10 +98,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         classes: args.classes,
         n: args.n,
         seed: args.seed,
-        sampler: Sampler {
-            guidance: Guidance::flexvar(args.guidance),
-            choice: Choice::Sample { top_k: args.top_k, top_p: args.top_p },
-        },
+        sampler: Sampler { guidance: Guidance::flexvar(args.guidance), choice },
         scales,
         batch: args.batch,
         out: args.out,
@@ -165,6 +170,7 @@ impl Request {
                 .collect::<Result<Vec<usize>>>()?
         };
         let scales = self.scales.unwrap_or(scales);
+        config.check_scales(&scales).context("--scales")?;
         let tokens = scales.n_tokens();
         ensure!(tokens <= MOST_TOKENS, "--scales: {tokens} tokens an image, at most {MOST_TOKENS}");
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::{Augmentation, ImageSource};
 use sar_model::{BackboneConfig, Init, PositionsConfig};
-use sar_rollout::Sampler;
-use sar_tokenizer::TokenizerConfig;
+use sar_rollout::{Choice, Predictions, Sampler};
+use sar_tokenizer::{Family, TokenizerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -110,12 +110,25 @@ pub struct BackboneRecipe {
     pub shared_adaln: bool,
     /// l2-normalised queries and keys.
     pub qk_l2_norm: bool,
-    /// Side of the position grid.
-    pub position_grid: usize,
+    /// Where positions come from.
+    pub positions: PositionsRecipe,
     /// Initialisation.
     pub init: Init,
     /// The scales of each training step; its `scales` are also those of sampling and evaluation.
     pub schedule: TrainingSchedule,
+}
+
+/// Where the backbone's positions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PositionsRecipe {
+    /// A learned grid, resampled to every scale (FlexVAR).
+    Grid {
+        /// Side of the grid (published: 32).
+        side: usize,
+    },
+    /// Learned for each token of `schedule`, which is fixed, and for each level (VAR).
+    PerToken,
 }
 
 /// A stage that trains the backbone.
@@ -260,6 +273,33 @@ impl Recipe {
             .validate()
             .map_err(|problem| ("backbone.schedule".into(), problem))?;
 
+        let is_fixed = matches!(self.backbone.schedule, TrainingSchedule::Fixed { .. });
+        check(
+            is_fixed || self.backbone.positions != PositionsRecipe::PerToken,
+            "backbone.schedule",
+            "positions per token are those of one schedule: needs kind = \"fixed\"",
+        )?;
+        if let Family::Var { .. } = self.tokenizer.model.family {
+            let loss = self.tokenizer.loss;
+            let problem = "must be 0: VAR's tokenizer is trained at its finest scale";
+            check(loss.coarse == 0.0, "tokenizer.loss.coarse", problem)?;
+            let problem = "must be 0: it is of codes that are compared by angle (FlexVAR)";
+            check(loss.entropy == 0.0, "tokenizer.loss.entropy", problem)?;
+        }
+
+        if let Objective::Sar {
+            predictions:
+                Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler },
+            ..
+        } = &self.sar.objective
+        {
+            check(
+                !matches!(sampler.choice, Choice::MoreSmooth { .. }),
+                "sar.objective.predictions.sampler.choice",
+                "more-smooth mixes codes, for pictures only",
+            )?;
+        }
+
         let downsampling = self.tokenizer.model.downsampling();
         let side = self.data.side as usize;
         let latent = side / downsampling;
@@ -349,10 +389,16 @@ impl Recipe {
             mlp_ratio,
             shared_adaln,
             qk_l2_norm,
-            position_grid,
+            positions,
             init: _,
             schedule: _,
         } = self.backbone;
+        let positions = match positions {
+            PositionsRecipe::Grid { side } => PositionsConfig::Grid { side },
+            PositionsRecipe::PerToken => {
+                PositionsConfig::PerToken { scales: self.scales().clone() }
+            }
+        };
         BackboneConfig {
             depth,
             width,
@@ -363,7 +409,7 @@ impl Recipe {
             codebook_dim: self.tokenizer.model.codebook_dim,
             shared_adaln,
             qk_l2_norm,
-            positions: PositionsConfig::Grid { side: position_grid },
+            positions,
         }
     }
 
@@ -525,6 +571,18 @@ mod tests {
         check(&["backbone.heads=5"], &["backbone.width", "heads (5)"]);
         check(&["backbone.schedule.scales=1_3_2"], &["backbone.schedule", "2 after 3"]);
         check(&["backbone.schedule.scales=1_2_9"], &["larger than the latent"]);
+        check(
+            &["tokenizer.model.family={ kind = \"var\", phi = { shared = 4 } }"],
+            &["tokenizer.loss.coarse", "finest scale"],
+        );
+        check(
+            &["tokenizer.model.family={ kind = \"var\", phi = { shared = 0 } }"],
+            &["tokenizer.model.family.phi", "less than 1"],
+        );
+        let smooth = "predictions={ kind = \"teacher-sample\", sampler = { guidance = { rule = \
+                      \"ramp\", scale = 1.0 }, choice = { kind = \"more-smooth\", top_k = 0, \
+                      top_p = 0.0 } } }";
+        check(&[&format!("sar.objective.{smooth}")], &["pictures only"]);
         check(&["data.side=30"], &["data.side", "30"]);
         check(&["teacher.optimisation.micro_batches=5"], &["micro_batches", "5"]);
         check(&["sar.objective.contrast=nothing"], &["sar.objective", "nothing"]);
