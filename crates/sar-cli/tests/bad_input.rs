@@ -51,7 +51,10 @@ fn recipes() {
     set("backbone.width=0", &["backbone.width"]);
     set("data.side=33", &["data.side", "33"]);
     set("data.side=128", &["side 128", "64 px"]);
-    set("data.augmentation.flip_except=[\"Flaggs\"]", &["flip_except", "Flaggs", "Flags"]);
+    set(
+        "data.augmentation.flip_except=[\"Flaggs\"]",
+        &["data.augmentation.flip_except", "Flaggs", "Flags"],
+    );
     set("nonsense", &["nonsense", "key.path=value"]);
     refuses(folder, &["train", "--recipe", "no-such"], &["no-such", "emoji-quick"]);
     fs::write(folder.join("bad.toml"), "name = 'x'\nseed = \n").unwrap();
@@ -61,11 +64,11 @@ fn recipes() {
 }
 
 #[test]
-fn image_folders() {
+fn image_sources() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let train = |root: &str, parts: &[&str]| {
-        let source: &str = &format!("data.source={{ kind = \"folder\", path = \"{root}\" }}");
+    let train_with = |source: &str, setting: &str, parts: &[&str]| {
+        let source: &str = &format!("data.source={{ kind = {source} }}");
         // Should one be taken after all, it ends soon.
         let settings = [
             source,
@@ -73,23 +76,59 @@ fn image_folders() {
             "tokenizer.steps=1",
             "teacher.steps=1",
             "sar.steps=1",
+            setting,
         ];
         let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
         let args: Vec<&str> = std::iter::once("train").chain(settings).collect();
         refuses(folder, &args, parts);
     };
-    train("nowhere", &["nowhere"]);
+    let train = |source: &str, parts: &[&str]| train_with(source, "seed=1", parts);
+
+    train(r#""folder", path = "nowhere""#, &["nowhere: no such folder"]);
     fs::create_dir_all(folder.join("empty")).unwrap();
-    train("empty", &["empty"]);
+    train(r#""folder", path = "empty""#, &["empty: no images in this folder"]);
     fs::create_dir_all(folder.join("images/cats")).unwrap();
     fs::create_dir_all(folder.join("images/dogs")).unwrap();
     let image = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 200, 30]));
     image.save(folder.join("images/cats/one.png")).unwrap();
-    train("images", &["dogs"]);
+    let images = r#""folder", path = "images""#;
+    train(images, &["dogs: no images in this class folder"]);
     fs::write(folder.join("images/dogs/two.jpg"), b"this is no picture").unwrap();
-    train("images", &["two.jpg"]);
+    train(images, &["data.max_unreadable: 1 of 2 images", "two.jpg"]);
+    train_with(images, "data.max_unreadable=1", &["none of the 1 held-out images", "two.jpg"]);
+    train_with(images, "data.max_unreadable=2", &["data.max_unreadable: 2 is out of range"]);
+    image.save(folder.join("images/dogs/two.jpg")).unwrap();
+    train_with(images, "data.crop={ kind = \"exact\" }", &["one.png: is 8x8 px, not 32x32"]);
+    let random = "data.crop={ kind = \"adm-random\", min_share = 0 }";
+    train_with(images, random, &["data.crop.min_share: 0 is out of range"]);
+    train_with(images, "data.crop={ kind = \"middle\" }", &["data.crop", "middle", "adm-centre"]);
     fs::remove_dir_all(folder.join("images/dogs")).unwrap();
-    train("images", &["data.source", "1 images"]);
+    train(images, &["data.source: 1 images"]);
+
+    let list = r#""list", path = "train.txt", root = "images""#;
+    train(list, &["train.txt: cannot be read"]);
+    fs::write(folder.join("train.txt"), "cats/one.png 0\ncats/two.png\n").unwrap();
+    train(list, &["train.txt: line 2: write a path, a space and a label"]);
+    fs::write(folder.join("train.txt"), "cats/three.png 0\ncats/two.png 1\n").unwrap();
+    train(list, &["train.txt: none of its 2 images exists", "data.source.root"]);
+    fs::write(folder.join("names.txt"), "cat\n").unwrap();
+    let named = &format!("{list}, labels = \"names.txt\"");
+    train(named, &["train.txt: line 2: label '1' is none of the 1 class names"]);
+    train(r#""list", path = "train.txt""#, &["data.source", "root"]);
+
+    let cifar = r#""cifar10", path = "cifar""#;
+    train(cifar, &["cifar: no such folder"]);
+    fs::create_dir(folder.join("cifar")).unwrap();
+    fs::write(folder.join("cifar/batches.meta.txt"), "cat\ndog\n").unwrap();
+    fs::write(folder.join("cifar/data_batch_1.bin"), [0; 3073 + 5]).unwrap();
+    train(cifar, &["data_batch_1.bin: 3078 bytes are no whole number of images"]);
+
+    let shards = r#""webdataset", shards = ["cats.tar"]"#;
+    train(shards, &["cats.tar: cannot be read"]);
+    fs::write(folder.join("cats.tar"), [0x1F; 1000]).unwrap();
+    train(shards, &["cats.tar: not a whole tar file"]);
+    train(r#""webdataset", shards = []"#, &["data.source.shards: []"]);
+    train(r#""tar", path = "cats.tar""#, &["data.source", "tar", "webdataset"]);
 }
 
 #[test]

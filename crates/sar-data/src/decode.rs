@@ -5,12 +5,15 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use image::error::{ImageError, LimitError, LimitErrorKind};
+use image::error::{ImageError, ImageFormatHint, LimitError, LimitErrorKind};
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage,
 };
 
 use crate::DataError;
+
+/// The formats that are read.
+const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
 
 /// The largest decoded image, in bytes; a small file that claims more is refused unread.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
@@ -93,6 +96,10 @@ pub(crate) fn on_white(image: &RgbaImage) -> RgbImage {
 
 fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    // Whatever else the image crate was built for by other crates.
+    if let Some(other) = reader.format().filter(|format| !FORMATS.contains(format)) {
+        return Err(ImageError::Unsupported(ImageFormatHint::Exact(other).into()));
+    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODED_BYTES);
     reader.limits(limits);

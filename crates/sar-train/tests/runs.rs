@@ -70,6 +70,12 @@ fn outcome(dir: &Path) -> Vec<(String, Vec<u8>)> {
 
 fn assert_same(a: &Path, b: &Path) {
     for ((name, a), (_, b)) in outcome(a).into_iter().zip(outcome(b)) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if name.ends_with(".jsonl") {
+            for (i, (a, b)) in text(&a).lines().zip(text(&b).lines()).enumerate() {
+                assert_eq!(a, b, "{name}, line {}", i + 1);
+            }
+        }
         assert!(a == b, "{name} differs");
     }
 }
