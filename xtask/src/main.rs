@@ -21,9 +21,11 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 10] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
+    Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
+    Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
     Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
@@ -67,7 +69,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<9} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample and parity go to the binary `sar`, built for the device that";
+    text += "\n\ntrain, sample, convert, inspect and parity go to the binary `sar`, built for the device that";
     text += "\n--device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
     text
 }

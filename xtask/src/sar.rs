@@ -1,4 +1,4 @@
-//! `train`, `sample`, `parity`: forwarded to the binary `sar`, built with the
+//! `train`, `sample`, `convert`, `inspect`, `parity`: forwarded to the binary `sar`, built with the
 //! backend that `--device` asks for.
 
 use std::env;

@@ -1,8 +1,10 @@
-//! `sar`: train, sample, check parity. One file a verb; the only place where a backend is chosen.
+//! `sar`: train, sample, convert and inspect weights, check parity. One file a verb; the only place where a backend is chosen.
 //!
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
 
+mod convert;
 mod device;
+mod inspect;
 mod parity;
 mod progress;
 mod report;
@@ -30,6 +32,10 @@ enum Verb {
     Train(train::Args),
     /// Draws images from a run or from weight files.
     Sample(sample::Args),
+    /// Converts weights between released .pth files, safetensors files and those of a run.
+    Convert(convert::Args),
+    /// Says what a file of weights, a recipe or a run directory is.
+    Inspect(inspect::Args),
     /// Compares with the golden tensors of case folders.
     Parity(parity::Args),
 }
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
+        Verb::Convert(args) => convert::run(args),
+        Verb::Inspect(args) => inspect::run(args),
         Verb::Parity(args) => parity::run(args),
     };
     match outcome {

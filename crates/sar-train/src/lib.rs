@@ -19,6 +19,7 @@ pub mod report;
 mod checkpoint;
 mod images;
 mod k_means;
+pub mod released;
 pub mod run;
 mod run_dir;
 mod stage;

@@ -59,9 +59,16 @@ pub enum Checksum {
 pub struct WeightsFile {
     path: PathBuf,
     n_bytes: u64,
-    tensors: Vec<TensorInfo>,
-    metadata: BTreeMap<String, String>,
+    listing: Listing,
     reader: Reader,
+}
+
+/// What a file says before its numbers are read.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// Sorted by name.
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -90,18 +97,18 @@ impl WeightsFile {
             let what = if about.is_dir() { "it is a folder" } else { "it is no regular file" };
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        let (reader, tensors, metadata) = match Start::of(path)? {
+        let (reader, listing) = match Start::of(path)? {
             Start::Zip => {
-                let (reader, tensors, metadata) = pth::Reader::open(path)?;
-                (Reader::Pth(reader), tensors, metadata)
+                let (reader, listing) = pth::Reader::open(path)?;
+                (Reader::Pth(reader), listing)
             }
             Start::LegacyPickle => return Err(WeightsError::LegacyPickle { path: path.into() }),
             Start::Other => {
-                let (reader, tensors, metadata) = safetensors::Reader::open(path)?;
-                (Reader::Safetensors(reader), tensors, metadata)
+                let (reader, listing) = safetensors::Reader::open(path)?;
+                (Reader::Safetensors(reader), listing)
             }
         };
-        Ok(Self { path: path.into(), n_bytes: about.len(), tensors, metadata, reader })
+        Ok(Self { path: path.into(), n_bytes: about.len(), listing, reader })
     }
 
     /// The file.
@@ -124,12 +131,12 @@ impl WeightsFile {
 
     /// The tensors, sorted by name.
     pub fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
+        &self.listing.tensors
     }
 
     /// The string metadata.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.listing.metadata
     }
 
     /// Reads one tensor, contiguous and row-major, whatever strides it was stored with.
@@ -169,7 +176,7 @@ impl WeightsFile {
             Reader::Pth(mut reader) => reader.read_all()?,
             Reader::Safetensors(mut reader) => reader.read_all()?,
         };
-        Ok(NamedTensors::of_file(self.path, tensors, self.metadata))
+        Ok(NamedTensors::of_file(self.path, tensors, self.listing.metadata))
     }
 }
 
@@ -210,7 +217,8 @@ pub fn write_weights<'d>(
     let mut data = data;
     let mut next = |info: &TensorInfo| -> Result<Cow<'d, TensorData>, WeightsError> {
         let data = data(&info.name)?;
-        assert_eq!((data.dtype, &data.shape[..]), (info.dtype, &info.shape[..]), "{}", info.name);
+        let TensorInfo { name, dtype, shape } = info;
+        assert_eq!((data.dtype, &data.shape[..]), (*dtype, &shape[..]), "tensor {name}");
         Ok(data)
     };
     match target {

@@ -48,9 +48,19 @@ mod pickle;
 mod pth;
 mod strided;
 
+mod cast;
+
+mod released;
+
 mod bind;
 mod fill;
 mod layout;
+
+pub use cast::cast_floats;
+pub use released::{
+    BackboneShape, Phi, PositionsShape, Recognised, Released, TokenizerFamily, TokenizerShape,
+    recognise,
+};
 
 pub use bind::{ParameterInfo, bind, collect, parameters};
 pub use error::{Misfit, WeightsError};

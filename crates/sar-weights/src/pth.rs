@@ -19,7 +19,7 @@ use zip::result::ZipError;
 pub(crate) use self::write::write;
 
 use crate::error::{WeightsError, one_line};
-use crate::file::{Checksum, TensorInfo};
+use crate::file::{Checksum, Listing, TensorInfo};
 use crate::flatten::{StoredTensor, named_tensors};
 use crate::pickle;
 use crate::safetensors::check_bools;
@@ -67,9 +67,7 @@ struct Shared {
 }
 
 impl Reader {
-    pub(crate) fn open(
-        path: &Path,
-    ) -> Result<(Self, Vec<TensorInfo>, BTreeMap<String, String>), WeightsError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Listing), WeightsError> {
         let mut zip = Zip::open(path)?;
         zip.check_byte_order()?;
         let metadata = zip.read_metadata()?;
@@ -95,7 +93,8 @@ impl Reader {
             shape: slot.view.shape.clone(),
         };
         let tensors = slots.iter().map(info).collect();
-        Ok((Self { zip, slots, users, shared: HashMap::new() }, tensors, metadata))
+        let reader = Self { zip, slots, users, shared: HashMap::new() };
+        Ok((reader, Listing { tensors, metadata }))
     }
 
     /// Reads one tensor. A storage that is one tensor from end to end is read straight into it; one

@@ -17,7 +17,7 @@ use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
 
 use crate::atomic::write_whole;
 use crate::error::{WeightsError, one_line};
-use crate::file::{Checksum, TensorInfo};
+use crate::file::{Checksum, Listing, TensorInfo};
 use crate::strided::{MAX_RANK, zeros};
 
 /// Bytes of the little-endian header length at the start of the file.
@@ -54,9 +54,7 @@ struct Slot {
 }
 
 impl Reader {
-    pub(crate) fn open(
-        path: &Path,
-    ) -> Result<(Self, Vec<TensorInfo>, BTreeMap<String, String>), WeightsError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Listing), WeightsError> {
         let failed = |error| WeightsError::Read { path: path.into(), error };
         let mut file = File::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
@@ -87,7 +85,8 @@ impl Reader {
             shape: slot.shape.clone(),
         };
         let tensors = slots.iter().map(info).collect();
-        Ok((Self { path: path.into(), file, data_start, slots, checksum }, tensors, metadata))
+        let reader = Self { path: path.into(), file, data_start, slots, checksum };
+        Ok((reader, Listing { tensors, metadata }))
     }
 
     pub(crate) fn read(&mut self, name: &str) -> Result<TensorData, WeightsError> {

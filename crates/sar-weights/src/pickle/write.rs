@@ -37,7 +37,10 @@ impl Writer {
 
         self.int(0);
         self.ints(shape.iter().copied());
-        self.ints((0..shape.len()).map(|d| shape[d + 1..].iter().product()));
+        // The strides of nothing say nothing, and might overflow.
+        let is_empty = shape.contains(&0);
+        let stride = |d: usize| if is_empty { 1 } else { shape[d + 1..].iter().product() };
+        self.ints((0..shape.len()).map(stride));
         // No gradient, no backward hooks.
         self.bytes.push(op::NEWFALSE);
         self.global("collections", "OrderedDict");

@@ -80,8 +80,9 @@ fn pickle(path: &Path, root: &str, tensors: &[&TensorInfo]) -> Result<Vec<u8>, W
     for (key, TensorInfo { name, dtype, shape }) in tensors.iter().enumerate() {
         let storage = storage(*dtype)
             .ok_or_else(|| unwritable(name, format!("torch has no storage of {}", dtype.name())))?;
-        if shape.len() > MAX_RANK {
-            return Err(unwritable(name, format!("more than {MAX_RANK} dimensions")));
+        if shape.len() > MAX_RANK || shape.iter().any(|side| i64::try_from(*side).is_err()) {
+            let reason = format!("more than {MAX_RANK} dimensions, or one beyond 2^63");
+            return Err(unwritable(name, reason));
         }
         if root.len() + 1 + name.len() > MAX_NAME_BYTES {
             return Err(unwritable(name, format!("a name of over {MAX_NAME_BYTES} bytes")));
