@@ -252,25 +252,20 @@ impl Asked {
         shape: &BackboneShape,
         assumed: &mut Vec<String>,
     ) -> Result<ScaleSchedule> {
-        let (scales, from) = match (&self.scales, json(file, "scales")) {
-            (Some(text), _) => {
-                let from = format!("--scales {text}");
-                (text.parse().context(from.clone())?, from)
-            }
-            (None, Some(scales)) => (scales, file.path().display().to_string()),
-            (None, None) => {
-                if let Some(scales) = scales_of_levels(file, found)? {
-                    return Ok(scales);
-                }
-                let scales = published_scales(shape).with_context(|| {
-                    format!(
-                        "{}: does not show its scales; say them with --scales",
-                        file.path().display()
-                    )
-                })?;
-                assumed.push(format!("scales {scales}, as published (--scales)"));
-                return Ok(scales);
-            }
+        let path = file.path().display().to_string();
+        let (scales, from): (ScaleSchedule, String) = if let Some(text) = &self.scales {
+            let from = format!("--scales {text}");
+            (text.parse().context(from.clone())?, from)
+        } else if let Some(scales) = json(file, "scales") {
+            (scales, path)
+        } else if let Some(scales) = scales_of_levels(file, found)? {
+            (scales, path)
+        } else {
+            let scales = published_scales(shape).with_context(|| {
+                format!("{path}: does not show its scales; say them with --scales")
+            })?;
+            assumed.push(format!("scales {scales}, as published (--scales)"));
+            (scales, path)
         };
         if let PositionsShape::PerToken { tokens, scales: levels } = shape.positions {
             ensure!(
