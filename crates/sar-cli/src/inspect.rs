@@ -160,7 +160,7 @@ fn weights(file: &WeightsFile, checksum: Checksum, all: bool) {
         format!("{} in {} tensors", grouped(summary.n_parameters as u64), summary.n_tensors),
     );
     if summary.n_others > 0 {
-        row("besides", format!("{} tensors that are no parameters of it", summary.n_others));
+        row("besides", format!("{} that are no parameters of it", summary.n_others));
     }
     for (field, value) in &summary.fields {
         row(field, value);
@@ -178,14 +178,16 @@ fn weights(file: &WeightsFile, checksum: Checksum, all: bool) {
         }
         return;
     }
-    let mut groups: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
     for TensorInfo { name, dtype, shape } in file.tensors() {
         let about = format!("{} {shape:?}", dtype.name());
-        *groups.entry((pattern(name), about)).or_default() += 1;
+        groups.entry((pattern(name), about)).or_default().push(name);
     }
-    for ((pattern, about), n) in groups {
-        let times = if n > 1 { format!("{n} x ") } else { String::new() };
-        println!("  {times}{about}  {}", one_line(&pattern));
+    for ((pattern, about), names) in groups {
+        match names.as_slice() {
+            [name] => println!("  {about}  {}", one_line(name)),
+            names => println!("  {} x {about}  {}", names.len(), one_line(&pattern)),
+        }
     }
 }
 
