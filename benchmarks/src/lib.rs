@@ -7,7 +7,7 @@ use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::Backbone;
 use sar_rollout::generate;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 use sar_train::Recipe;
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
 use sar_train::objective::Objective;
@@ -23,7 +23,7 @@ const CLASSES: usize = 9;
 #[derive(Debug)]
 pub struct Subject<A: AutodiffBackend> {
     recipe: Recipe,
-    tokenizer: FlexVarTokenizer<A::InnerBackend>,
+    tokenizer: Tokenizer<A::InnerBackend>,
     backbone: Backbone<A::InnerBackend>,
     device: A::Device,
 }
@@ -67,9 +67,8 @@ impl<A: AutodiffBackend> Subject<A> {
 
     /// Tokens of all scales, `[b, l]`, to images at the finest.
     pub fn decode(&self, tokens_bl: Tensor<A::InnerBackend, 2, Int>) -> Tensor<A::InnerBackend, 4> {
-        let scales = self.scales();
-        let finest_bn = tokens_bl.slice_dim(1, scales.range(scales.len() - 1));
-        self.tokenizer.decode_tokens(finest_bn, scales.last())
+        let mut canvases = self.tokenizer.canvases(tokens_bl, self.scales());
+        self.tokenizer.decode(canvases.pop().expect("a schedule has at least one scale"))
     }
 
     /// Guided sampling with the recipe's filters, tokens `[b, l]`.
@@ -85,12 +84,12 @@ impl<A: AutodiffBackend> Subject<A> {
     /// One step of tokenizer training on images.
     pub fn tokenizer_step(&self, images_bchw: Tensor<A::InnerBackend, 4>, workers: usize) {
         let recipe = &self.recipe.tokenizer;
-        let loss = |model: &FlexVarTokenizer<A>, images| {
+        let loss = |model: &Tokenizer<A>, images| {
             let draws = SeedTree::new(2);
             tokenizer_loss(model, images, self.scales(), &recipe.loss, draws)
         };
         let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
-        let layout = &sar_tokenizer::LAYOUT;
+        let layout = recipe.model.layout();
         step(&recipe.optimisation, &self.tokenizer, layout, inputs, workers, loss);
     }
 

@@ -29,24 +29,54 @@ pub trait ScaleModel<B: Backend> {
     fn step(&self, cache: &mut Self::Cache, input_bnc: Option<Tensor<B, 3>>) -> Tensor<B, 3>;
 }
 
-/// The part of a multi-scale tokenizer that turns predicted tokens into the next scale's input.
+/// The part of a multi-scale tokenizer that turns chosen codes into the next scale's input.
+///
+/// What a scale's codes mean is the tokenizer's business: a direct one replaces the canvas by them,
+/// a residual one adds them to it.
 pub trait CodePyramid<B: Backend> {
-    /// The code map that has been painted so far.
+    /// What has been painted so far.
     type Canvas: Clone + Default;
 
-    /// Paints the tokens of scale `k` and returns the input of scale `k + 1`, or `None` after the
-    /// last scale. No gradient flows through the tokens.
+    /// All codes, `[v, c]`.
+    fn codes(&self) -> Tensor<B, 2>;
+
+    /// Paints the codes of scale `k` and returns the input of scale `k + 1`, or `None` after the
+    /// last scale.
     ///
     /// # Shapes
-    /// - `tokens_bn`: `[b, n_k]`, each in `0..v`
+    /// - `codes_bnc`: `[b, n_k, c]`, codes or mixtures of codes
     /// - output: `[b, n_{k+1}, c]`
     fn paint(
         &self,
         canvas: &mut Self::Canvas,
         schedule: &ScaleSchedule,
         k: usize,
-        tokens_bn: Tensor<B, 2, Int>,
+        codes_bnc: Tensor<B, 3>,
     ) -> Option<Tensor<B, 3>>;
+
+    /// The codes of tokens.
+    ///
+    /// # Shapes
+    /// - `tokens_bn`: `[b, n]`, each in `0..v`
+    /// - output: `[b, n, c]`
+    fn look_up(&self, tokens_bn: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let [b, n] = tokens_bn.dims();
+        let rows = self.codes().select(0, tokens_bn.reshape([b * n]));
+        let [_, c] = rows.dims();
+        rows.reshape([b, n, c])
+    }
+
+    /// Mixtures of all codes.
+    ///
+    /// # Shapes
+    /// - `weights_bnv`: `[b, n, v]`, each row of sum 1
+    /// - output: `[b, n, c]`
+    fn mix(&self, weights_bnv: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [b, n, v] = weights_bnv.dims();
+        let rows = weights_bnv.reshape([b * n, v]).matmul(self.codes());
+        let [_, c] = rows.dims();
+        rows.reshape([b, n, c])
+    }
 }
 
 /// Paints a whole pyramid: the inputs of scales `1..K` when each scale's tokens are given.
@@ -64,8 +94,8 @@ pub fn paint_all<B: Backend, P: CodePyramid<B>>(
         .ranges()
         .enumerate()
         .filter_map(|(k, range)| {
-            let tokens_bn = tokens_bl.clone().slice_dim(1, range);
-            pyramid.paint(&mut canvas, schedule, k, tokens_bn)
+            let codes_bnc = pyramid.look_up(tokens_bl.clone().slice_dim(1, range));
+            pyramid.paint(&mut canvas, schedule, k, codes_bnc)
         })
         .collect();
     (inputs, canvas)

@@ -1,4 +1,5 @@
-//! Losses of the quantiser, on normalised latents and codes (SPEC 3).
+//! Losses of the quantiser (SPEC 3): on normalised latents and codes for FlexVAR, on the latent and
+//! what has been painted after each scale for VAR.
 //!
 //! Shapes: n latents, c code channels, v codes.
 
@@ -28,6 +29,23 @@ pub fn codebook<B: Backend>(z_nc: Tensor<B, 2>, q_nc: Tensor<B, 2>) -> Tensor<B,
 /// ```
 pub fn commitment<B: Backend>(z_nc: Tensor<B, 2>, q_nc: Tensor<B, 2>) -> Tensor<B, 1> {
     mean_square(q_nc.detach() - z_nc)
+}
+
+/// The mean of a loss over pairs of latents and codes: one pair for FlexVAR, one a scale for VAR,
+/// whose quantiser's loss is
+///
+/// ```text
+/// mean_k [ mean (f_hat_k - sg f)^2 + beta mean (sg f_hat_k - f)^2 ]
+/// ```
+///
+/// # Panics
+/// If there are no pairs.
+pub fn mean_over<B: Backend>(
+    pairs: &[[Tensor<B, 2>; 2]],
+    loss: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 1>,
+) -> Tensor<B, 1> {
+    let losses = pairs.iter().map(|[z, q]| loss(z.clone(), q.clone()));
+    losses.reduce(|sum, one| sum + one).expect("at least one pair") / pairs.len() as f64
 }
 
 /// Favours certain assignments of each latent and an even use of all codes.

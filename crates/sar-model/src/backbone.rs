@@ -8,18 +8,21 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear};
 use burn::tensor::activation::silu;
 use burn::tensor::{Int, Tensor, backend::Backend};
-use sar_core::{Filter, ScaleModel, ScaleSchedule, ScaleSize, resample};
+use sar_core::{ScaleModel, ScaleSchedule, ScaleSize};
 use sar_weights::Layout;
 
 use crate::attention::{KeyValueCache, Sight, linear_layer, scale_causal_mask};
 use crate::block::{Block, Modulation};
 use crate::norm::{layer_norm, modulate};
+use crate::positions::Positions;
 use crate::{BackboneConfig, BackboneConfigError, StochasticDepth};
 
 /// The released names and layout.
 pub const LAYOUT: Layout = Layout {
     renames: &[
-        ("position_grid", "pos_1LC"),
+        ("positions.grid", "pos_1LC"),
+        ("positions.token", "pos_1LC"),
+        ("positions.level", "lvl_embed"),
         ("scale_mul", "scale_mul_1H11"),
         ("ada_lin", "ada_lin.1"),
         ("shared_ada_lin", "shared_ada_lin.1"),
@@ -56,7 +59,7 @@ pub struct Pass<'a, B: Backend> {
 #[derive(Module, Debug)]
 pub struct Backbone<B: Backend> {
     pos_start: Param<Tensor<B, 3>>,
-    position_grid: Param<Tensor<B, 4>>,
+    positions: Positions<B>,
     word_embed: Linear<B>,
     class_emb: Embedding<B>,
     shared_ada_lin: Option<Linear<B>>,
@@ -89,11 +92,11 @@ impl<B: Backend> Backbone<B> {
     /// If the configuration cannot be built.
     pub fn new(config: &BackboneConfig, device: &B::Device) -> Result<Self, BackboneConfigError> {
         config.validate()?;
-        let (d, grid) = (config.width, config.position_grid);
+        let d = config.width;
         let zeros = Initializer::Zeros;
         Ok(Self {
             pos_start: zeros.init([1, 1, d], device),
-            position_grid: zeros.init([1, d, grid, grid], device),
+            positions: Positions::new(&config.positions, d, device),
             word_embed: linear_layer(config.codebook_dim, d, true, device),
             class_emb: EmbeddingConfig::new(config.classes + 1, d)
                 .with_initializer(zeros)
@@ -123,7 +126,8 @@ impl<B: Backend> Backbone<B> {
     /// - output: `[b, l, v]`, unnormalised log-probabilities
     ///
     /// # Panics
-    /// If the inputs do not have the tokens of the schedule.
+    /// If the inputs do not have the tokens of the schedule, or the positions were learned for one
+    /// schedule and a scale is none of its scales.
     pub fn forward(&self, pass: Pass<'_, B>) -> Tensor<B, 3> {
         let Pass { labels_b, inputs_blc, schedule, first, depth_drops } = pass;
         let [b] = labels_b.dims();
@@ -157,20 +161,27 @@ impl<B: Backend> Backbone<B> {
         self.logits(y_rd, l, b, d)
     }
 
-    /// The learned positions of a schedule, resampled from the grid.
+    /// The learned positions of a schedule.
+    ///
+    /// Those learned for one schedule belong to its sizes: a sequence of some of its scales, as a
+    /// student pass may be, has the positions and levels that they have in the whole.
     ///
     /// # Shapes
     /// - output: `[l, d]`
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
     pub fn positions(&self, schedule: &ScaleSchedule) -> Tensor<B, 2> {
         let scales = schedule.sizes().iter().map(|&size| self.positions_at(size));
         Tensor::cat(scales.collect(), 0)
     }
 
     /// The positions of one scale: `[n, d]`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
     pub fn positions_at(&self, size: ScaleSize) -> Tensor<B, 2> {
-        resample(self.position_grid.val(), size, Filter::Area)
-            .reshape([self.width, size.tokens()])
-            .transpose()
+        self.positions.at(size)
     }
 
     fn condition(&self, labels_b: Tensor<B, 1, Int>) -> Condition<B> {

@@ -1,8 +1,26 @@
 //! What a backbone is made of.
 
+use sar_core::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 
-/// Shape of a FlexVAR backbone (SPEC 4).
+/// Where positions come from (SPEC 4), and with them the schedules that a backbone runs at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PositionsConfig {
+    /// FlexVAR: a learned grid, resampled to every scale of any schedule.
+    Grid {
+        /// Side of the grid (published: 32).
+        side: usize,
+    },
+    /// VAR: a position for every token and an embedding for every level of one schedule, which is
+    /// the only one that the backbone runs at.
+    PerToken {
+        /// That schedule.
+        scales: ScaleSchedule,
+    },
+}
+
+/// Shape of a backbone (SPEC 4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
@@ -24,8 +42,8 @@ pub struct BackboneConfig {
     pub shared_adaln: bool,
     /// l2-normalised queries and keys with a learned temperature per head.
     pub qk_l2_norm: bool,
-    /// Side of the learned grid that positions are resampled from (published: 32).
-    pub position_grid: usize,
+    /// Where positions come from.
+    pub positions: PositionsConfig,
 }
 
 /// A backbone configuration that cannot be built.
@@ -39,7 +57,7 @@ pub struct BackboneConfigError {
 }
 
 impl BackboneConfig {
-    /// The published shape of a depth (width 64 * depth, head dimension 64) for ImageNet.
+    /// FlexVAR's published shape of a depth (width 64 * depth, head dimension 64) for ImageNet.
     pub fn flexvar(depth: usize) -> Self {
         Self {
             depth,
@@ -51,7 +69,31 @@ impl BackboneConfig {
             codebook_dim: 32,
             shared_adaln: false,
             qk_l2_norm: true,
-            position_grid: 32,
+            positions: PositionsConfig::Grid { side: 32 },
+        }
+    }
+
+    /// VAR's published shape of a depth for ImageNet: d16, d20, d24 and d30 run at `256px`; d36-s
+    /// runs at `512px` and has `shared_adaln`.
+    pub fn var(depth: usize, scales: ScaleSchedule) -> Self {
+        Self {
+            codebook_size: 4096,
+            positions: PositionsConfig::PerToken { scales },
+            ..Self::flexvar(depth)
+        }
+    }
+
+    /// Checks that images can be sampled at a schedule.
+    ///
+    /// # Errors
+    /// If positions were learned for another schedule alone.
+    pub fn check_scales(&self, schedule: &ScaleSchedule) -> Result<(), BackboneConfigError> {
+        match &self.positions {
+            PositionsConfig::PerToken { scales } if scales != schedule => {
+                let problem = format!("{schedule}: this model runs at {scales} only (VAR)");
+                Err(BackboneConfigError { field: "scales", problem })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -61,6 +103,10 @@ impl BackboneConfig {
     /// The first field that cannot be.
     pub fn validate(&self) -> Result<(), BackboneConfigError> {
         let err = |field, problem: String| Err(BackboneConfigError { field, problem });
+        let grid_side = match &self.positions {
+            PositionsConfig::Grid { side } => *side,
+            PositionsConfig::PerToken { .. } => 1,
+        };
         for (field, value) in [
             ("depth", self.depth),
             ("width", self.width),
@@ -69,7 +115,7 @@ impl BackboneConfig {
             ("classes", self.classes),
             ("codebook_size", self.codebook_size),
             ("codebook_dim", self.codebook_dim),
-            ("position_grid", self.position_grid),
+            ("positions.side", grid_side),
         ] {
             if value == 0 {
                 return err(field, "must be positive".into());

@@ -9,14 +9,14 @@
 //! | `ada_gss` | normal / sqrt(d), then the same two factors; the shared projection as is |
 //! | `attn.proj`, `ffn.fc2` weights | / sqrt(2 depth) |
 //! | `scale_mul` | ln 4 |
-//! | `pos_1LC` | additive sines (rows, even channels) and cosines (columns, odd channels) |
+//! | `pos_1LC`, a grid | additive sines (rows, even channels) and cosines (columns, odd channels) |
 
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
 use sar_weights::fill;
 use serde::{Deserialize, Serialize};
 
-use crate::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT};
+use crate::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
 
 /// What is free in the initialisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,8 +63,8 @@ pub fn init<B: Backend>(
             draws.map(|(i, x)| (f64::from(x) * factor(i)) as f32).collect::<Vec<_>>()
         };
         let gamma_or = |is_gamma: bool| if is_gamma { init.adaln_gamma } else { ADALN };
-        if name == "pos_1LC" {
-            sine_cosine_grid(d, config.position_grid)
+        if let ("pos_1LC", PositionsConfig::Grid { side }) = (name, &config.positions) {
+            sine_cosine_grid(d, *side)
         } else if name.ends_with("bias") {
             vec![0.0; n]
         } else if name.ends_with("scale_mul_1H11") {
@@ -168,5 +168,38 @@ mod tests {
         };
         check(false);
         check(true);
+    }
+    #[test]
+    fn positions_of_one_schedule_are_normal() {
+        let scales: sar_core::ScaleSchedule = "1_2_3_4_5_6".parse().unwrap();
+        let (depth, width, heads) = (1, 64, 2);
+        let config =
+            BackboneConfig { depth, width, heads, classes: 2, ..BackboneConfig::var(16, scales) };
+        let init_ = Init { adaln_gamma: 1e-3 };
+        let model = init::<Flex>(&config, init_, SeedTree::new(0), &Default::default()).unwrap();
+        let tensors = collect(&model, &LAYOUT);
+        for (name, shape) in [("pos_1LC", &[1, 91, 64][..]), ("lvl_embed.weight", &[6, 64])] {
+            let tensor = tensors.get(name).unwrap();
+            assert_eq!(&tensor.shape[..], shape);
+            let found = std_of(&tensor.to_vec::<f32>().unwrap()) * 192f64.sqrt();
+            assert!((found - 1.0).abs() < 0.1, "{name}: {found}");
+        }
+    }
+
+    #[test]
+    fn published_sizes() {
+        let millions = |config: &BackboneConfig| {
+            let model = Backbone::<Flex>::new(config, &Default::default()).unwrap();
+            let shapes = sar_weights::parameters(&model, &LAYOUT);
+            shapes.iter().map(|p| p.shape.iter().product::<usize>()).sum::<usize>() as f64 / 1e6
+        };
+        let check = |config: BackboneConfig, expected: f64| {
+            let found = millions(&config);
+            assert!((found - expected).abs() < 0.005 * expected, "{found} M, not {expected}");
+        };
+        check(BackboneConfig::flexvar(16), 315.56);
+        let scales = sar_core::ScaleSchedule::preset("256px").unwrap();
+        check(BackboneConfig::var(16, scales.clone()), 310.3);
+        check(BackboneConfig::var(30, scales), 2010.0);
     }
 }

@@ -7,9 +7,10 @@ mod block;
 pub mod config;
 mod init;
 mod norm;
+mod positions;
 mod stochastic_depth;
 
 pub use backbone::{Backbone, FirstToken, LAYOUT, PartialPass, Pass};
-pub use config::{BackboneConfig, BackboneConfigError};
+pub use config::{BackboneConfig, BackboneConfigError, PositionsConfig};
 pub use init::{Init, init};
 pub use stochastic_depth::StochasticDepth;

@@ -4,12 +4,21 @@ use burn::tensor::{Distribution, Int, Tensor};
 use burn_flex::Flex;
 use proptest::prelude::*;
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize, SeedTree};
-use sar_model::{Backbone, BackboneConfig, FirstToken, Init, Pass, StochasticDepth, init};
+use sar_model::{
+    Backbone, BackboneConfig, FirstToken, Init, Pass, PositionsConfig, StochasticDepth, init,
+};
 
 type B = Flex;
 
-fn config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
-    BackboneConfig {
+const GRID: PositionsConfig = PositionsConfig::Grid { side: 6 };
+
+fn per_token(scales: &ScaleSchedule) -> PositionsConfig {
+    PositionsConfig::PerToken { scales: scales.clone() }
+}
+
+/// Weights with open residual branches, so that every part shows in the logits.
+fn backbone(positions: PositionsConfig, shared_adaln: bool, qk_l2_norm: bool) -> Backbone<B> {
+    let config = BackboneConfig {
         depth: 2,
         width: 16,
         heads: 2,
@@ -19,14 +28,9 @@ fn config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
         codebook_dim: 5,
         shared_adaln,
         qk_l2_norm,
-        position_grid: 6,
-    }
-}
-
-/// Weights with open residual branches, so that every part shows in the logits.
-fn backbone(shared_adaln: bool, qk_l2_norm: bool) -> Backbone<B> {
+        positions,
+    };
     let open = Init { adaln_gamma: 0.5 };
-    let config = config(shared_adaln, qk_l2_norm);
     init(&config, open, SeedTree::new(3), &Default::default()).unwrap()
 }
 
@@ -57,14 +61,19 @@ fn largest(x: Tensor<B, 3>) -> f32 {
 #[test]
 fn a_token_sees_its_own_and_coarser_scales_and_nothing_finer() {
     let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
-    let model = backbone(false, true);
-    let x = inputs(&schedule).unwrap();
-    let plain = logits(&model, &schedule, Some(x.clone()), FirstToken::Start, None);
+    for positions in [GRID, per_token(&schedule)] {
+        sees_nothing_finer(&backbone(positions, false, true), &schedule);
+    }
+}
+
+fn sees_nothing_finer(model: &Backbone<B>, schedule: &ScaleSchedule) {
+    let x = inputs(schedule).unwrap();
+    let plain = logits(model, schedule, Some(x.clone()), FirstToken::Start, None);
     // What a changed input of this place moves; inputs start at the second token.
     let moved_by = |place: usize| {
         let bump = Tensor::<B, 3>::ones([2, 1, 5], &Default::default());
         let changed = x.clone().slice_assign([0..2, place..place + 1, 0..5], bump);
-        logits(&model, &schedule, Some(changed), FirstToken::Start, None) - plain.clone()
+        logits(model, schedule, Some(changed), FirstToken::Start, None) - plain.clone()
     };
     // Token 6 of the pyramid, the second of the last scale.
     let moved = moved_by(5);
@@ -82,7 +91,7 @@ fn a_token_sees_its_own_and_coarser_scales_and_nothing_finer() {
 #[test]
 fn the_start_position_is_in_the_first_token_of_teacher_forcing_only() {
     let schedule: ScaleSchedule = "1_2".parse().unwrap();
-    let model = backbone(false, false);
+    let model = backbone(GRID, false, false);
     let x = inputs(&schedule);
     let start = logits(&model, &schedule, x.clone(), FirstToken::Start, None);
     let bare = logits(&model, &schedule, x, FirstToken::Bare, None);
@@ -92,7 +101,7 @@ fn the_start_position_is_in_the_first_token_of_teacher_forcing_only() {
 #[test]
 fn dropped_branches_change_only_their_image() {
     let schedule: ScaleSchedule = "1_2".parse().unwrap();
-    let model = backbone(false, true);
+    let model = backbone(GRID, false, true);
     let x = inputs(&schedule);
     let plain = logits(&model, &schedule, x.clone(), FirstToken::Start, None);
     let change = |stream: SeedTree| {
@@ -104,6 +113,36 @@ fn dropped_branches_change_only_their_image() {
     };
     // A rate of 0.9 leaves some image whole only rarely; none of ten streams leaves all of them so.
     assert!((0..10).any(|i| change(SeedTree::new(i)) > 1e-7));
+}
+
+#[test]
+fn a_part_of_a_schedule_keeps_its_positions_and_levels() {
+    let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
+    let model = backbone(per_token(&schedule), false, true);
+    let values = |x: Tensor<B, 2>| x.into_data().into_vec::<f32>().unwrap();
+    let all = model.positions(&schedule);
+    let first = all.clone().slice_dim(0, 0..1);
+    let last = all.slice_dim(0, 5..14);
+    let transition = values(model.positions(&schedule.transition(2)));
+    assert_eq!(transition, values(Tensor::cat(vec![first, last], 0)));
+}
+
+#[test]
+#[should_panic(expected = "no positions of scale 4: they were learned for 1_2_3")]
+fn positions_of_one_schedule_serve_no_other() {
+    let model = backbone(per_token(&"1_2_3".parse().unwrap()), false, true);
+    model.positions(&"1_2_4".parse().unwrap());
+}
+
+#[test]
+fn other_schedules_are_refused_in_one_line() {
+    let own: ScaleSchedule = "1_2_3".parse().unwrap();
+    let other: ScaleSchedule = "1_3".parse().unwrap();
+    let config = BackboneConfig::var(16, own.clone());
+    assert!(config.check_scales(&own).is_ok());
+    let error = config.check_scales(&other).unwrap_err().to_string();
+    assert_eq!(error, "scales: 1_3: this model runs at 1_2_3 only (VAR)");
+    assert!(BackboneConfig::flexvar(16).check_scales(&other).is_ok());
 }
 
 fn schedules() -> impl Strategy<Value = ScaleSchedule> {
@@ -125,9 +164,10 @@ proptest! {
 
     #[test]
     fn a_cached_pass_is_the_parallel_pass(
-        schedule in schedules(), shared: bool, norm: bool,
+        schedule in schedules(), shared: bool, norm: bool, grid: bool,
     ) {
-        let model = backbone(shared, norm);
+        let positions = if grid { GRID } else { per_token(&schedule) };
+        let model = backbone(positions, shared, norm);
         let x = inputs(&schedule);
         let parallel = logits(&model, &schedule, x.clone(), FirstToken::Start, None);
         let mut cache = model.begin(labels(), &schedule);

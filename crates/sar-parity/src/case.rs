@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use sar_core::{ScaleSchedule, ScheduleError};
-use sar_model::BackboneConfig;
-use sar_tokenizer::TokenizerConfig;
+use sar_core::ScaleSchedule;
+use sar_model::{BackboneConfig, PositionsConfig};
+use sar_rollout::Guidance;
+use sar_tokenizer::{Family, Phi, TokenizerConfig};
 use sar_weights::{NamedTensors, WeightsError};
 use serde::Deserialize;
 
@@ -17,18 +18,27 @@ pub struct Case {
     pub tokenizer: TokenizerConfig,
     /// Shape of the backbone.
     pub backbone: BackboneConfig,
-    /// The scales of the passes and of two of the sampling runs.
+    /// The scales of the passes.
     pub scales: ScaleSchedule,
-    /// The scales of `alt_steps`.
-    pub alt_scales: ScaleSchedule,
-    /// The scales of `zero_shot_24`.
-    pub zero_shot_scales: ScaleSchedule,
+    /// The greedy sampling runs.
+    pub sampling: Vec<SamplingCase>,
     /// Weight of the commitment loss.
     pub commit_beta: f64,
     /// The optimizer step.
     pub adamw: Option<AdamWCase>,
     /// What the released code computed.
     pub golden: NamedTensors,
+}
+
+/// A greedy sampling run of a case.
+#[derive(Clone, Debug)]
+pub struct SamplingCase {
+    /// Its part of the golden names.
+    pub name: String,
+    /// Its scales.
+    pub scales: ScaleSchedule,
+    /// Its guidance.
+    pub guidance: Guidance,
 }
 
 /// The optimizer step of a case.
@@ -90,8 +100,7 @@ pub enum CaseError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    #[serde(rename = "kind")]
-    _kind: String,
+    kind: Kind,
     tokenizer: TokenizerFile,
     model: ModelFile,
     scales: Vec<usize>,
@@ -103,6 +112,14 @@ struct File {
     #[serde(rename = "image_size")]
     _image_size: usize,
     adamw: Option<AdamWCase>,
+    sample: Option<SampleFile>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Flexvar,
+    Var,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +132,9 @@ struct TokenizerFile {
     codebook_size: usize,
     codebook_dim: usize,
     codebook_l2_norm: bool,
+    quant_conv_kernel: Option<usize>,
+    phi_ratio: Option<f64>,
+    phi_shared: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +148,14 @@ struct ModelFile {
     shared_adaln: bool,
     qk_l2_norm: bool,
     norm_eps: f64,
-    position_grid: usize,
+    position_grid: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SampleFile {
+    cfg: f64,
+    image_range: [f64; 2],
 }
 
 impl Case {
@@ -141,78 +168,108 @@ impl Case {
         let text = std::fs::read_to_string(&path)
             .map_err(|error| CaseError::Unreadable { path: path.clone(), error })?;
         let malformed = |problem: String| CaseError::Malformed { path: path.clone(), problem };
-        let kind = serde_json::from_str::<serde_json::Value>(&text)
-            .map_err(|error| malformed(error.to_string()))?
-            .get("kind")
-            .and_then(|kind| kind.as_str().map(ToOwned::to_owned));
-        if kind.as_deref() != Some("flexvar") {
-            return Err(malformed(format!("kind: {kind:?} is not known, only \"flexvar\" is")));
-        }
         let file: File =
             serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
-        let File {
-            _kind,
-            tokenizer: t,
-            model: m,
-            scales,
-            alt_scales,
-            zero_shot_scales,
-            commit_beta,
-            _image_size,
-            adamw,
-        } = file;
-        if !t.codebook_l2_norm {
-            return Err(malformed(
-                "tokenizer.codebook_l2_norm: a FlexVAR codebook is normalised".into(),
-            ));
-        }
-        if m.norm_eps != 1e-6 {
-            return Err(malformed(format!(
-                "model.norm_eps: {} is not the released 1e-6",
-                m.norm_eps
-            )));
-        }
-        if let Some(adamw) = adamw.as_ref().filter(|adamw| adamw.objective != "last") {
-            return Err(malformed(format!(
-                "adamw.objective: {:?} is not known, only \"last\" is",
-                adamw.objective
-            )));
-        }
-        let schedule = |sides: &[usize]| {
-            ScaleSchedule::squares(sides)
-                .map_err(|error: ScheduleError| malformed(error.to_string()))
-        };
-        let (scales, alt, zero_shot) = (schedule(&scales)?, alt_scales, zero_shot_scales);
-        let or_scales =
-            |sides: &[usize]| if sides.is_empty() { Ok(scales.clone()) } else { schedule(sides) };
+        let (tokenizer, backbone, scales, sampling) = file.resolve().map_err(malformed)?;
         Ok(Self {
             dir: dir.to_owned(),
-            alt_scales: or_scales(&alt)?,
-            zero_shot_scales: or_scales(&zero_shot)?,
-            backbone: BackboneConfig {
-                depth: m.depth,
-                width: m.width,
-                heads: m.heads,
-                mlp_ratio: m.mlp_ratio,
-                classes: m.classes,
-                codebook_size: t.codebook_size,
-                codebook_dim: t.codebook_dim,
-                shared_adaln: m.shared_adaln,
-                qk_l2_norm: m.qk_l2_norm,
-                position_grid: m.position_grid,
-            },
-            tokenizer: TokenizerConfig {
-                base_channels: t.base_channels,
-                channel_multipliers: t.channel_multipliers,
-                res_blocks: t.res_blocks,
-                z_channels: t.z_channels,
-                codebook_size: t.codebook_size,
-                codebook_dim: t.codebook_dim,
-            },
+            tokenizer,
+            backbone,
             scales,
-            commit_beta,
-            adamw,
+            sampling,
+            commit_beta: file.commit_beta,
+            adamw: file.adamw,
             golden: NamedTensors::read(&dir.join("golden.safetensors"))?,
         })
     }
+}
+
+type Resolved = (TokenizerConfig, BackboneConfig, ScaleSchedule, Vec<SamplingCase>);
+
+impl File {
+    /// What the settings mean, or what is wrong with them.
+    fn resolve(&self) -> Result<Resolved, String> {
+        let (t, m) = (&self.tokenizer, &self.model);
+        let scales = schedule(&self.scales)?;
+        require(m.norm_eps == 1e-6, "model.norm_eps: not the released 1e-6")?;
+        let objective = self.adamw.as_ref().map(|adamw| adamw.objective.as_str());
+        require(
+            matches!(objective, None | Some("last")),
+            "adamw.objective: not known, only \"last\" is",
+        )?;
+        let (family, positions) = match self.kind {
+            Kind::Flexvar => {
+                require(t.codebook_l2_norm, "tokenizer.codebook_l2_norm: FlexVAR normalises")?;
+                let side = m.position_grid.ok_or("model.position_grid: missing")?;
+                (Family::Flexvar, PositionsConfig::Grid { side })
+            }
+            Kind::Var => {
+                require(!t.codebook_l2_norm, "tokenizer.codebook_l2_norm: VAR does not normalise")?;
+                require(t.quant_conv_kernel == Some(3), "tokenizer.quant_conv_kernel: not 3")?;
+                require(t.phi_ratio == Some(0.5), "tokenizer.phi_ratio: not the released 0.5")?;
+                let phi = match t.phi_shared.ok_or("tokenizer.phi_shared: missing")? {
+                    0 => Phi::PerScale(scales.len()),
+                    n => Phi::Shared(n),
+                };
+                let positions = PositionsConfig::PerToken { scales: scales.clone() };
+                (Family::Var { phi }, positions)
+            }
+        };
+        let tokenizer = TokenizerConfig {
+            family,
+            base_channels: t.base_channels,
+            channel_multipliers: t.channel_multipliers.clone(),
+            res_blocks: t.res_blocks,
+            z_channels: t.z_channels,
+            codebook_size: t.codebook_size,
+            codebook_dim: t.codebook_dim,
+        };
+        let backbone = BackboneConfig {
+            depth: m.depth,
+            width: m.width,
+            heads: m.heads,
+            mlp_ratio: m.mlp_ratio,
+            classes: m.classes,
+            codebook_size: t.codebook_size,
+            codebook_dim: t.codebook_dim,
+            shared_adaln: m.shared_adaln,
+            qk_l2_norm: m.qk_l2_norm,
+            positions,
+        };
+        let sampling = self.sampling(&scales)?;
+        Ok((tokenizer, backbone, scales, sampling))
+    }
+
+    fn sampling(&self, scales: &ScaleSchedule) -> Result<Vec<SamplingCase>, String> {
+        let run = |name: &str, scales: &ScaleSchedule, guidance| SamplingCase {
+            name: name.into(),
+            scales: scales.clone(),
+            guidance,
+        };
+        let or_scales = |sides: &[usize]| match sides {
+            [] => Ok(scales.clone()),
+            sides => schedule(sides),
+        };
+        match (self.kind, &self.sample) {
+            (Kind::Flexvar, _) => Ok(vec![
+                run("cfg_2.5", scales, Guidance::flexvar(2.5)),
+                run("alt_steps", &or_scales(&self.alt_scales)?, Guidance::flexvar(1.5)),
+                run("llamagen_cfg_3", scales, Guidance::Constant { scale: 3.0 }),
+                run("zero_shot_24", &or_scales(&self.zero_shot_scales)?, Guidance::flexvar(2.5)),
+            ]),
+            (Kind::Var, Some(SampleFile { cfg, image_range })) => {
+                require(*image_range == [0.0, 1.0], "sample.image_range: not [0, 1]")?;
+                Ok(vec![run(&format!("cfg_{cfg}"), scales, Guidance::Ramp { scale: *cfg })])
+            }
+            (Kind::Var, None) => Ok(Vec::new()),
+        }
+    }
+}
+
+fn schedule(sides: &[usize]) -> Result<ScaleSchedule, String> {
+    ScaleSchedule::squares(sides).map_err(|error| error.to_string())
+}
+
+fn require(holds: bool, problem: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(problem.into()) }
 }

@@ -7,9 +7,11 @@
 //! 1e-5 of its tensor's largest. A golden tensor that is not recomputed fails.
 
 mod case;
+mod check;
 mod compare;
-mod flexvar;
+mod tokenizer;
+mod training;
 
-pub use case::{Case, CaseError};
+pub use case::{Case, CaseError, SamplingCase};
+pub use check::check;
 pub use compare::{Report, Row};
-pub use flexvar::check;

@@ -49,18 +49,22 @@ fn pyramid(schedule: &ScaleSchedule, class: usize, flip: bool) -> Vec<usize> {
     tokens
 }
 
-/// The next input is the colour map, enlarged, as one-hot channels.
-struct Colours;
+/// A colour's code is one-hot; the next input is the colour map, enlarged.
+struct Colours<B: Backend>(B::Device);
 
-impl<B: Backend> CodePyramid<B> for Colours {
+impl<B: Backend> CodePyramid<B> for Colours<B> {
     type Canvas = ();
+
+    fn codes(&self) -> Tensor<B, 2> {
+        Tensor::eye(COLOURS, &self.0)
+    }
 
     fn paint(
         &self,
         _: &mut (),
         schedule: &ScaleSchedule,
         k: usize,
-        tokens_bn: Tensor<B, 2, Int>,
+        codes_bnc: Tensor<B, 3>,
     ) -> Option<Tensor<B, 3>> {
         let side = schedule.sizes().get(k + 1)?.width;
         let before = schedule.size(k).width;
@@ -69,8 +73,8 @@ impl<B: Backend> CodePyramid<B> for Colours {
             (y * before / side * before + x * before / side) as i64
         });
         let parents = TensorData::new(parents.collect::<Vec<_>>(), [side * side]);
-        let parents = Tensor::from_data(parents, &tokens_bn.device());
-        Some(tokens_bn.select(1, parents).one_hot::<3>(COLOURS).float())
+        let parents = Tensor::from_data(parents, &codes_bnc.device());
+        Some(codes_bnc.select(1, parents))
     }
 }
 
@@ -153,15 +157,16 @@ fn loss<A: AutodiffBackend>(
     truth_bl: Tensor<A::InnerBackend, 2, Int>,
     step: SeedTree,
 ) -> Tensor<A, 1> {
+    let colours = Colours::<A::InnerBackend>(labels_b.device());
     let labels_b = Tensor::<A, 1, Int>::from_inner(labels_b);
-    let (inputs, ()) = paint_all(&Colours, schedule, truth_bl.clone());
+    let (inputs, _) = paint_all(&colours, schedule, truth_bl.clone());
     let inputs = inputs.into_iter().map(Tensor::from_inner).collect();
     let teacher_blv = model.all(labels_b.clone(), inputs);
     let predicted_bl = teacher_blv.clone().inner().argmax(2).squeeze_dim::<2>(2);
 
     let (own, transitions) = (OwnScales::All, Transitions::All);
     let passes =
-        stagger(&Colours, schedule, predicted_bl.clone(), truth_bl.clone(), own, transitions, step);
+        stagger(&colours, schedule, predicted_bl.clone(), truth_bl.clone(), own, transitions, step);
     let truth_bl = Tensor::<A, 2, Int>::from_inner(truth_bl);
     let teacher_loss = mean_tokens(cross_entropy(teacher_blv.clone(), truth_bl.clone(), 0.0));
     let student_losses = passes.into_iter().map(|pass| {
@@ -185,7 +190,8 @@ fn obedience<B: Backend>(model: &Mlp<B>, schedule: &ScaleSchedule, device: &B::D
         guidance: Guidance::Ramp { scale: 0.5 },
         choice: Choice::Sample { top_k: 4, top_p: 0.9 },
     };
-    let tokens = generate(model, &Colours, &labels, schedule, sampler, &streams, device);
+    let colours = Colours(device.clone());
+    let tokens = generate(model, &colours, &labels, schedule, sampler, &streams, device);
     let tokens = tokens.tokens_bl().into_data().convert::<i64>().into_vec::<i64>().expect("i64");
     let l = schedule.n_tokens();
     let good = labels.iter().zip(tokens.chunks(l)).map(|(class, tokens)| {

@@ -14,6 +14,27 @@ pub fn argmax<B: Backend>(logits_rv: Tensor<B, 2>) -> Tensor<B, 1, Int> {
     logits_rv.argmax(1).squeeze_dim(1)
 }
 
+/// Mixes the codes of every row: nearly one code where the temperature is low, and then drawn from
+/// the distribution.
+///
+/// ```text
+/// softmax((logits - ln(-ln u)) / temperature)
+/// ```
+///
+/// # Shapes
+/// - `logits_rv`: `[r, v]`, unnormalised log-probabilities
+/// - `uniform_rv`: `[r, v]`, each in `[0, 1)`
+/// - output: `[r, v]`, rows of sum 1
+pub fn gumbel_softmax<B: Backend>(
+    logits_rv: Tensor<B, 2>,
+    uniform_rv: Tensor<B, 2>,
+    temperature: f64,
+) -> Tensor<B, 2> {
+    // Uniform numbers are multiples of 2^-24: half a step stands for zero.
+    let noise_rv = -(-uniform_rv.clamp_min(0.5f64.powi(25)).log()).log();
+    softmax((logits_rv + noise_rv) / temperature, 1)
+}
+
 /// Draws one code per row by inverting the cumulative distribution at the given uniform number.
 ///
 /// Two levels of about `sqrt(v)` each, so that cumulative sums are products with small triangular
@@ -120,6 +141,37 @@ mod tests {
                 let share = *count as f64 / n as f64;
                 assert!((share - p).abs() < 5.0 * sigma + 1e-4, "code {i} of {v}: {share} not {p}");
             }
+        }
+    }
+    #[test]
+    fn mixtures_by_hand_and_their_largest_shares_follow_the_probabilities() {
+        let device = Default::default();
+        let weights = |row: &[f32], uniforms: Vec<f32>, temperature| {
+            let (r, v) = (uniforms.len() / row.len(), row.len());
+            let logits = Tensor::<Flex, 1>::from_floats(row, &device).reshape([1, v]);
+            let uniforms = Tensor::<Flex, 1>::from_floats(&uniforms[..], &device).reshape([r, v]);
+            gumbel_softmax(logits.repeat_dim(0, r), uniforms, temperature)
+        };
+        // Equal noise cancels: exp(ln 3 / 0.5) = 9.
+        let shares = weights(&[0.0, 3f32.ln()], vec![0.5, 0.5], 0.5);
+        let shares = shares.into_data().into_vec::<f32>().unwrap();
+        assert!((shares[0] - 0.1).abs() < 1e-6 && (shares[1] - 0.9).abs() < 1e-6, "{shares:?}");
+        // Noise -ln(-ln u): ln(ln 2 / ln 4) between u = 1/2 and u = 1/4 is -ln 2.
+        let shares = weights(&[0.0, 0.0], vec![0.5, 0.25], 1.0);
+        let shares = shares.into_data().into_vec::<f32>().unwrap();
+        assert!((shares[0] - 2.0 / 3.0).abs() < 1e-6, "{shares:?}");
+        // Both ends of the uniform numbers are finite, and removed codes have no share.
+        let shares = weights(&[0.0, 0.0, -1e9], vec![0.0, 1.0 - 0.5f32.powi(24), 0.9], 0.005);
+        assert_eq!(shares.into_data().into_vec::<f32>().unwrap(), [0.0, 1.0, 0.0]);
+
+        let row = [0.1f32, 0.2, 0.3, 0.4].map(f32::ln);
+        let n = 20_000;
+        let shares = weights(&row, SeedTree::new(5).uniforms(4 * n), 0.1);
+        let largest = shares.argmax(1).into_data().convert::<i64>().into_vec::<i64>().unwrap();
+        for (code, p) in [0.1, 0.2, 0.3, 0.4].into_iter().enumerate() {
+            let found = largest.iter().filter(|token| **token == code as i64).count() as f64;
+            let (mean, deviation) = (p * n as f64, (n as f64 * p * (1.0 - p)).sqrt());
+            assert!((found - mean).abs() < 5.0 * deviation, "{code}: {found} of {mean}");
         }
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use serde::{Deserialize, Serialize};
 
-use crate::draw::{argmax, draw};
+use crate::draw::{argmax, draw, gumbel_softmax};
 use crate::filter::Filters;
 use crate::guidance::{Guidance, guide};
 
@@ -23,37 +23,88 @@ pub enum Choice {
         /// Nucleus: see [`Filters::top_p`]; 0: all.
         top_p: f64,
     },
+    /// A mixture of codes instead of one (VAR's `more_smooth`): for pictures, which it makes
+    /// smoother and less varied, and not for training or figures.
+    ///
+    /// ```text
+    /// softmax((filtered logits * (1 + r) + Gumbel noise) / max(0.27 (1 - 0.95 r), 0.005))
+    /// ```
+    /// with `r = k / (K - 1)`.
+    MoreSmooth {
+        /// As in `Sample`.
+        top_k: usize,
+        /// As in `Sample`.
+        top_p: f64,
+    },
+}
+
+/// What stands at the places of one scale.
+#[derive(Clone, Debug)]
+pub enum Chosen<B: Backend> {
+    /// One code each, `[b, n]`.
+    Tokens(Tensor<B, 2, Int>),
+    /// A share of every code each, `[b, n, v]`, of sum 1.
+    Mixture(Tensor<B, 3>),
+}
+
+impl<B: Backend> Chosen<B> {
+    /// One code each: of a mixture the largest share, itself a draw from the distribution
+    /// (Gumbel-max).
+    pub fn tokens(self) -> Tensor<B, 2, Int> {
+        match self {
+            Self::Tokens(tokens_bn) => tokens_bn,
+            Self::Mixture(weights_bnv) => weights_bnv.argmax(2).squeeze_dim(2),
+        }
+    }
+
+    /// The codes to be painted, `[b, n, c]`.
+    pub fn codes<P: CodePyramid<B>>(&self, pyramid: &P) -> Tensor<B, 3> {
+        match self {
+            Self::Tokens(tokens_bn) => pyramid.look_up(tokens_bn.clone()),
+            Self::Mixture(weights_bnv) => pyramid.mix(weights_bnv.clone()),
+        }
+    }
 }
 
 impl Choice {
-    /// Chooses the tokens of one scale of every image.
+    /// Chooses for the places of scale `k` of every image.
     ///
     /// # Shapes
     /// - `logits_bnv`: `[b, n, v]`
-    /// - `images`: the b streams of the images; a token is a function of its logits and of its
+    /// - `images`: the b streams of the images; a choice is a function of its logits and of its
     ///   image's stream, the scale and its place, and of nothing else in the batch
-    /// - output: `[b, n]`
     pub fn choose<B: Backend>(
         self,
         logits_bnv: Tensor<B, 3>,
         images: &[SeedTree],
+        schedule: &ScaleSchedule,
         k: usize,
-    ) -> Tensor<B, 2, Int> {
+    ) -> Chosen<B> {
         let [b, n, v] = logits_bnv.dims();
         let device = logits_bnv.device();
         let logits_rv = logits_bnv.reshape([b * n, v]);
+        let uniforms = |purpose: &str, n: usize| -> Vec<f32> {
+            let streams = images.iter().map(|image| image.child(purpose).at(k as u64));
+            streams.flat_map(|stream| stream.uniforms(n)).collect()
+        };
         let tokens_r = match self {
             Self::Argmax => argmax(logits_rv),
             Self::Sample { top_k, top_p } => {
-                let uniforms: Vec<f32> = images
-                    .iter()
-                    .flat_map(|image| image.child("draw").at(k as u64).uniforms(n))
-                    .collect();
-                let uniforms = Tensor::from_data(TensorData::new(uniforms, [b * n]), &device);
+                let uniforms = TensorData::new(uniforms("draw", n), [b * n]);
+                let uniforms = Tensor::from_data(uniforms, &device);
                 draw(Filters { top_k, top_p }.apply(logits_rv), uniforms)
             }
+            Self::MoreSmooth { top_k, top_p } => {
+                let r = k as f64 / (schedule.len() - 1).max(1) as f64;
+                let uniforms = TensorData::new(uniforms("gumbel", n * v), [b * n, v]);
+                let uniforms = Tensor::from_data(uniforms, &device);
+                let logits_rv = Filters { top_k, top_p }.apply(logits_rv) * (1.0 + r);
+                let temperature = (0.27 * (1.0 - 0.95 * r)).max(0.005);
+                let weights_rv = gumbel_softmax(logits_rv, uniforms, temperature);
+                return Chosen::Mixture(weights_rv.reshape([b, n, v]));
+            }
         };
-        tokens_r.reshape([b, n])
+        Chosen::Tokens(tokens_r.reshape([b, n]))
     }
 }
 
@@ -127,13 +178,13 @@ where
             let uncond = logits_bnv.slice_dim(0, b..2 * b);
             logits_bnv = guide(cond, uncond, sampler.guidance.strength(k, schedule));
         }
-        let tokens_bn = sampler.choice.choose(logits_bnv.clone(), images, k);
+        let chosen = sampler.choice.choose(logits_bnv.clone(), images, schedule, k);
         last_logits = Some(logits_bnv);
-        input = pyramid.paint(&mut canvas, schedule, k, tokens_bn.clone());
+        input = pyramid.paint(&mut canvas, schedule, k, chosen.codes(pyramid));
         if guided {
             input = input.map(|x| x.repeat_dim(0, 2));
         }
-        tokens.push(tokens_bn);
+        tokens.push(chosen.tokens());
     }
     let last_logits_bnv = last_logits.expect("a schedule has at least one scale");
     Generated { tokens, canvas, last_logits_bnv }

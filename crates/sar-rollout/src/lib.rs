@@ -13,8 +13,8 @@ pub mod stagger;
 // What a model of one's own implements and hands in.
 pub use sar_core;
 
-pub use draw::{argmax, draw};
+pub use draw::{argmax, draw, gumbel_softmax};
 pub use filter::Filters;
-pub use generate::{Choice, Generated, Sampler, generate};
+pub use generate::{Choice, Chosen, Generated, Sampler, generate};
 pub use guidance::{Guidance, guide};
 pub use stagger::{OwnScales, Predictions, StudentPass, Transitions, stagger};

@@ -7,6 +7,18 @@
 //! teacher:  class+start, up(f_1), ..., up(f_{K-1})   ->  f^_1, ..., f^_K
 //! student:  class,       up(f^_1), ..., up(f^_{K-1}) ->  scales 2 .. K
 //! ```
+//! `up` is what the tokenizer makes of tokens. For FlexVAR it enlarges the code map of one scale; for
+//! VAR, whose scales are residuals, the map accumulates from the model's own tokens:
+//!
+//! ```text
+//! f_hat^_k = f_hat^_{k-1} + phi_k(bicubic(look_up(f^_k) -> S)),   f_hat^_0 = 0
+//! input of scale k+1 = area(f_hat^_k -> s_{k+1})
+//! ```
+//! Each f^_k is predicted from true coarser scales and yet added to predicted ones: the student meets
+//! a map whose errors have not been corrected, which is what it meets in sampling, one step deep.
+//! Where only some scales are the model's own ([`OwnScales`]), the others add their true codes. A
+//! transition that is a sequence of its own has the map of the whole pyramid before it.
+//!
 //! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, c code channels.
 
 use std::ops::Range;
@@ -138,16 +150,20 @@ mod tests {
     impl CodePyramid<Flex> for Mean {
         type Canvas = ();
 
+        /// A token is its own code.
+        fn codes(&self) -> Tensor<Flex, 2> {
+            Tensor::arange(0..32, &Default::default()).float().reshape([32, 1])
+        }
+
         fn paint(
             &self,
             _: &mut (),
             schedule: &ScaleSchedule,
             k: usize,
-            tokens_bn: Tensor<Flex, 2, Int>,
+            codes_bnc: Tensor<Flex, 3>,
         ) -> Option<Tensor<Flex, 3>> {
             let next = schedule.sizes().get(k + 1)?.tokens();
-            let [b, _] = tokens_bn.dims();
-            Some(tokens_bn.float().mean_dim(1).reshape([b, 1, 1]).repeat_dim(1, next))
+            Some(codes_bnc.mean_dim(1).repeat_dim(1, next))
         }
     }
 

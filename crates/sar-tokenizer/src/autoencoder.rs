@@ -8,8 +8,8 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::activation::silu;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::TokenizerConfig;
 use crate::block::{Level, Middle, Resize, conv, group_norm, norm};
+use crate::{Family, TokenizerConfig};
 
 /// Pixels to features.
 #[derive(Module, Debug)]
@@ -29,13 +29,14 @@ impl<B: Backend> Encoder<B> {
             let c_in = std::mem::replace(&mut channels, config.channels(level));
             let last = level == n - 1;
             let resize = if last { Resize::Keep } else { Resize::Halve };
-            Level::new(c_in, channels, config.res_blocks, last, resize, device)
+            let attention = last.then_some(config.family);
+            Level::new([c_in, channels], config.res_blocks, attention, resize, device)
         };
         let conv_blocks = (0..n).map(level).collect();
         Self {
             conv_in: conv([3, config.base_channels], 3, device),
             conv_blocks,
-            mid: Middle::new(channels, device),
+            mid: Middle::new(config.family, channels, device),
             norm_out: norm(channels, device),
             conv_out: conv([channels, config.z_channels], 3, device),
         }
@@ -60,6 +61,8 @@ pub struct Decoder<B: Backend> {
     conv_blocks: Vec<Level<B>>,
     norm_out: GroupNorm<B>,
     conv_out: Conv2d<B>,
+    /// Whether the levels are numbered from the finest (VAR) or in the order of their use.
+    finest_first: bool,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -67,19 +70,25 @@ impl<B: Backend> Decoder<B> {
         let n = config.channel_multipliers.len();
         let mut channels = config.channels(n - 1);
         let conv_in = conv([config.z_channels, channels], 3, device);
-        let mid = Middle::new(channels, device);
+        let mid = Middle::new(config.family, channels, device);
         let level = |level: usize| {
             let c_in = std::mem::replace(&mut channels, config.channels(level));
             let resize = if level == 0 { Resize::Keep } else { Resize::Double };
-            Level::new(c_in, channels, config.res_blocks + 1, level == n - 1, resize, device)
+            let attention = (level == n - 1).then_some(config.family);
+            Level::new([c_in, channels], config.res_blocks + 1, attention, resize, device)
         };
-        let conv_blocks = (0..n).rev().map(level).collect();
+        let mut conv_blocks: Vec<_> = (0..n).rev().map(level).collect();
+        let finest_first = matches!(config.family, Family::Var { .. });
+        if finest_first {
+            conv_blocks.reverse();
+        }
         Self {
             conv_in,
             mid,
             conv_blocks,
             norm_out: norm(channels, device),
             conv_out: conv([channels, 3], 3, device),
+            finest_first,
         }
     }
 
@@ -88,7 +97,11 @@ impl<B: Backend> Decoder<B> {
     /// - output: `[b, 3, H, W]`, pixels, not clamped
     pub fn forward(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let x = self.mid.forward(self.conv_in.forward(z_bchw));
-        let x = self.conv_blocks.iter().fold(x, |x, level| level.forward(x));
+        let apply = |x, level: &Level<B>| level.forward(x);
+        let x = match self.finest_first {
+            true => self.conv_blocks.iter().rev().fold(x, apply),
+            false => self.conv_blocks.iter().fold(x, apply),
+        };
         self.conv_out.forward(silu(group_norm(&self.norm_out, x)))
     }
 }

@@ -9,6 +9,7 @@ use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSize, resample};
 
+use crate::Family;
 use crate::config::GROUPS;
 
 /// A square convolution with bias that keeps the size; parameters start at zero until
@@ -86,23 +87,51 @@ impl<B: Backend> ResBlock<B> {
 #[derive(Module, Debug)]
 pub(crate) struct AttentionBlock<B: Backend> {
     norm: GroupNorm<B>,
-    q: Conv2d<B>,
-    k: Conv2d<B>,
-    v: Conv2d<B>,
+    projections: Projections<B>,
     proj_out: Conv2d<B>,
 }
 
+/// Queries, keys and values, as the released files hold them.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful for each tokenizer, built once")]
+enum Projections<B: Backend> {
+    /// FlexVAR.
+    Separate(Separate<B>),
+    /// VAR: one convolution makes all three.
+    Joint(Conv2d<B>),
+}
+
+#[derive(Module, Debug)]
+struct Separate<B: Backend> {
+    q: Conv2d<B>,
+    k: Conv2d<B>,
+    v: Conv2d<B>,
+}
+
 impl<B: Backend> AttentionBlock<B> {
-    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
-        let point = || conv([channels, channels], 1, device);
-        Self { norm: norm(channels, device), q: point(), k: point(), v: point(), proj_out: point() }
+    pub(crate) fn new(family: Family, channels: usize, device: &B::Device) -> Self {
+        let point = |n: usize| conv([channels, n * channels], 1, device);
+        let projections = match family {
+            Family::Flexvar => {
+                Projections::Separate(Separate { q: point(1), k: point(1), v: point(1) })
+            }
+            Family::Var { .. } => Projections::Joint(point(3)),
+        };
+        Self { norm: norm(channels, device), projections, proj_out: point(1) }
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, c, h, w] = x_bchw.dims();
         let y = group_norm(&self.norm, x_bchw.clone());
-        let heads = |projection: &Conv2d<B>| projection.forward(y.clone()).reshape([b, c, h * w]);
-        let (q_bcn, k_bcn, v_bcn) = (heads(&self.q), heads(&self.k), heads(&self.v));
+        let [q_bcn, k_bcn, v_bcn] = match &self.projections {
+            Projections::Separate(Separate { q, k, v }) => {
+                [q, k, v].map(|one| one.forward(y.clone()).reshape([b, c, h * w]))
+            }
+            Projections::Joint(joint) => {
+                let all = joint.forward(y).reshape([b, 3 * c, h * w]);
+                [0, c, 2 * c].map(|start| all.clone().slice_dim(1, start..start + c))
+            }
+        };
         let scores_bnn = q_bcn.swap_dims(1, 2).matmul(k_bcn) * (c as f64).powf(-0.5);
         let out_bcn = v_bcn.matmul(softmax(scores_bnn, 2).swap_dims(1, 2));
         x_bchw + self.proj_out.forward(out_bcn.reshape([b, c, h, w]))
@@ -157,10 +186,10 @@ pub(crate) struct Middle<B: Backend> {
 }
 
 impl<B: Backend> Middle<B> {
-    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+    pub(crate) fn new(family: Family, channels: usize, device: &B::Device) -> Self {
         Self {
             block_in: ResBlock::new(channels, channels, device),
-            attention: AttentionBlock::new(channels, device),
+            attention: AttentionBlock::new(family, channels, device),
             block_out: ResBlock::new(channels, channels, device),
         }
     }
@@ -189,19 +218,20 @@ pub(crate) enum Resize {
 }
 
 impl<B: Backend> Level<B> {
+    /// `attention` names the family whose attention follows each block, if any does.
     pub(crate) fn new(
-        c_in: usize,
-        c_out: usize,
+        [c_in, c_out]: [usize; 2],
         n_blocks: usize,
-        attention: bool,
+        attention: Option<Family>,
         resize: Resize,
         device: &B::Device,
     ) -> Self {
         let width = |i: usize| if i == 0 { c_in } else { c_out };
-        let n_attention = if attention { n_blocks } else { 0 };
+        let attend =
+            |family| (0..n_blocks).map(move |_| AttentionBlock::new(family, c_out, device));
         Self {
             res: (0..n_blocks).map(|i| ResBlock::new(width(i), c_out, device)).collect(),
-            attn: (0..n_attention).map(|_| AttentionBlock::new(c_out, device)).collect(),
+            attn: attention.into_iter().flat_map(attend).collect(),
             downsample: (resize == Resize::Halve).then(|| Downsample::new(c_out, device)),
             upsample: (resize == Resize::Double).then(|| Upsample::new(c_out, device)),
         }

@@ -1,23 +1,33 @@
-//! The codebook: nearest code by cosine similarity, and its look-up.
+//! The codebook: nearest code by angle or by distance.
 //!
 //! Shapes: b batch, c code channels, h w positions, n = h w, v codes.
 
 use burn::module::{Initializer, Module};
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use sar_core::ScaleSize;
 
-/// `v` code vectors; both they and the latents are l2-normalised before the search, and the
-/// normalised code is what a look-up returns (SPEC 3).
+/// What makes a code near (SPEC 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// The angle: codes and latents are l2-normalised, and the normalised code is what is looked up
+    /// (FlexVAR).
+    Cosine,
+    /// The distance between code and latent as they are (VAR).
+    Euclidean,
+}
+
+/// `v` code vectors.
 #[derive(Module, Debug)]
 pub struct Codebook<B: Backend> {
     embedding: Embedding<B>,
+    #[module(skip)]
+    metric: Metric,
 }
 
 impl<B: Backend> Codebook<B> {
-    pub(crate) fn new(size: usize, dim: usize, device: &B::Device) -> Self {
+    pub(crate) fn new(size: usize, dim: usize, metric: Metric, device: &B::Device) -> Self {
         let config = EmbeddingConfig::new(size, dim).with_initializer(Initializer::Zeros);
-        Self { embedding: config.init(device) }
+        Self { embedding: config.init(device), metric }
     }
 
     /// Number of codes, v.
@@ -25,12 +35,17 @@ impl<B: Backend> Codebook<B> {
         self.embedding.weight.shape()[0]
     }
 
-    /// All codes, each of length 1: `[v, c]`.
-    pub fn codes(&self) -> Tensor<B, 2> {
-        normalise(self.embedding.weight.val())
+    /// What makes a code near.
+    pub fn metric(&self) -> Metric {
+        self.metric
     }
 
-    /// The raw code vectors `[v, c]`, before normalisation.
+    /// All codes as they are compared and looked up: `[v, c]`.
+    pub fn codes(&self) -> Tensor<B, 2> {
+        self.comparable(self.embedding.weight.val())
+    }
+
+    /// The raw code vectors `[v, c]`, before any normalisation.
     pub fn raw(&self) -> Tensor<B, 2> {
         self.embedding.weight.val()
     }
@@ -38,30 +53,46 @@ impl<B: Backend> Codebook<B> {
     /// The same parameter with other vectors `[v, c]` (initialisation from data, dead codes).
     pub fn with_raw(self, vectors_vc: Tensor<B, 2>) -> Self {
         let weight = self.embedding.weight.map(|_| vectors_vc);
-        Self { embedding: Embedding { weight } }
+        Self { embedding: Embedding { weight }, metric: self.metric }
     }
 
-    /// The code nearest to each row. On the unit sphere the smallest distance is the largest
-    /// scalar product.
+    /// Rows as the search compares them, `[n, c]`: of length 1 where angles count.
+    pub fn comparable(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.metric {
+            Metric::Cosine => normalise(z_nc),
+            Metric::Euclidean => z_nc,
+        }
+    }
+
+    /// How near every code is to each row: minus half the squared distance, up to a constant per
+    /// row.
+    ///
+    /// ```text
+    /// z . e              unit vectors
+    /// z . e - |e|^2 / 2  any vectors
+    /// ```
+    ///
+    /// # Shapes
+    /// - `z_nc`: `[n, c]`, any length
+    /// - output: `[n, v]`, largest at the nearest code
+    pub fn nearness(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 2> {
+        let codes_vc = self.codes();
+        match self.metric {
+            Metric::Cosine => normalise(z_nc).matmul(codes_vc.transpose()),
+            Metric::Euclidean => {
+                let half_1v = codes_vc.clone().square().sum_dim(1).transpose() * 0.5;
+                z_nc.matmul(codes_vc.transpose()) - half_1v
+            }
+        }
+    }
+
+    /// The code nearest to each row.
     ///
     /// # Shapes
     /// - `z_nc`: `[n, c]`, any length
     /// - output: `[n]`, each in `0..v`; no gradient
     pub fn nearest(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 1, Int> {
-        let similarity_nv = normalise(z_nc.detach()).matmul(self.codes().detach().transpose());
-        similarity_nv.argmax(1).squeeze_dim(1)
-    }
-
-    /// Looks tokens up and lays them out as a map.
-    ///
-    /// # Shapes
-    /// - `tokens_bn`: `[b, n]`, each in `0..v`, row-major over `size`
-    /// - output: `[b, c, size.height, size.width]`, unit vectors along c
-    pub fn look_up(&self, tokens_bn: Tensor<B, 2, Int>, size: ScaleSize) -> Tensor<B, 4> {
-        let [b, n] = tokens_bn.dims();
-        let rows_nc = self.codes().select(0, tokens_bn.reshape([b * n]));
-        let c = rows_nc.dims()[1];
-        rows_nc.reshape([b, size.height, size.width, c]).permute([0, 3, 1, 2])
+        self.nearness(z_nc.detach()).detach().argmax(1).squeeze_dim(1)
     }
 }
 
@@ -78,4 +109,29 @@ pub fn normalise<B: Backend>(x_nc: Tensor<B, 2>) -> Tensor<B, 2> {
 pub fn rows<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 2> {
     let [b, c, h, w] = x_bchw.dims();
     x_bchw.permute([0, 2, 3, 1]).reshape([b * h * w, c])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    #[test]
+    fn angle_and_distance_choose_differently() {
+        let device = Default::default();
+        let nearest = |metric| {
+            let codes = Tensor::<Flex, 2>::from_floats([[4.0, 1.0], [0.5, 0.5]], &device);
+            let book = Codebook::<Flex>::new(2, 2, metric, &device).with_raw(codes);
+            let z_nc = Tensor::from_floats([[1.0, 0.3], [0.1, 0.2], [3.0, 3.0]], &device);
+            let (found, codes) = (book.nearest(z_nc), book.codes());
+            let found = found.into_data().convert::<i64>().into_vec::<i64>().unwrap();
+            (found, codes.into_data().into_vec::<f32>().unwrap())
+        };
+        // By hand: distances of (3, 3) to (4, 1) and (0.5, 0.5) are 5 and 12.5.
+        let (found, codes) = nearest(Metric::Euclidean);
+        assert_eq!((found, codes), (vec![1, 1, 0], vec![4.0, 1.0, 0.5, 0.5]));
+        let (found, codes) = nearest(Metric::Cosine);
+        assert_eq!(found, [0, 1, 1]);
+        assert!((codes[0] - 4.0 / 17f32.sqrt()).abs() < 1e-6);
+    }
 }

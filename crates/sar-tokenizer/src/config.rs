@@ -5,10 +5,47 @@ use serde::{Deserialize, Serialize};
 /// Channels per group normalisation are split into this many groups, as released (SPEC 3).
 pub const GROUPS: usize = 32;
 
-/// Shape of a FlexVAR tokenizer (a VQ-16 of LlamaGen's family; SPEC 3).
+/// Which published tokenizer one is built like (SPEC 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Family {
+    /// FlexVAR: every scale is encoded directly, codes are compared by angle, quant convolutions
+    /// are 1x1.
+    Flexvar,
+    /// VAR: every scale encodes what the coarser ones leave, codes are compared by distance, quant
+    /// convolutions are 3x3.
+    Var {
+        /// The convolutions that smooth enlarged code maps.
+        phi: Phi,
+    },
+}
+
+/// How many convolutions VAR's scales share. Each scale takes the nearest one; the number and the
+/// names in a released file are all that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phi {
+    /// So many, shared by all scales (published: 4).
+    Shared(usize),
+    /// One for each of so many scales.
+    PerScale(usize),
+}
+
+impl Phi {
+    /// Number of convolutions.
+    pub const fn convolutions(self) -> usize {
+        match self {
+            Self::Shared(n) | Self::PerScale(n) => n,
+        }
+    }
+}
+
+/// Shape of a tokenizer (SPEC 3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {
+    /// How images are encoded and codes compared.
+    pub family: Family,
     /// Channels of the first level, a multiple of 32.
     pub base_channels: usize,
     /// Channels of each level as a multiple of `base_channels`; each level but the last halves the
@@ -35,14 +72,29 @@ pub struct TokenizerConfigError {
 }
 
 impl TokenizerConfig {
-    /// The released FlexVAR tokenizer: 72.05 M parameters, 16 px per token.
+    /// The released FlexVAR tokenizer, a VQ-16 of LlamaGen's kind: 72.05 M parameters, 16 px per
+    /// token.
     pub fn flexvar() -> Self {
         Self {
+            family: Family::Flexvar,
             base_channels: 128,
             channel_multipliers: vec![1, 1, 2, 2, 4],
             res_blocks: 2,
             z_channels: 256,
             codebook_size: 8912,
+            codebook_dim: 32,
+        }
+    }
+
+    /// The released VAR tokenizer: 108.95 M parameters, 16 px per token.
+    pub fn var() -> Self {
+        Self {
+            family: Family::Var { phi: Phi::Shared(4) },
+            base_channels: 160,
+            channel_multipliers: vec![1, 1, 2, 2, 4],
+            res_blocks: 2,
+            z_channels: 32,
+            codebook_size: 4096,
             codebook_dim: 32,
         }
     }
@@ -77,7 +129,12 @@ impl TokenizerConfig {
                 "needs 1 to 8 positive numbers, one per level".into(),
             );
         }
+        let convolutions = match self.family {
+            Family::Flexvar => 1,
+            Family::Var { phi } => phi.convolutions(),
+        };
         for (field, value, least) in [
+            ("family.phi", convolutions, 1),
             ("res_blocks", self.res_blocks, 1),
             ("z_channels", self.z_channels, 1),
             ("codebook_size", self.codebook_size, 2),

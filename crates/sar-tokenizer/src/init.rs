@@ -10,7 +10,7 @@ use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
 use sar_weights::fill;
 
-use crate::{FlexVarTokenizer, LAYOUT, TokenizerConfig, TokenizerConfigError};
+use crate::{Tokenizer, TokenizerConfig, TokenizerConfigError};
 
 /// A tokenizer with random weights that are a pure function of the seed.
 ///
@@ -20,11 +20,11 @@ pub fn init<B: Backend>(
     config: &TokenizerConfig,
     seed: SeedTree,
     device: &B::Device,
-) -> Result<FlexVarTokenizer<B>, TokenizerConfigError> {
-    let tokenizer = FlexVarTokenizer::new(config, device)?;
+) -> Result<Tokenizer<B>, TokenizerConfigError> {
+    let tokenizer = Tokenizer::new(config, device)?;
     // A bias is drawn with its weight's fan in, and follows it in the order of parameters.
     let mut fan_in = 1;
-    Ok(fill(tokenizer, &LAYOUT, |name, shape| {
+    Ok(fill(tokenizer, config.layout(), |name, shape| {
         let n = shape.iter().product();
         let draws = seed.child(name);
         if name.ends_with("embedding.weight") {

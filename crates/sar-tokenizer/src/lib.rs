@@ -1,14 +1,17 @@
-//! The multi-scale image tokenizer of FlexVAR (arXiv:2502.20313): a convolutional encoder and
-//! decoder around an l2-normalised codebook, encoding an image directly at any set of scales.
+//! The multi-scale image tokenizers of FlexVAR (arXiv:2502.20313) and VAR (arXiv:2404.02905): a
+//! convolutional encoder and decoder around a codebook, encoding an image at any set of scales,
+//! each directly or each as what the coarser ones leave.
 
 pub mod autoencoder;
 mod block;
 pub mod codebook;
 pub mod config;
-pub mod flexvar;
 mod init;
+mod layout;
+mod residual;
+pub mod tokenizer;
 
-pub use codebook::Codebook;
-pub use config::{TokenizerConfig, TokenizerConfigError};
-pub use flexvar::{FlexVarTokenizer, LAYOUT, Quantised};
+pub use codebook::{Codebook, Metric};
+pub use config::{Family, Phi, TokenizerConfig, TokenizerConfigError};
 pub use init::init;
+pub use tokenizer::{Quantised, Tokenizer};

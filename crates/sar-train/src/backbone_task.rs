@@ -9,7 +9,7 @@ use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
 use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 
 use crate::images::ImageBatch;
 use crate::objective::{ConditionDraw, Objective, Regularisation};
@@ -31,7 +31,7 @@ pub struct TokenBatch<B: Backend> {
 impl<B: Backend> TokenBatch<B> {
     /// Images as the tokens of a frozen tokenizer.
     pub(crate) fn encode(
-        tokenizer: &FlexVarTokenizer<B>,
+        tokenizer: &Tokenizer<B>,
         images: ImageBatch,
         schedule: ScaleSchedule,
         device: &B::Device,
@@ -195,7 +195,7 @@ fn choose_by_scale<B: Backend>(
             let t = sampler.guidance.strength(k, &batch.schedule);
             logits_bnv = guide(logits_bnv, uncond_blv.clone().slice_dim(1, range), t);
         }
-        sampler.choice.choose(logits_bnv, &batch.images, k)
+        sampler.choice.choose(logits_bnv, &batch.images, &batch.schedule, k).tokens()
     });
     Tensor::cat(scales.collect(), 1)
 }

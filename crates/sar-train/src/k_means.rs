@@ -1,22 +1,30 @@
-//! Spherical k-means on the host: where a codebook starts.
+//! K-means on the host: where a codebook starts.
 //!
 //! Seeds are drawn by squared distance to the nearest seed (k-means++, Arthur and Vassilvitskii,
 //! 2007), so that rare latents get codes although most latents are background.
 
 use sar_core::SeedTree;
+use sar_tokenizer::Metric;
 
 const ITERATIONS: usize = 4;
 
-/// `k` unit vectors that stand for unit vectors `rows`, `[n, c]` in row-major order.
+/// `k` vectors that stand for `rows`, `[n, c]` in row-major order: unit vectors for unit vectors where
+/// angles count.
 ///
 /// # Panics
 /// If there are no rows.
-pub(crate) fn k_means(rows: &[f32], c: usize, k: usize, draws: SeedTree) -> Vec<f32> {
+pub(crate) fn k_means(
+    rows: &[f32],
+    c: usize,
+    k: usize,
+    metric: Metric,
+    draws: SeedTree,
+) -> Vec<f32> {
     let n = rows.len() / c;
     assert!(n > 0, "k-means of no rows");
     let row = |i: usize| &rows[i * c..(i + 1) * c];
     let mut centres = row(draws.below(0, n)).to_vec();
-    let mut distance: Vec<f64> = (0..n).map(|i| apart(row(i), &centres)).collect();
+    let mut distance: Vec<f64> = (0..n).map(|i| apart(metric, row(i), &centres)).collect();
     for place in 1..k {
         let total: f64 = distance.iter().sum();
         let mut left = f64::from(draws.child("seed").uniform(place as u64)) * total;
@@ -28,22 +36,27 @@ pub(crate) fn k_means(rows: &[f32], c: usize, k: usize, draws: SeedTree) -> Vec<
         let chosen = chosen.unwrap_or_else(|| draws.child("repeat").below(place as u64, n));
         let centre = row(chosen).to_vec();
         for (i, d) in distance.iter_mut().enumerate() {
-            *d = d.min(apart(row(i), &centre));
+            *d = d.min(apart(metric, row(i), &centre));
         }
         centres.extend(centre);
     }
     for _ in 0..ITERATIONS {
         let mut sums = vec![0.0f64; k * c];
+        let mut counts = vec![0usize; k];
         for i in 0..n {
-            let nearest = nearest(row(i), &centres, c);
+            let nearest = nearest(metric, row(i), &centres, c);
+            counts[nearest] += 1;
             let sum = &mut sums[nearest * c..(nearest + 1) * c];
             sum.iter_mut().zip(row(i)).for_each(|(sum, x)| *sum += f64::from(*x));
         }
-        for (centre, sum) in centres.chunks_mut(c).zip(sums.chunks(c)) {
-            let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        for ((centre, sum), count) in centres.chunks_mut(c).zip(sums.chunks(c)).zip(counts) {
+            let divisor = match metric {
+                Metric::Cosine => sum.iter().map(|x| x * x).sum::<f64>().sqrt(),
+                Metric::Euclidean => count as f64,
+            };
             // A centre that nothing is nearest to stays.
-            if length > 1e-6 {
-                centre.iter_mut().zip(sum).for_each(|(centre, x)| *centre = (x / length) as f32);
+            if divisor > 1e-6 {
+                centre.iter_mut().zip(sum).for_each(|(centre, x)| *centre = (x / divisor) as f32);
             }
         }
     }
@@ -54,13 +67,21 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Squared distance of unit vectors.
-fn apart(a: &[f32], b: &[f32]) -> f64 {
-    f64::from(2.0 - 2.0 * dot(a, b)).max(0.0)
+/// Squared distance.
+fn apart(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
+    match metric {
+        // Of unit vectors.
+        Metric::Cosine => f64::from(2.0 - 2.0 * dot(a, b)).max(0.0),
+        Metric::Euclidean => f64::from(a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>()),
+    }
 }
 
-fn nearest(row: &[f32], centres: &[f32], c: usize) -> usize {
-    let scores = centres.chunks(c).map(|centre| dot(row, centre)).enumerate();
+fn nearest(metric: Metric, row: &[f32], centres: &[f32], c: usize) -> usize {
+    let score = |centre| match metric {
+        Metric::Cosine => dot(row, centre),
+        Metric::Euclidean => -apart(metric, row, centre) as f32,
+    };
+    let scores = centres.chunks(c).map(score).enumerate();
     scores.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(place, _)| place)
 }
 
@@ -78,7 +99,7 @@ mod tests {
         let common = (0..1000).flat_map(|i| at((i % 5) as f32 - 2.0));
         let rare = [89.0, 90.0, 91.0, 199.0, 200.0, 201.0].into_iter().flat_map(at);
         let rows: Vec<f32> = common.chain(rare).collect();
-        let centres = k_means(&rows, 2, 3, SeedTree::new(0));
+        let centres = k_means(&rows, 2, 3, Metric::Cosine, SeedTree::new(0));
         let mut degrees: Vec<f32> =
             centres.chunks(2).map(|c| c[1].atan2(c[0]).to_degrees().rem_euclid(360.0)).collect();
         degrees.iter_mut().for_each(|d| *d = if *d > 350.0 { *d - 360.0 } else { *d });
@@ -93,8 +114,18 @@ mod tests {
     #[test]
     fn more_centres_than_rows_repeat_rows() {
         let rows = [at(0.0), at(90.0)].concat();
-        let centres = k_means(&rows, 2, 5, SeedTree::new(0));
+        let centres = k_means(&rows, 2, 5, Metric::Cosine, SeedTree::new(0));
         assert_eq!(centres.len(), 10);
         assert!(centres.chunks(2).all(|c| (dot(c, c) - 1.0).abs() < 1e-6));
+    }
+    #[test]
+    fn centres_of_distances_are_means() {
+        // Two groups on one line through the origin, which an angle cannot tell apart.
+        let rows = [[1.0, 1.0], [1.2, 1.2], [9.0, 9.0], [9.4, 9.4]].concat();
+        let mut centres = k_means(&rows, 2, 2, Metric::Euclidean, SeedTree::new(0));
+        centres.sort_by(f32::total_cmp);
+        for (found, expected) in centres.iter().zip([1.1, 1.1, 9.2, 9.2]) {
+            assert!((found - expected).abs() < 1e-5, "{centres:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::{Augmentation, ImageSource};
-use sar_model::{BackboneConfig, Init};
+use sar_model::{BackboneConfig, Init, PositionsConfig};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
@@ -363,7 +363,7 @@ impl Recipe {
             codebook_dim: self.tokenizer.model.codebook_dim,
             shared_adaln,
             qk_l2_norm,
-            position_grid,
+            positions: PositionsConfig::Grid { side: position_grid },
         }
     }
 

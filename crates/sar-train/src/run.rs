@@ -16,7 +16,7 @@ use sar_data::{RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
 use sar_rollout::generate;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 
 use crate::TrainError;
 use crate::backbone_task::TokenBatch;
@@ -146,7 +146,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.recipe.scales()
     }
 
-    fn train_tokenizer(&mut self) -> Result<FlexVarTokenizer<Inner<A>>, TrainError> {
+    fn train_tokenizer(&mut self) -> Result<Tokenizer<Inner<A>>, TrainError> {
         let recipe = &self.recipe.tokenizer;
         let seed = self.seed.child("tokenizer");
         let tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
@@ -155,7 +155,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             name: "tokenizer",
             steps: recipe.steps,
             optimisation: &recipe.optimisation,
-            layout: &sar_tokenizer::LAYOUT,
+            layout: recipe.model.layout(),
         };
         let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
         let tokenizer =
@@ -169,7 +169,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     /// PSNR and code use on held-out images.
     fn measure_tokenizer(
         &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
     ) -> Result<TokenizerReport, TrainError> {
         self.journal
             .observer
@@ -181,10 +181,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
         for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
             let images = self.images.held_out(start, EVALUATION_BATCH)?;
             let pixels_bchw = images.tensor::<Inner<A>>(self.device);
-            let h_bchw = tokenizer.encode(pixels_bchw.clone());
-            for (k, &size) in schedule.sizes().iter().enumerate() {
-                let tokens_bn = tokenizer.tokens_at(h_bchw.clone(), size);
-                let output = tokenizer.decode_tokens(tokens_bn.clone(), size).clamp(-1.0, 1.0);
+            let tokens_bl = tokenizer.tokens(tokenizer.encode(pixels_bchw.clone()), &schedule);
+            let canvases = tokenizer.canvases(tokens_bl.clone(), &schedule);
+            for (k, canvas_bchw) in canvases.into_iter().enumerate() {
+                let tokens_bn = tokens_bl.clone().slice_dim(1, schedule.range(k));
+                let output = tokenizer.decode(canvas_bchw).clamp(-1.0, 1.0);
                 let [b, c, height, width] = output.dims();
                 let target =
                     resample(pixels_bchw.clone(), ScaleSize { height, width }, Filter::Area);
@@ -215,10 +216,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     }
 
     /// Rows of held-out originals and their reconstruction at every scale.
-    fn draw_reconstructions(
-        &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
-    ) -> Result<(), TrainError> {
+    fn draw_reconstructions(&mut self, tokenizer: &Tokenizer<Inner<A>>) -> Result<(), TrainError> {
         // Images from all over the held-out split, not the first ones, which are alike.
         let n = self.recipe.evaluation.reconstructions.min(self.images.n_held_out());
         let stride = self.images.n_held_out() / n;
@@ -227,11 +225,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
             originals.extend(self.images.held_out(i * stride, 1)?.images);
         }
         let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
+        let tokens_bl = tokenizer.tokens(h_bchw, self.scales());
         let side = self.recipe.data.side;
         let mut rows: Vec<Vec<RgbImage>> = vec![originals];
-        for &size in self.scales().sizes().iter().rev() {
-            let tokens_bn = tokenizer.tokens_at(h_bchw.clone(), size);
-            let decoded = to_images(tokenizer.decode_tokens(tokens_bn, size));
+        for canvas_bchw in tokenizer.canvases(tokens_bl, self.scales()).into_iter().rev() {
+            let decoded = to_images(tokenizer.decode(canvas_bchw));
             rows.push(decoded.iter().map(|image| enlarge(image, side)).collect());
         }
         let sheet = grid(&rows.concat(), n, 4, magnification(side));
@@ -242,7 +240,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
     fn train_teacher(
         &mut self,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
     ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
         let classes = self.images.classes().to_vec();
         let config = self.recipe.backbone_config(classes.len());
@@ -264,7 +262,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         name: &'static str,
         steps: u64,
         objective: &Objective,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         teacher: &TrainedBackbone<Inner<A>>,
     ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
         let sar = &self.recipe.sar;
@@ -276,7 +274,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         &mut self,
         (name, steps): (&'static str, u64),
         how: (&Optimisation, &Objective, &Regularisation),
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         from: TrainedBackbone<Inner<A>>,
     ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
         let stage = Stage { name, steps, optimisation: how.0, layout: &sar_model::LAYOUT };
@@ -295,7 +293,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn measure(
         &mut self,
         what: &str,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(HeldOut, HeldOutMeter), TrainError> {
         let what = format!("measuring the {what} weights on held-out images");
@@ -315,7 +313,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn draw_samples(
         &mut self,
         name: &str,
-        tokenizer: &FlexVarTokenizer<Inner<A>>,
+        tokenizer: &Tokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(), TrainError> {
         self.journal.observer.event(&Event::Working { what: "sampling" });
@@ -358,7 +356,7 @@ pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
 
 /// Samples and decodes.
 pub fn sample_images<B: Backend>(
-    tokenizer: &FlexVarTokenizer<B>,
+    tokenizer: &Tokenizer<B>,
     model: &Backbone<B>,
     request: &SampleRequest,
     device: &B::Device,

@@ -6,7 +6,7 @@ use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::EpochOrder;
 use sar_loss::histogram_entropy;
 use sar_model::Backbone;
-use sar_tokenizer::FlexVarTokenizer;
+use sar_tokenizer::Tokenizer;
 use sar_weights::NamedTensors;
 
 use crate::TrainError;
@@ -78,15 +78,15 @@ const FIRST_IMAGES: usize = 128;
 const USAGE: &str = "code_usage";
 
 impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
-    type Model = FlexVarTokenizer<A>;
+    type Model = Tokenizer<A>;
     type Input = (ImageBatch, SeedTree);
     type Output = (ImageBatch, Tensor<A::InnerBackend, 1, Int>);
 
     /// Makes the codebook from latents of training images at all scales.
     fn begin(
         &self,
-        model: FlexVarTokenizer<A::InnerBackend>,
-    ) -> Result<FlexVarTokenizer<A::InnerBackend>, TrainError> {
+        model: Tokenizer<A::InnerBackend>,
+    ) -> Result<Tokenizer<A::InnerBackend>, TrainError> {
         let config = &self.recipe.model;
         let (v, c) = (config.codebook_size, config.codebook_dim);
         let tokens = self.schedule.n_tokens();
@@ -94,9 +94,10 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let seed = self.seed.child("codebook");
         let images = self.batches.images;
         let batch = images.training(&mut images.order(seed), seed, 0, n)?;
-        let rows = latents(&model, batch.tensor(self.device), self.schedule.sizes());
+        let scales = 0..self.schedule.len();
+        let rows = latents(&model, batch.tensor(self.device), self.schedule, scales);
         let rows = rows.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
-        let codes = TensorData::new(k_means(&rows, c, v, seed), [v, c]);
+        let codes = TensorData::new(k_means(&rows, c, v, model.codebook().metric(), seed), [v, c]);
         Ok(model.with_codebook(|book| book.with_raw(Tensor::from_data(codes, self.device))))
     }
 
@@ -115,10 +116,10 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
 
     fn after(
         &mut self,
-        model: FlexVarTokenizer<A::InnerBackend>,
+        model: Tokenizer<A::InnerBackend>,
         step: u64,
         outputs: Vec<Self::Output>,
-    ) -> Followed<FlexVarTokenizer<A::InnerBackend>> {
+    ) -> Followed<Tokenizer<A::InnerBackend>> {
         let mut last = None;
         for (images, indices_n) in outputs {
             self.usage.add(indices_n);
@@ -139,7 +140,9 @@ impl<A: AutodiffBackend> Task<A> for TokenizerTask<'_, A> {
         let Some(images) = last.filter(|_| used < codes && step < self.recipe.revive_until) else {
             return (model, Some(note));
         };
-        let rows = latents(&model, images.tensor(self.device), &[self.schedule.last()]);
+        let n_scales = self.schedule.len();
+        let finest = n_scales - 1..n_scales;
+        let rows = latents(&model, images.tensor(self.device), self.schedule, finest);
         let draws = self.seed.child("revive").at(step);
         (model.with_codebook(|book| revive(book, &counts, rows, draws)), Some(note))
     }
@@ -159,7 +162,7 @@ pub(crate) struct BackboneTask<'a, A: AutodiffBackend> {
     recipe: &'a Recipe,
     objective: &'a Objective,
     regularisation: &'a Regularisation,
-    tokenizer: &'a FlexVarTokenizer<A::InnerBackend>,
+    tokenizer: &'a Tokenizer<A::InnerBackend>,
     device: &'a A::Device,
     seed: SeedTree,
     batches: Batches<'a>,
@@ -174,7 +177,7 @@ impl<'a, A: AutodiffBackend> BackboneTask<'a, A> {
             &'a Regularisation,
         ),
         images: &'a Images,
-        tokenizer: &'a FlexVarTokenizer<A::InnerBackend>,
+        tokenizer: &'a Tokenizer<A::InnerBackend>,
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Self {

@@ -1,7 +1,7 @@
 //! Tokenizer training, first form: pixels, codebook, commitment, entropy (SPEC 3).
 //!
-//! Every step reconstructs the finest scale and one coarser scale that it draws; the image is
-//! compared at the size that a scale decodes to.
+//! Every step reconstructs the finest scale and, of a direct tokenizer, one coarser scale that it
+//! draws; the image is compared at the size that a scale decodes to.
 //!
 //! Shapes: b batch, c code channels, z feature channels, n latents, v codes.
 
@@ -9,7 +9,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::vq;
-use sar_tokenizer::{Codebook, FlexVarTokenizer, codebook};
+use sar_tokenizer::{Codebook, Tokenizer};
 
 use crate::recipe::TokenizerLoss;
 use crate::step::Terms;
@@ -19,8 +19,12 @@ use crate::step::Terms;
 /// # Shapes
 /// - `images_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
 /// - second output: `[n]`, indices of all scales of the step
+///
+/// # Panics
+/// If coarser scales have a weight and the tokenizer is a residual one, which has no others to
+/// decode.
 pub fn tokenizer_loss<A: AutodiffBackend>(
-    model: &FlexVarTokenizer<A>,
+    model: &Tokenizer<A>,
     images_bchw: Tensor<A::InnerBackend, 4>,
     schedule: &ScaleSchedule,
     weights: &TokenizerLoss,
@@ -33,21 +37,23 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
     let mut used = Vec::new();
     for (size, weight, is_finest) in scales_of_step(schedule, weights.coarse, step) {
         let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
-        let quantised = model.quantise(latent_bchw);
+        let quantised = model.quantise(latent_bchw, schedule);
         let output_bchw = model.decode(quantised.straight_through_bchw);
         let [_, _, height, width] = output_bchw.dims();
         let target = resample(images_bchw.clone(), ScaleSize { height, width }, Filter::Area);
         let error = flat(output_bchw - target);
         let l1 = mean(error.clone().abs());
         let l2 = mean(error.square());
-        let codebook = vq::codebook(quantised.z_nc.clone(), quantised.q_nc.clone());
-        let commitment = vq::commitment(quantised.z_nc.clone(), quantised.q_nc);
+        let codebook = vq::mean_over(&quantised.pairs, vq::codebook);
+        let commitment = vq::mean_over(&quantised.pairs, vq::commitment);
         let mut loss = l1.clone() * weights.l1
             + l2.clone() * weights.l2
             + codebook * weights.codebook
             + commitment.clone() * weights.commitment;
         if weights.entropy != 0.0 {
-            let entropy = vq::entropy(quantised.z_nc, model.codebook().codes());
+            let entropy = vq::mean_over(&quantised.pairs, |z_nc, _| {
+                vq::entropy(z_nc, model.codebook().codes())
+            });
             loss = loss + entropy * weights.entropy;
         }
         if is_finest {
@@ -127,15 +133,15 @@ impl<B: Backend> CodeUsage<B> {
     }
 }
 
-/// The unit latents of images at some scales, as rows: `[n, c]`.
+/// What codes are searched for at some scales of images, comparable with codes, as rows: `[n, c]`.
 pub fn latents<B: Backend>(
-    model: &FlexVarTokenizer<B>,
+    model: &Tokenizer<B>,
     images_bchw: Tensor<B, 4>,
-    scales: &[ScaleSize],
+    schedule: &ScaleSchedule,
+    scales: std::ops::Range<usize>,
 ) -> Tensor<B, 2> {
-    let h_bchw = model.encode(images_bchw);
-    let scales = scales.iter().map(|&size| resample(h_bchw.clone(), size, Filter::Area));
-    codebook::normalise(Tensor::cat(scales.map(codebook::rows).collect(), 0))
+    let searched = model.searched(model.encode(images_bchw), schedule);
+    model.codebook().comparable(Tensor::cat(searched[scales].to_vec(), 0))
 }
 
 /// Puts randomly chosen latents in the place of the codes that `counts` says nothing used.

@@ -8,7 +8,7 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
 use sar_model::{Backbone, BackboneConfig};
-use sar_tokenizer::{FlexVarTokenizer, TokenizerConfig};
+use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_weights::{NamedTensors, bind, collect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,10 +29,10 @@ const BACKBONE: &str = "flexvar-backbone";
 /// If the file cannot be written.
 pub fn save_tokenizer<B: Backend>(
     path: &Path,
-    tokenizer: &FlexVarTokenizer<B>,
+    tokenizer: &Tokenizer<B>,
     config: &TokenizerConfig,
 ) -> Result<(), TrainError> {
-    let mut tensors = collect(tokenizer, &sar_tokenizer::LAYOUT);
+    let mut tensors = collect(tokenizer, config.layout());
     tensors.metadata_mut().insert(KIND.into(), TOKENIZER.into());
     describe(&mut tensors, CONFIG, config);
     Ok(tensors.write_safetensors(path)?)
@@ -45,11 +45,11 @@ pub fn save_tokenizer<B: Backend>(
 pub fn load_tokenizer<B: Backend>(
     path: &Path,
     device: &B::Device,
-) -> Result<(FlexVarTokenizer<B>, TokenizerConfig), TrainError> {
+) -> Result<(Tokenizer<B>, TokenizerConfig), TrainError> {
     let tensors = read(path, TOKENIZER)?;
     let config: TokenizerConfig = json(path, &tensors, CONFIG)?;
-    let tokenizer = FlexVarTokenizer::new(&config, device)?;
-    Ok((bind(tokenizer, tensors, &sar_tokenizer::LAYOUT)?, config))
+    let tokenizer = Tokenizer::new(&config, device)?;
+    Ok((bind(tokenizer, tensors, config.layout())?, config))
 }
 
 /// A backbone with what belongs to it.
