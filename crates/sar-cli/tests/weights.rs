@@ -149,6 +149,24 @@ fn what_a_file_does_not_show_is_asked_for() {
 }
 
 #[test]
+fn converted_files_are_all_that_sampling_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut images = Vec::new();
+    for ending in ["safetensors", "pth"] {
+        let [tokenizer, weights, out] =
+            ["tokenizer", "weights", "out"].map(|name| format!("{name}.{ending}"));
+        for (file, name) in [("tokenizer", &tokenizer), ("backbone", &weights)] {
+            does(folder, &["convert", &released(&format!("flexvar_tiny/{file}.pth")), name]);
+        }
+        let files = ["--tokenizer", &tokenizer, "--weights", &weights, "--out", &out];
+        does(folder, &[&["sample", "--class", "3", "--n", "1"], &files[..]].concat());
+        images.push(fs::read(folder.join(out).join("grid.png")).unwrap());
+    }
+    assert_eq!(images[0], images[1]);
+}
+
+#[test]
 fn what_cannot_be_converted() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
