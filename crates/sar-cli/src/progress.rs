@@ -12,6 +12,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Progress {
     is_terminal: bool,
     stage: Option<Stage>,
+    last_latents: Instant,
 }
 
 struct Stage {
@@ -39,7 +40,7 @@ impl Stage {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self { is_terminal: stderr().is_terminal(), stage: None }
+        Self { is_terminal: stderr().is_terminal(), stage: None, last_latents: Instant::now() }
     }
 
     pub(crate) fn line(&self, text: &str) {
@@ -121,6 +122,12 @@ impl Observer for Progress {
                 let rate = stage.images_per_second(stage.steps);
                 let time = clock(Duration::from_secs_f64(wall_s));
                 eprintln!("{name}: done in {time}, {rate:.1} images/s  {}", stage.losses);
+            }
+            Event::Latents { done, of } => {
+                if self.last_latents.elapsed() >= LINE_EVERY {
+                    self.last_latents = Instant::now();
+                    self.line(&format!("{done} of {of} latents"));
+                }
             }
             Event::Working { what } => self.line(what),
             Event::Wrote { path } => self.line(&format!("wrote {}", path.display())),

@@ -75,12 +75,16 @@ fn differences(report: &Report) -> impl Iterator<Item = (&'static str, &Figures)
     std::iter::once(("after - before", &paired.after_minus_before)).chain(control)
 }
 
-/// The three sets of weights that are compared.
+/// The sets of weights that are compared.
 fn weights(report: &Report) -> impl Iterator<Item = (&'static str, &HeldOut)> {
     let held_out = &report.held_out;
-    [("before", &held_out.before), ("after", &held_out.after)]
-        .into_iter()
-        .chain(held_out.control.as_ref().map(|control| ("control", control)))
+    let others = [
+        ("control", &held_out.control),
+        ("before, averaged", &held_out.before_average),
+        ("after, averaged", &held_out.after_average),
+    ];
+    let others = others.into_iter().filter_map(|(name, of)| Some((name, of.as_ref()?)));
+    [("before", &held_out.before), ("after", &held_out.after)].into_iter().chain(others)
 }
 
 type Shown = (f64, [f64; 2]);
@@ -103,8 +107,8 @@ fn shown((value, [low, high]): Shown) -> String {
 struct Curves(BTreeMap<String, BTreeMap<String, Vec<(f64, f64)>>>);
 
 /// Fields of a metrics line that are no losses.
-const NO_LOSS: [&str; 6] =
-    ["step", "gradient_norm", "lr", "weight_decay", "codes_used", "perplexity"];
+const NO_LOSS: [&str; 7] =
+    ["step", "gradient_norm", "lr", "weight_decay", "codes_used", "perplexity", "held_out_psnr_db"];
 
 impl Curves {
     fn parse(jsonl: &str) -> Result<Self> {
@@ -258,9 +262,14 @@ fn page(
 
     let tokenizer = &report.tokenizer;
     html += &format!(
-        "<h2>Tokenizer</h2>\n<p>{:.2} dB on held-out images at the finest scale; {} of {} codes in \
+        "<h2>Tokenizer</h2>\n<p>{:.2} dB on held-out images at the finest scale{}; {} of {} codes in \
          use.</p>\n",
-        tokenizer.psnr_db, tokenizer.codes_used, tokenizer.codes
+        tokenizer.psnr_db,
+        tokenizer
+            .average_psnr_db
+            .map_or(String::new(), |db| format!(", {db:.2} dB with averaged weights")),
+        tokenizer.codes_used,
+        tokenizer.codes
     );
     html +=
         &picture(RECONSTRUCTIONS, "Held-out originals, and below them each scale, finest first");
@@ -278,7 +287,15 @@ fn page(
 
     html += "<h2>Training</h2>\n";
     html += &table(
-        &["stage", "steps", "batch", "parameters", "minutes", "images/s"],
+        &[
+            "stage",
+            "steps",
+            "batch",
+            "parameters",
+            "minutes",
+            "images/s",
+            "best on held-out images",
+        ],
         report.stages.iter().map(|stage| {
             let images = stage.steps as f64 * stage.batch as f64;
             vec![
@@ -288,6 +305,7 @@ fn page(
                 stage.parameters.to_string(),
                 format!("{:.1}", stage.wall_s / 60.0),
                 format!("{:.1}", images / stage.wall_s),
+                stage.best_step.map_or(String::new(), |step| format!("step {step}")),
             ]
         }),
     );

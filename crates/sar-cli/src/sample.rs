@@ -1,58 +1,47 @@
 //! `sar sample`: images from trained weights.
 
-use std::fs;
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::{RgbImage, find_class, grid, magnification, to_png};
-use sar_rollout::{Choice, Guidance, Sampler};
-use sar_train::run::{SampleRequest, sample_images, sample_stream};
-use sar_train::weights::{TrainedBackbone, load_backbone, load_tokenizer};
+use sar_core::SeedTree;
+use sar_data::{RgbImage, grid, magnification};
+use sar_train::sampling::{SampleRequest, sample_images, sample_previews, sample_stream};
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
+use crate::generation::{
+    Files, Generator, SamplerArgs, Settings, WeightsArgs, check_out, make_out, save,
+};
 
-/// Attention over more tokens than this asks for more memory than machines have; the largest
-/// published schedule has 9,451.
-const MOST_TOKENS: usize = 1 << 16;
+/// Images of a grid: more are only written one by one.
+const MOST_IN_GRID: usize = 1024;
+/// Images whose scales are shown.
+const MOST_PREVIEWS: usize = 64;
+/// Hundredths of a second that a scale of the animation stays, and the last one.
+const FRAME: u16 = 30;
+const LAST_FRAME: u16 = 150;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory: its tokenizer and its refined backbone (else its teacher).
-    #[arg(long, value_name = "DIR", required_unless_present_all = ["tokenizer", "weights"])]
-    run: Option<PathBuf>,
-    /// Tokenizer weights, instead of the run's.
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
-    /// Backbone weights, instead of the run's.
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// A class by name or index; again for more [default: every class]
     #[arg(long = "class", value_name = "CLASS")]
     classes: Vec<String>,
+    /// Samples without a class (the null class of guidance).
+    #[arg(long, conflicts_with = "classes")]
+    unconditional: bool,
     /// Images per class.
     #[arg(long, default_value_t = 16)]
     n: usize,
-    /// The same seed, class and image number give the same tokens whatever the batch.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Classifier-free guidance at the last scale, rising from 0; 0 for none.
-    #[arg(long, default_value_t = 2.5)]
-    guidance: f64,
-    /// Keeps the most probable codes of each token; 0 for all.
-    #[arg(long, default_value_t = 900)]
-    top_k: usize,
-    /// Keeps the codes that make up this probability; 0 for all.
-    #[arg(long, default_value_t = 0.95)]
-    top_p: f64,
-    /// Scales as in 1_2_3_4 [default: those of the weights]
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    /// Also shows every scale: previews.png, a row an image, and previews.gif.
     #[arg(long)]
-    scales: Option<String>,
-    /// Images that are generated together.
-    #[arg(long, default_value_t = 16)]
-    batch: usize,
+    previews: bool,
     /// A new or empty folder for grid.png and the single images.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -61,76 +50,25 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    ensure!(args.n > 0, "--n 0: nothing to sample");
-    ensure!(args.batch > 0, "--batch 0: must be at least 1");
-    ensure!(
-        args.guidance.is_finite() && args.guidance >= 0.0,
-        "--guidance {}: must be 0 or more",
-        args.guidance
-    );
-    ensure!((0.0..=1.0).contains(&args.top_p), "--top-p {}: must be in [0, 1]", args.top_p);
-    ensure!(!args.out.is_file(), "--out {}: is a file", args.out.display());
-    let is_used = args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    ensure!(!is_used, "--out {}: already holds files", args.out.display());
-    let tokenizer = file_of(&args.tokenizer, &args.run, &["tokenizer.safetensors"])?;
-    let weights = file_of(
-        &args.weights,
-        &args.run,
-        &["backbone-sar.safetensors", "backbone-teacher.safetensors"],
-    )?;
-    let scales = args
-        .scales
-        .as_deref()
-        .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
-    let scales = scales.transpose()?;
-    let device = args.device;
-    let request = Request {
-        tokenizer,
-        weights,
-        classes: args.classes,
-        n: args.n,
-        seed: args.seed,
-        sampler: Sampler {
-            guidance: Guidance::flexvar(args.guidance),
-            choice: Choice::Sample { top_k: args.top_k, top_p: args.top_p },
-        },
-        scales,
-        batch: args.batch,
-        out: args.out,
-    };
-    device.run(request)
+    let Args { weights, classes, unconditional, n, sampler, previews, out, device } = args;
+    ensure!(n > 0, "--n 0: nothing to sample");
+    check_out(&out)?;
+    let settings = sampler.settings()?;
+    let files = weights.files()?;
+    device.run(Sample { files, classes, unconditional, n, settings, previews, out })
 }
 
-/// The named file, or the first of `names` that the run holds.
-fn file_of(named: &Option<PathBuf>, run: &Option<PathBuf>, names: &[&str]) -> Result<PathBuf> {
-    if let Some(path) = named {
-        return Ok(path.clone());
-    }
-    let run = run.as_deref().unwrap_or(Path::new("."));
-    let found = names.iter().map(|name| run.join(name)).find(|path| path.is_file());
-    match found {
-        Some(path) => Ok(path),
-        None => bail!(
-            "--run {}: holds no {}; is it a run that has come so far?",
-            run.display(),
-            names.join(" and no ")
-        ),
-    }
-}
-
-struct Request {
-    tokenizer: PathBuf,
-    weights: PathBuf,
+struct Sample {
+    files: Files,
     classes: Vec<String>,
+    unconditional: bool,
     n: usize,
-    seed: u64,
-    sampler: Sampler,
-    scales: Option<ScaleSchedule>,
-    batch: usize,
+    settings: Settings,
+    previews: bool,
     out: PathBuf,
 }
 
-impl Job for Request {
+impl Job for Sample {
     type Output = Verdict;
 
     fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
@@ -139,66 +77,97 @@ impl Job for Request {
     }
 }
 
-impl Request {
+impl Sample {
     fn sample<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let (tokenizer, tokenizer_config) = load_tokenizer::<B>(&self.tokenizer, device)?;
-        let TrainedBackbone { model, config, classes: names, scales } =
-            load_backbone::<B>(&self.weights, device)?;
-        let theirs = (tokenizer_config.codebook_size, tokenizer_config.codebook_dim);
-        let ours = (config.codebook_size, config.codebook_dim);
-        ensure!(
-            theirs == ours,
-            "{}: was trained on {} codes of {} channels, {} has {} of {}",
-            self.weights.display(),
-            ours.0,
-            ours.1,
-            self.tokenizer.display(),
-            theirs.0,
-            theirs.1,
-        );
-        let classes = if self.classes.is_empty() {
+        let Self { files, classes, unconditional, n, settings, previews, out } = self;
+        let generator = Generator::<B>::load(&files, device)?;
+        let names = &generator.backbone.classes;
+        let labels = if unconditional {
+            vec![generator.null_label()]
+        } else if classes.is_empty() {
             (0..names.len()).collect()
         } else {
-            self.classes
-                .iter()
-                .map(|query| find_class(&names, query).context("--class"))
-                .collect::<Result<Vec<usize>>>()?
+            classes.iter().map(|query| generator.label(query)).collect::<Result<Vec<usize>>>()?
         };
-        let scales = self.scales.unwrap_or(scales);
-        let tokens = scales.n_tokens();
-        ensure!(tokens <= MOST_TOKENS, "--scales: {tokens} tokens an image, at most {MOST_TOKENS}");
+        let scales = generator.scales(&settings)?;
+        make_out(&out)?;
 
-        let root = SeedTree::new(self.seed);
+        let root = SeedTree::new(settings.seed);
         let wanted: Vec<(usize, usize)> =
-            classes.iter().flat_map(|class| (0..self.n).map(|i| (*class, i))).collect();
-        let mut images: Vec<RgbImage> = Vec::with_capacity(wanted.len());
-        for part in wanted.chunks(self.batch) {
+            labels.iter().flat_map(|label| (0..n).map(|i| (*label, i))).collect();
+        let mut shown: Vec<RgbImage> = Vec::new();
+        // The first images at every scale.
+        let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); scales.len()];
+        let mut done = 0;
+        for part in wanted.chunks(settings.batch) {
             let request = SampleRequest {
-                labels: part.iter().map(|(class, _)| *class).collect(),
-                streams: part.iter().map(|(class, i)| sample_stream(root, *class, *i)).collect(),
+                labels: part.iter().map(|(label, _)| *label).collect(),
+                streams: part.iter().map(|(label, i)| sample_stream(root, *label, *i)).collect(),
                 scales: scales.clone(),
-                sampler: self.sampler,
+                sampler: settings.sampler,
+                kept: None,
             };
-            images.extend(sample_images(&tokenizer, &model, &request, device));
-            eprintln!("{} of {} images", images.len(), wanted.len());
+            let (tokenizer, model) = (&generator.tokenizer, &generator.backbone.model);
+            let images = if previews && done < MOST_PREVIEWS {
+                let mut last = Vec::new();
+                sample_previews(tokenizer, model, &request, device, |k, decoded| {
+                    by_scale[k].extend(decoded.iter().cloned());
+                    last = decoded;
+                });
+                last
+            } else {
+                sample_images(tokenizer, model, &request, device)
+            };
+            for ((label, i), image) in part.iter().zip(&images) {
+                let class = names.get(*label).map_or("unconditional".into(), |c| file_name(c));
+                save(image, &out.join(format!("{label}-{class}-{i:03}.png")))?;
+            }
+            let room = MOST_IN_GRID.saturating_sub(shown.len());
+            done += images.len();
+            shown.extend(images.into_iter().take(room));
+            eprintln!("{done} of {} images", wanted.len());
         }
 
-        fs::create_dir_all(&self.out).with_context(|| format!("--out {}", self.out.display()))?;
-        for ((class, i), image) in wanted.iter().zip(&images) {
-            let name = format!("{class}-{}-{i:03}.png", file_name(&names[*class]));
-            save(image, &self.out.join(name))?;
+        let columns = if labels.len() > 1 { n } else { n.isqrt().max(1) };
+        let magnify = magnification(shown[0].width());
+        let sheet = out.join("grid.png");
+        save(&grid(&shown, columns, 4, magnify), &sheet)?;
+        if previews {
+            by_scale.iter_mut().for_each(|images| images.truncate(MOST_PREVIEWS));
+            write_previews(&out, &by_scale, columns)?;
         }
-        let columns = if classes.len() > 1 { self.n } else { self.n.isqrt().max(1) };
-        let magnify = magnification(images[0].width());
-        let sheet = self.out.join("grid.png");
-        save(&grid(&images, columns, 4, magnify), &sheet)?;
-        eprintln!("wrote {} and {} single images", sheet.display(), images.len());
+        eprintln!("wrote {} and {done} single images", sheet.display());
         Ok(())
     }
 }
 
-fn save(image: &RgbImage, path: &Path) -> Result<()> {
-    fs::write(path, to_png(image)).with_context(|| path.display().to_string())
+/// A contact sheet with a row an image and a column a scale, and an animation over the scales.
+fn write_previews(out: &Path, by_scale: &[Vec<RgbImage>], columns: usize) -> Result<()> {
+    use image::codecs::gif::{GifEncoder, Repeat};
+    use image::{Delay, DynamicImage, Frame, imageops};
+
+    let last = &by_scale[by_scale.len() - 1];
+    let (width, height) = last[0].dimensions();
+    // Coarse scales decode to small images.
+    let full =
+        |image: &RgbImage| imageops::resize(image, width, height, imageops::FilterType::Nearest);
+    let rows = (0..last.len()).flat_map(|i| by_scale.iter().map(move |images| full(&images[i])));
+    let magnify = magnification(width);
+    save(&grid(&rows.collect::<Vec<_>>(), by_scale.len(), 4, magnify), &out.join("previews.png"))?;
+
+    let path = out.join("previews.gif");
+    let context = || path.display().to_string();
+    let file = File::create(&path).with_context(context)?;
+    let mut encoder = GifEncoder::new(BufWriter::new(file));
+    encoder.set_repeat(Repeat::Infinite).with_context(context)?;
+    for (k, images) in by_scale.iter().enumerate() {
+        let images: Vec<RgbImage> = images.iter().map(full).collect();
+        let sheet = DynamicImage::from(grid(&images, columns, 4, magnify)).into_rgba8();
+        let hundredths = if k + 1 == by_scale.len() { LAST_FRAME } else { FRAME };
+        let delay = Delay::from_numer_denom_ms(10 * u32::from(hundredths), 1);
+        encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(context)?;
+    }
+    Ok(())
 }
 
 /// A class name as part of a file name: `Smileys & Emotion` to `smileys-emotion`.

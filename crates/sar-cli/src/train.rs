@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::AutodiffBackend;
+use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
 
 use crate::Verdict;
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Goes on with the run in --run-dir, exactly where its last checkpoint is.
     #[arg(long)]
     resume: bool,
+    /// Prints what the run would do, and ends.
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// Replaces a value of the recipe, as in --set tokenizer.steps=100.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     settings: Vec<String>,
@@ -35,7 +39,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { recipe, run_dir, resume, settings, device } = args;
+    let Args { recipe, run_dir, resume, dry_run, settings, device } = args;
     ensure!(!resume || run_dir.is_some(), "--resume: name the run with --run-dir");
     let own = run_dir.as_ref().filter(|_| resume).map(|dir| dir.join("recipe.toml"));
     let recipe = match (recipe, own) {
@@ -44,6 +48,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         (None, None) => Recipe::load("emoji-quick", &settings)?,
     };
     let run_dir = run_dir.unwrap_or_else(|| free_folder(&recipe.name));
+    if dry_run {
+        return device.run(DryRun { recipe, run_dir });
+    }
     device.run(Train { recipe, run_dir, resume })
 }
 
@@ -56,6 +63,69 @@ fn free_folder(name: &str) -> PathBuf {
         .chain(numbered)
         .find(|path| !path.exists())
         .expect("one of the numbers is free")
+}
+
+struct DryRun {
+    recipe: Recipe,
+    run_dir: PathBuf,
+}
+
+impl Job for DryRun {
+    type Output = Verdict;
+
+    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
+        let plan = plan::<A::InnerBackend>(&self.recipe, workers, &device)?;
+        print!("{}", shown(&self.recipe, &self.run_dir, &plan));
+        Ok(Verdict::Good)
+    }
+}
+
+/// A plan as text.
+fn shown(recipe: &Recipe, run_dir: &Path, plan: &Plan) -> String {
+    let [train, held_out] = plan.images;
+    let mut text = format!(
+        "recipe {}, seed {}\nimages: {train} to train on, {held_out} held out, {} classes, {} px\n\
+         an image: {} tokens at scales {}\n\n",
+        recipe.name,
+        recipe.seed,
+        plan.classes,
+        recipe.data.side,
+        plan.tokens,
+        recipe.scales(),
+    );
+    let head = ["stage", "steps", "batch", "in parts", "epochs", "parameters", "memory, about"];
+    text += &format!(
+        "{:<10}{:>9}{:>8}{:>10}{:>9}{:>14}{:>15}\n",
+        head[0], head[1], head[2], head[3], head[4], head[5], head[6]
+    );
+    for stage in &plan.stages {
+        let PlannedStage { name, steps, batch, micro_batches, parameters, epochs, memory } = stage;
+        if *steps == 0 {
+            text += &format!("{name:<10}{:>9}  keeps {parameters} given parameters\n", 0);
+            continue;
+        }
+        text += &format!(
+            "{name:<10}{steps:>9}{batch:>8}{micro_batches:>10}{epochs:>9.1}{parameters:>14}{:>15}\n",
+            bytes(*memory)
+        );
+    }
+    text += &format!("\nmemory at its peak: about {}\n", bytes(plan.memory));
+    if let Some((records, size)) = plan.latents {
+        text += &format!("latents on disk: {records}, {}\n", bytes(size));
+    }
+    text += &format!("\nwould write to {}:\n", run_dir.display());
+    for (name, size) in &plan.files {
+        text += &format!("  {name}  {}\n", bytes(*size));
+    }
+    text + "  recipe.toml, data.json, metrics.jsonl, pictures, report.json, report.html\n"
+}
+
+/// `1.5 GB`, in powers of 1000.
+fn bytes(n: u64) -> String {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    let n = n as f64;
+    let unit = units.into_iter().find(|(size, _)| n >= *size);
+    unit.map_or(format!("{n} B"), |(size, unit)| format!("{:.1} {unit}", n / size))
 }
 
 struct Train {
@@ -84,8 +154,10 @@ impl Job for Train {
             Err(error) => {
                 progress.clear();
                 match error {
-                    TrainError::NotFinite { .. } => eprintln!("error: {error}"),
-                    TrainError::Stopped { .. } => {
+                    TrainError::NotFinite(_) | TrainError::BadWeights { .. } => {
+                        eprintln!("error: {error}");
+                    }
+                    TrainError::Stopped { .. } | TrainError::StoppedCaching { .. } => {
                         eprintln!("{error}");
                         process::exit(INTERRUPTED);
                     }
@@ -99,5 +171,19 @@ impl Job for Train {
         progress.line(&report::summary(&report));
         progress.line(&format!("everything in {}; open {}", run_dir.display(), html.display()));
         Ok(Verdict::Good)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        let check = |n, text| assert_eq!(bytes(n), text);
+        check(999, "999 B");
+        check(1000, "1.0 kB");
+        check(12_345_678, "12.3 MB");
+        check(1_500_000_000, "1.5 GB");
     }
 }

@@ -111,7 +111,7 @@ fn what_a_file_does_not_show_is_asked_for() {
     let tiny = released("flexvar_tiny/backbone.pth");
     let (_, said) = does(folder, &["convert", &tiny, "a.safetensors"]);
     assert!(said.contains("assumed: scales 1_2_3_4_5_6_8_10_13_16"), "{said}");
-    assert!(said.contains("assumed: class names are numbers"), "{said}");
+    assert!(said.contains("assumed: the names of the 10 classes"), "{said}");
     assert_eq!(metadata("a.safetensors", "classes")[9], "9");
     assert_eq!(metadata("a.safetensors", "scales"), "1_2_3_4_5_6_8_10_13_16");
     assert_eq!(metadata("a.safetensors", "config")["heads"], 2);
@@ -128,8 +128,12 @@ fn what_a_file_does_not_show_is_asked_for() {
 
     // No q/k normalisation and an unusual width: nothing shows the heads.
     let shared = released("flexvar_shared_adaln/backbone.pth");
-    refuses(folder, &["convert", &shared, "c.safetensors"], &["backbone.pth", "--heads"]);
-    refuses(folder, &["convert", &shared, "c.safetensors", "--heads", "5"], &["--heads 5", "32"]);
+    refuses(folder, &["convert", &shared, "c.safetensors"], &["backbone.pth: heads", "--heads"]);
+    refuses(
+        folder,
+        &["convert", &shared, "c.safetensors", "--heads", "5"],
+        &["heads: 5 do not", "32"],
+    );
     does(folder, &["convert", &shared, "c.safetensors", "--heads", "4"]);
     assert_eq!(metadata("c.safetensors", "config")["heads"], 4);
     let (_, said) = does(folder, &["convert", "c.safetensors", "d.safetensors"]);
@@ -149,21 +153,25 @@ fn what_a_file_does_not_show_is_asked_for() {
 }
 
 #[test]
-fn converted_files_are_all_that_sampling_needs() {
+fn released_and_converted_files_are_all_that_sampling_needs() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mut images = Vec::new();
-    for ending in ["safetensors", "pth"] {
-        let [tokenizer, weights, out] =
-            ["tokenizer", "weights", "out"].map(|name| format!("{name}.{ending}"));
-        for (file, name) in [("tokenizer", &tokenizer), ("backbone", &weights)] {
-            does(folder, &["convert", &released(&format!("flexvar_tiny/{file}.pth")), name]);
+    for case in ["flexvar_tiny", "var_tiny"] {
+        let sample = |tokenizer: &str, weights: &str, out: &str| {
+            let files = ["--tokenizer", tokenizer, "--weights", weights, "--out", out];
+            does(folder, &[&["sample", "--class", "3", "--n", "1"], &files[..]].concat());
+            fs::read(folder.join(out).join("grid.png")).unwrap()
+        };
+        let [tokenizer, backbone] =
+            ["tokenizer", "backbone"].map(|file| released(&format!("{case}/{file}.pth")));
+        let image = sample(&tokenizer, &backbone, &format!("{case}-released"));
+        for ending in ["safetensors", "pth"] {
+            let [t, b, out] = ["t", "b", "out"].map(|name| format!("{case}-{name}.{ending}"));
+            does(folder, &["convert", &tokenizer, &t]);
+            does(folder, &["convert", &backbone, &b]);
+            assert_eq!(sample(&t, &b, &out), image, "{case} {ending}");
         }
-        let files = ["--tokenizer", &tokenizer, "--weights", &weights, "--out", &out];
-        does(folder, &[&["sample", "--class", "3", "--n", "1"], &files[..]].concat());
-        images.push(fs::read(folder.join(out).join("grid.png")).unwrap());
     }
-    assert_eq!(images[0], images[1]);
 }
 
 #[test]
@@ -183,13 +191,13 @@ fn what_cannot_be_converted() {
     check(&[".", "out.pth"], &["it is a folder"]);
     check(&[&tiny, "no/folder/out.pth"], &["no/folder/out.pth", "there is no folder"]);
     check(&["there.pth", "out.pth"], &["there.pth", "neither a PyTorch zip file nor"]);
-    check(&[&tiny, "out.pth", "--heads", "4"], &["--heads 4", "has 2"]);
+    check(&[&tiny, "out.pth", "--heads", "4"], &["heads: there are 2, not 4"]);
     check(&[&tokenizer, "out.pth", "--heads", "4"], &["--heads", "tokenizer"]);
     check(&[&tokenizer, "out.pth", "--scales", "1_2"], &["--scales", "tokenizer"]);
     check(&[&tiny, "out.pth", "--scales", "2_1"], &["--scales 2_1"]);
-    check(&[&tiny, "out.pth", "--classes", "there.pth"], &["there.pth", "1 names", "10 classes"]);
+    check(&[&tiny, "out.pth", "--classes", "there.pth"], &["classes: 1 names for 10"]);
     let var = released("var_tiny/backbone.pth");
-    check(&[&var, "out.pth", "--scales", "1_2_3"], &["--scales 1_2_3", "14 tokens", "680"]);
+    check(&[&var, "out.pth", "--scales", "1_2_3"], &["scales: 1_2_3", "14 tokens", "680"]);
 
     let mut named = NamedTensors::read(&parity("var_tiny/tokenizer.pth")).unwrap();
     let bias = named.get("quant_conv.bias").unwrap();

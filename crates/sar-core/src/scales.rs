@@ -153,22 +153,40 @@ impl ScaleSchedule {
         }
     }
 
-    /// The same number of scales at another aspect ratio: every size keeps its area as nearly as
-    /// rounding allows, with `height / width` of about `aspect`.
+    /// The same scales stretched so that the last has another size; scales that rounding makes equal
+    /// are one. FlexVAR samples at any of them, at other resolutions and aspect ratios (SPEC 1).
+    ///
+    /// ```
+    /// use sar_core::ScaleSchedule;
+    /// let scales: ScaleSchedule = "1_2_3_4_6_8".parse().unwrap();
+    /// let wide = scales.with_last("8x12".parse().unwrap()).unwrap();
+    /// assert_eq!(wide.to_string(), "1_2x3_3x5_4x6_6x9_8x12");
+    /// ```
     ///
     /// # Errors
-    /// If rounding leaves two scales of the same size.
-    pub fn with_aspect(&self, aspect: f64) -> Result<Self, ScheduleError> {
-        let root = aspect.sqrt();
-        let scaled = |side: usize, factor: f64| ((side as f64 * factor).round() as usize).max(1);
-        let sizes = self.sizes.iter().enumerate().map(|(k, size)| match k {
-            0 => ScaleSize::square(1),
-            _ => ScaleSize {
-                height: scaled(size.height, root),
-                width: scaled(size.width, root.recip()),
-            },
-        });
-        Self::new(sizes.collect())
+    /// If the last size is larger than a side may be, or has a side of 0.
+    pub fn with_last(&self, last: ScaleSize) -> Result<Self, ScheduleError> {
+        if last.tokens() == 0 {
+            return Err(ScheduleError::Unreadable { text: last.to_string() });
+        }
+        let from = self.last();
+        // Rounded to the nearest, halves up, in integers.
+        let stretch = |side: usize, to: usize, from: usize| {
+            ((2 * side * to + from) / (2 * from)).clamp(1, to)
+        };
+        let mut sizes: Vec<ScaleSize> = vec![ScaleSize::square(1)];
+        for size in &self.sizes[1..] {
+            sizes.push(ScaleSize {
+                height: stretch(size.height, last.height, from.height),
+                width: stretch(size.width, last.width, from.width),
+            });
+        }
+        // A schedule of one scale has no other to stretch.
+        if sizes.len() == 1 && last != sizes[0] {
+            sizes.push(last);
+        }
+        sizes.dedup();
+        Self::new(sizes)
     }
 
     /// Number of scales, K.
@@ -237,16 +255,23 @@ impl FromStr for ScaleSchedule {
         if Self::PRESETS.iter().any(|(name, _)| *name == text) {
             return Self::preset(text);
         }
-        let unreadable = |text: &str| ScheduleError::Unreadable { text: text.into() };
+        Self::new(text.split('_').map(str::parse).collect::<Result<_, _>>()?)
+    }
+}
+
+impl FromStr for ScaleSize {
+    type Err = ScheduleError;
+
+    /// Reads `16` or, height first, `12x16`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let side = |text: &str| match text.parse::<usize>() {
-            Ok(side) if (1..=Self::MAX_SIDE).contains(&side) => Ok(side),
-            _ => Err(unreadable(text)),
+            Ok(side) if (1..=ScaleSchedule::MAX_SIDE).contains(&side) => Ok(side),
+            _ => Err(ScheduleError::Unreadable { text: text.into() }),
         };
-        let size = |part: &str| match part.split_once('x') {
-            Some((height, width)) => Ok(ScaleSize { height: side(height)?, width: side(width)? }),
-            None => Ok(ScaleSize::square(side(part)?)),
-        };
-        Self::new(text.split('_').map(size).collect::<Result<_, _>>()?)
+        match text.split_once('x') {
+            Some((height, width)) => Ok(Self { height: side(height)?, width: side(width)? }),
+            None => Ok(Self::square(side(text)?)),
+        }
     }
 }
 
@@ -308,10 +333,21 @@ mod tests {
     }
 
     #[test]
-    fn other_aspect_ratios_keep_the_area() {
-        let wide = ScaleSchedule::preset("256px").unwrap().with_aspect(9.0 / 16.0).unwrap();
-        assert_eq!(wide.last(), ScaleSize { height: 12, width: 21 });
-        assert_eq!(wide.to_string().parse::<ScaleSchedule>().unwrap(), wide);
+    fn schedules_are_stretched_to_other_sizes() {
+        let check = |preset: &str, last: &str, expected: &str| {
+            let schedule: ScaleSchedule = preset.parse().unwrap();
+            let stretched = schedule.with_last(last.parse().unwrap()).unwrap();
+            assert_eq!(stretched.to_string(), expected);
+            assert_eq!(stretched.to_string().parse::<ScaleSchedule>().unwrap(), stretched);
+        };
+        check("1_2_3_4", "4", "1_2_3_4");
+        check("1_2_3_4", "8", "1_4_6_8");
+        // 2/4, 3/4 and 4/4 of 2 are 1, 2 and 2: what is equal is one.
+        check("1_2_3_4", "2", "1_2");
+        check("1", "3x2", "1_3x2");
+        check("256px", "16x24", "1_2x3_3x5_4x6_5x8_6x9_8x12_10x15_13x20_16x24");
+        let zero = ScaleSize { height: 0, width: 4 };
+        assert!("1_2".parse::<ScaleSchedule>().unwrap().with_last(zero).is_err());
     }
 
     proptest! {

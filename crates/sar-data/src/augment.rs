@@ -33,24 +33,28 @@ impl Augmentation {
     /// The first field that is out of range, or the first name that is no class.
     pub fn validate(&self, classes: &[String]) -> Result<(), DataError> {
         let out_of_range =
-            |field, value: String, allowed| Err(DataError::Augmentation { field, value, allowed });
+            |field, value: String, allowed| Err(DataError::Setting { field, value, allowed });
         if !(0.0..=0.5).contains(&self.shift) {
-            return out_of_range("shift", self.shift.to_string(), "a share of 0 to 0.5");
+            return out_of_range(
+                "data.augmentation.shift",
+                self.shift.to_string(),
+                "a share of 0 to 0.5",
+            );
         }
         let [low, high] = self.scale;
         if !(0.5..=2.0).contains(&low) || !(0.5..=2.0).contains(&high) || low > high {
             return out_of_range(
-                "scale",
+                "data.augmentation.scale",
                 format!("{:?}", self.scale),
                 "[low, high] within 0.5 to 2",
             );
         }
         if !(0.0..=1.0).contains(&self.flip) {
-            return out_of_range("flip", self.flip.to_string(), "a probability");
+            return out_of_range("data.augmentation.flip", self.flip.to_string(), "a probability");
         }
         match self.flip_except.iter().find(|name| !classes.contains(name)) {
             Some(name) => Err(DataError::UnknownClass {
-                field: Some("augmentation.flip_except"),
+                field: Some("data.augmentation.flip_except"),
                 query: name.clone(),
                 nearest: nearest(classes, &name.to_lowercase()),
                 last: classes.len().saturating_sub(1),
@@ -168,14 +172,15 @@ mod tests {
         let error = |a: Augmentation| a.validate(&classes).unwrap_err().to_string();
         assert!(
             error(Augmentation { shift: 0.7, ..Augmentation::none() })
-                .contains("augmentation.shift")
+                .contains("data.augmentation.shift")
         );
         assert!(
             error(Augmentation { scale: [1.2, 1.1], ..Augmentation::none() }).contains("scale")
         );
         let unknown = Augmentation { flip_except: vec!["flag".into()], ..Augmentation::none() };
         assert!(
-            error(unknown).contains("augmentation.flip_except: no class 'flag'; nearest: 'Flags'")
+            error(unknown)
+                .contains("data.augmentation.flip_except: no class 'flag'; nearest: 'Flags'")
         );
     }
 }

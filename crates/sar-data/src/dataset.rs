@@ -2,9 +2,9 @@
 
 use image::RgbImage;
 
-use crate::DataError;
+use crate::{DataError, Split};
 
-/// Labelled images in a fixed order, all of the side that the data set was opened with.
+/// Labelled images in a fixed order, as they are stored: of any size, cropped by nobody.
 ///
 /// Every method but [`image`](Dataset::image) answers from memory. Methods that take an index panic
 /// if it is not below [`len`](Dataset::len).
@@ -23,12 +23,25 @@ pub trait Dataset: Send + Sync {
     /// The class of image `i`, below the number of classes.
     fn label(&self, i: usize) -> usize;
 
-    /// Where image `i` comes from, for messages and reports: a file path or an emoji's short name.
-    fn describe(&self, i: usize) -> String;
+    /// The name of image `i` in its source, the same wherever the source lies.
+    fn name(&self, i: usize) -> String;
 
-    /// Image `i`: side x side, 8-bit RGB, composited on white where the original has alpha.
+    /// Where image `i` comes from, for messages and reports: a file path or an emoji's short name.
+    fn describe(&self, i: usize) -> String {
+        self.name(i)
+    }
+
+    /// How many bytes image `i` takes where it is stored; 0 if it is missing.
+    fn stored_bytes(&self, i: usize) -> u64;
+
+    /// Which images train and which are held out: every tenth, unless the source says.
+    fn split(&self) -> Split {
+        Split::every_tenth(self.len())
+    }
+
+    /// Image `i`: 8-bit RGB, upright, composited on white where the original has alpha.
     ///
     /// # Errors
-    /// If the image cannot be read; the error names it.
+    /// [`DataError::Unreadable`] if the image cannot be read; the error names it.
     fn image(&self, i: usize) -> Result<RgbImage, DataError>;
 }

@@ -1,47 +1,84 @@
 //! From the bytes of an image file to 8-bit RGB on white.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek};
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use image::error::{ImageError, LimitError, LimitErrorKind};
-use image::{DynamicImage, ImageDecoder, ImageReader, Rgb, RgbImage, Rgba, RgbaImage};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage,
+};
 
 use crate::DataError;
 
 /// The largest decoded image, in bytes; a small file that claims more is refused unread.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
 
-/// Reads a PNG, JPEG or WebP file.
-///
-/// The content decides the format, not the file's name. 16-bit, grey and palette images become 8-bit
-/// RGB, alpha is composited on white, and a photograph is turned upright as its EXIF orientation
-/// says.
+/// The largest image as it is stored, in bytes.
+const MAX_STORED_BYTES: u64 = 256 << 20;
+
+/// Reads a PNG, JPEG or WebP file as 8-bit RGB on white, upright.
 ///
 /// # Errors
-/// [`DataError::Io`] if the file cannot be opened, [`DataError::Unreadable`] if it is not an image.
-pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
-    read(path, decode)
+/// If it cannot be read, is not a whole image, or a larger one than any should be.
+pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
+    let bytes = read_file(path).and_then(|bytes| decode(&bytes));
+    bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
 }
 
-/// Reads no more than the header of an image file.
+/// Decodes a PNG, JPEG or WebP file.
+///
+/// The content decides the format, not the file's name. 16-bit, grey, CMYK and palette images become
+/// 8-bit RGB, alpha is composited on white, and a photograph is turned upright as its EXIF
+/// orientation says.
 ///
 /// # Errors
-/// As [`read_rgb`], for what the header tells.
-pub(crate) fn check(path: &Path) -> Result<(), DataError> {
-    read(path, |reader| check_size(&reader.into_decoder()?))
+/// The reason, in one line, if it is not a whole image of these formats or a larger one than the
+/// limits of this file.
+pub(crate) fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    // A decoder that panics on a file must not end a run: to the user it is one more broken file.
+    match catch_unwind(AssertUnwindSafe(|| decode_inner(bytes))) {
+        Ok(Ok(image)) => Ok(image),
+        Ok(Err(ImageError::Limits(_))) => {
+            Err(format!("it would take more than {} MiB decoded", MAX_DECODED_BYTES >> 20))
+        }
+        Ok(Err(error)) => Err(error.to_string().replace('\n', " ")),
+        Err(_) => Err("the decoder gave up on it".into()),
+    }
 }
 
-fn read<T>(
-    path: &Path,
-    with: impl FnOnce(ImageReader<BufReader<File>>) -> Result<T, ImageError>,
-) -> Result<T, DataError> {
-    let io = |error: std::io::Error| DataError::Io { path: path.into(), reason: error.to_string() };
-    let reader = ImageReader::open(path).map_err(io)?.with_guessed_format().map_err(io)?;
-    with(reader).map_err(|error| DataError::Unreadable {
-        path: path.into(),
-        reason: error.to_string().replace('\n', " "),
-    })
+/// Reads a whole file that is to be decoded.
+///
+/// # Errors
+/// The reason, in one line, if it cannot be read or is larger than any image should be.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    read(file, length)
+}
+
+/// Reads `length` bytes of a file from `offset` on.
+///
+/// # Errors
+/// As [`read_file`], or if the file ends before.
+pub(crate) fn read_part(path: &Path, offset: u64, length: u64) -> Result<Vec<u8>, String> {
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    file.seek(SeekFrom::Start(offset)).map_err(|error| error.to_string())?;
+    let bytes = read(file, length)?;
+    if (bytes.len() as u64) < length {
+        return Err(format!("the file ends after {} of its {length} bytes", bytes.len()));
+    }
+    Ok(bytes)
+}
+
+fn read(file: File, length: u64) -> Result<Vec<u8>, String> {
+    if length > MAX_STORED_BYTES {
+        return Err(format!("{} MiB, more than {}", length >> 20, MAX_STORED_BYTES >> 20));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
 }
 
 /// `c * a + 255 * (1 - a)` of each channel, rounded.
@@ -54,37 +91,71 @@ pub(crate) fn on_white(image: &RgbaImage) -> RgbImage {
     })
 }
 
-fn check_size(decoder: &impl ImageDecoder) -> Result<(), ImageError> {
+fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODED_BYTES);
+    reader.limits(limits);
+    if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(bytes) {
+        return Err(std::io::Error::other("it ends too early").into());
+    }
+    let mut decoder = reader.into_decoder()?;
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory)));
     }
-    Ok(())
-}
-
-fn decode<R: BufRead + Seek>(reader: ImageReader<R>) -> Result<RgbImage, ImageError> {
-    let mut decoder = reader.into_decoder()?;
-    check_size(&decoder)?;
     let orientation = decoder.orientation()?;
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
     Ok(if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8() })
 }
 
+/// Whether a JPEG file has its end; the decoder paints what is missing grey and says nothing.
+///
+/// Walks the markers of ITU-T T.81, annex B: a segment has a length, and coded data goes on to the
+/// next marker that is neither a restart nor a stuffed 0xFF.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    const RESTARTS: std::ops::RangeInclusive<u8> = 0xD0..=0xD7;
+    let mut at = 2;
+    loop {
+        let Some(mark) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF))
+        else {
+            return false;
+        };
+        at += mark + 1;
+        let Some(&marker) = bytes.get(at) else { return false };
+        match marker {
+            // Fill bytes: the marker is yet to come.
+            0xFF => continue,
+            0xD9 => return true,
+            0x00 | 0x01 => {}
+            _ if RESTARTS.contains(&marker) => {}
+            _ => {
+                let Some(length) = bytes.get(at + 1..at + 3) else { return false };
+                at += usize::from(u16::from_be_bytes([length[0], length[1]]));
+            }
+        }
+        at += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
+    use image::codecs::jpeg::JpegEncoder;
     use image::codecs::webp::WebPEncoder;
-    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageFormat, Luma, LumaA};
+    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, LumaA};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::noise;
 
-    /// Writes `image` as a PNG file and reads it back.
+    fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
     fn through_png(image: impl Into<DynamicImage>) -> RgbImage {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image.png");
-        image.into().save(&path).unwrap();
-        read_rgb(&path).unwrap()
+        decode(&encode(image, ImageFormat::Png)).unwrap()
     }
 
     #[test]
@@ -114,6 +185,31 @@ mod tests {
         assert_eq!(through_png(grey).into_raw(), [7, 7, 7, 200, 200, 200]);
         let deep_grey = ImageBuffer::<Luma<u16>, _>::from_raw(1, 1, vec![2570]).unwrap();
         assert_eq!(through_png(deep_grey).into_raw(), [10, 10, 10]);
+        let deep_alpha = ImageBuffer::<Rgba<u16>, _>::from_raw(1, 1, vec![0, 25700, 65535, 13107]);
+        assert_eq!(through_png(deep_alpha.unwrap()).into_raw(), [204, 224, 255]);
+    }
+
+    #[test]
+    fn cmyk_becomes_rgb() {
+        // 8x8 px each of these inks, four in a row; written by Pillow, inverted as Adobe does.
+        let cmyk = decode(include_bytes!("../tests/cmyk.jpg")).unwrap();
+        let inks: [[u32; 4]; 8] = [
+            [0, 0, 0, 0],
+            [255, 0, 0, 0],
+            [0, 255, 0, 0],
+            [0, 0, 255, 0],
+            [0, 0, 0, 255],
+            [60, 120, 180, 40],
+            [200, 20, 90, 128],
+            [0, 0, 0, 100],
+        ];
+        for (i, [c, m, y, k]) in inks.into_iter().enumerate() {
+            let pixel = cmyk.get_pixel(i as u32 % 4 * 8 + 4, i as u32 / 4 * 8 + 4).0;
+            for (level, ink) in pixel.into_iter().zip([c, m, y]) {
+                let expected = (255 - ink) * (255 - k) / 255;
+                assert!(u32::from(level).abs_diff(expected) <= 2, "{i}: {pixel:?}");
+            }
+        }
     }
 
     #[test]
@@ -123,7 +219,7 @@ mod tests {
             \x00\x00\x00\xce\xec\xed\xc9\x00\x00\x00\x06PLTE\x09\x09\x09\x01\x02\x03X\x8d\x9c\xf3\
             \x00\x00\x00\x01tRNS\x00@\xe6\xd8f\x00\x00\x00\x0aIDATx\x9cch\x00\x00\x00\x82\x00\x81w\
             \xcdr\xb6\x00\x00\x00\x00IEND\xaeB`\x82";
-        assert_eq!(decode_bytes(png).unwrap().into_raw(), [1, 2, 3, 255, 255, 255]);
+        assert_eq!(decode(png).unwrap().into_raw(), [1, 2, 3, 255, 255, 255]);
     }
 
     #[test]
@@ -134,25 +230,41 @@ mod tests {
         let mut encoder = WebPEncoder::new_lossless(&mut webp);
         encoder.set_exif_metadata(exif.to_vec()).unwrap();
         encoder.write_image(&[1, 1, 1, 9, 9, 9], 2, 1, ExtendedColorType::Rgb8).unwrap();
-        let image = decode_bytes(&webp).unwrap();
+        let image = decode(&webp).unwrap();
         assert_eq!(image.dimensions(), (1, 2), "the file lies on its side");
         assert_eq!(image.into_raw(), [1, 1, 1, 9, 9, 9]);
     }
 
     #[test]
     fn a_small_file_that_claims_a_huge_image_is_refused() {
-        let mut png = Vec::new();
-        RgbImage::new(1, 1).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+        let mut png = encode(RgbImage::new(1, 1), ImageFormat::Png);
         // 61 440 px each way; the header chunk's checksum covers its type and data, bytes 12..29.
         png[16..24].copy_from_slice(&[0, 0, 0xF0, 0, 0, 0, 0xF0, 0]);
         let checksum = crc32(&png[12..29]);
         png[29..33].copy_from_slice(&checksum.to_be_bytes());
-        let error = decode_bytes(&png).unwrap_err();
-        assert!(matches!(error, ImageError::Limits(_)), "{error}");
+        let expected = "it would take more than 512 MiB decoded";
+        assert_eq!(decode(&png).unwrap_err(), expected);
+        // The frame header's height and width, two bytes each.
+        let mut jpeg = encode(RgbImage::new(8, 8), ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+        jpeg[frame + 5..frame + 9].fill(0xFF);
+        assert_eq!(decode(&jpeg).unwrap_err(), expected);
     }
 
-    fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
-        decode(ImageReader::new(Cursor::new(bytes)).with_guessed_format()?)
+    #[test]
+    fn a_file_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse.png");
+        File::create(&path).unwrap().set_len(MAX_STORED_BYTES + 1).unwrap();
+        assert_eq!(read_file(&path).unwrap_err(), "256 MiB, more than 256");
+        assert!(read_part(&path, MAX_STORED_BYTES, 2).unwrap_err().contains("after 1 of its 2"));
+    }
+
+    #[test]
+    fn other_formats_and_nothing_are_refused() {
+        assert!(decode(b"").is_err());
+        assert!(decode(b"GIF89a\x01\0\x01\0\0\0\0;").unwrap_err().contains("format"));
+        assert!(!decode(b"\xFF\xD8\xFF").unwrap_err().contains('\n'));
     }
 
     fn crc32(bytes: &[u8]) -> u32 {
@@ -160,5 +272,42 @@ mod tests {
             let shift = |c: u32| (c >> 1) ^ (0xEDB8_8320 & (c & 1).wrapping_neg());
             (0..8).fold(crc ^ u32::from(byte), |c, _| shift(c))
         })
+    }
+
+    proptest! {
+        #[test]
+        fn a_torn_image_is_refused_or_was_whole(
+            width in 1u32..24, height in 1u32..24, kind in 0usize..4, cut in 0.0f64..1.0,
+        ) {
+            let image = noise(width, height);
+            let whole = match kind {
+                0 => encode(image, ImageFormat::Png),
+                1 => encode(image, ImageFormat::WebP),
+                _ => {
+                    let mut jpeg = Vec::new();
+                    JpegEncoder::new_with_quality(&mut jpeg, 60).encode_image(&image).unwrap();
+                    jpeg
+                }
+            };
+            let original = decode(&whole).unwrap();
+            let torn = decode(&whole[..(cut * whole.len() as f64) as usize]);
+            prop_assert!(torn.is_err() || torn.unwrap() == original);
+        }
+
+        #[test]
+        fn no_bytes_do_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..4) {
+            let magic: &[u8] = [b"\x89PNG\r\n\x1a\n", &b"\xFF\xD8\xFF"[..], b"RIFF\xF0\0\0\0WEBPVP8 ", b""][kind];
+            bytes.splice(0..0, magic.iter().copied());
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_image_does_no_harm(kind in 0usize..3, at in 0.0f64..1.0, with: u8) {
+            let format = [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg][kind];
+            let mut bytes = encode(noise(17, 9), format);
+            let at = (at * bytes.len() as f64) as usize;
+            bytes[at] = with;
+            let _ = decode(&bytes);
+        }
     }
 }

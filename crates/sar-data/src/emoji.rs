@@ -65,8 +65,12 @@ impl Dataset for Emoji {
         self.labels[i]
     }
 
-    fn describe(&self, i: usize) -> String {
+    fn name(&self, i: usize) -> String {
         self.names[i].clone()
+    }
+
+    fn stored_bytes(&self, i: usize) -> u64 {
+        self.images[i].as_raw().len() as u64
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {

@@ -1,9 +1,11 @@
-//! What can be wrong with a user's images, folders, class names or augmentation settings.
+//! What can be wrong with a user's images, labels, class names or data settings.
 
 use std::path::PathBuf;
 
+use crate::Fingerprint;
+
 /// A one-line message: the path or field, what is wrong, what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// A data set was asked for images of a side that it cannot give.
@@ -25,15 +27,15 @@ pub enum DataError {
     },
 
     /// The root of an image folder is a file.
-    #[error("{}: not a folder; name the folder that holds one sub-folder per class", path.display())]
+    #[error("{}: not a folder; name the folder that holds the images or one sub-folder per class", path.display())]
     NotAFolder {
         /// The root as given.
         path: PathBuf,
     },
 
-    /// The root of an image folder holds no sub-folder.
-    #[error("{}: no class folders; put the images into one sub-folder per class", path.display())]
-    NoClassFolders {
+    /// A folder holds neither images nor folders of images.
+    #[error("{}: no images in this folder; add png, jpg, jpeg or webp files, or one sub-folder of them per class", path.display())]
+    NoImages {
         /// The root as given.
         path: PathBuf,
     },
@@ -61,13 +63,74 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A file that is not a whole image of a known format.
-    #[error("{}: not a readable image ({reason}); replace or remove the file", path.display())]
-    Unreadable {
-        /// The file.
+    /// A file that lists or holds images is not in its format.
+    #[error("{}: {problem}", path.display())]
+    Format {
+        /// The file or folder.
         path: PathBuf,
-        /// The decoder's message.
+        /// Where in it, what is wrong and what to do.
+        problem: String,
+    },
+
+    /// A label is no class.
+    #[error("{at}: label '{label}' {problem}")]
+    Label {
+        /// Where it is written: a file and a line, or a shard and a sample.
+        at: String,
+        /// The label as written.
+        label: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
+    /// An image that is missing, truncated, or not an image of a known format.
+    #[error("{image}: not a readable image ({reason}); replace or remove it")]
+    Unreadable {
+        /// Which: a file, or a place in one.
+        image: String,
+        /// The system's or decoder's message.
         reason: String,
+    },
+
+    /// More images are unreadable than the recipe allows.
+    #[error(
+        "data.max_unreadable: {found} of {total} images cannot be read, {allowed} may be: {named}; replace or remove them, or raise data.max_unreadable"
+    )]
+    TooManyUnreadable {
+        /// Different unreadable images found so far.
+        found: usize,
+        /// All images.
+        total: usize,
+        /// How many of them may be unreadable.
+        allowed: usize,
+        /// The first of them with their reasons.
+        named: String,
+    },
+
+    /// No image of a split can be read.
+    #[error("data.source: none of the {total} {split} images can be read: {named}; replace them")]
+    NoneReadable {
+        /// Which split.
+        split: &'static str,
+        /// Its images.
+        total: usize,
+        /// The first of them with their reasons.
+        named: String,
+    },
+
+    /// An image is not of the side that the recipe states, and is not to be cropped to it.
+    #[error(
+        "{image}: is {width}x{height} px, not {side}x{side} as data.side says; choose another data.crop than 'exact', or another side"
+    )]
+    WrongSize {
+        /// Which image.
+        image: String,
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+        /// The side that the recipe states.
+        side: u32,
     },
 
     /// Too few images to hold any out.
@@ -77,6 +140,15 @@ pub enum DataError {
     TooFew {
         /// How many there are.
         found: usize,
+    },
+
+    /// The images are not those that a run started with.
+    #[error("data.source: {}; put the images back as they were, or start a new run", theirs.difference(ours))]
+    Changed {
+        /// What the run started with.
+        theirs: Fingerprint,
+        /// What is there now.
+        ours: Fingerprint,
     },
 
     /// No class has this name.
@@ -110,16 +182,24 @@ pub enum DataError {
         candidates: String,
     },
 
-    /// An augmentation setting is outside its range.
-    #[error("augmentation.{field}: {value} is out of range; choose {allowed}")]
-    Augmentation {
-        /// The field of [`Augmentation`](crate::Augmentation).
+    /// A setting is outside its range.
+    #[error("{field}: {value} is out of range; choose {allowed}")]
+    Setting {
+        /// The recipe field.
         field: &'static str,
         /// What it holds.
         value: String,
         /// What it may hold.
         allowed: &'static str,
     },
+}
+
+impl DataError {
+    /// The file system's refusal of a path.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |error| Self::Io { path, reason: error.to_string() }
+    }
 }
 
 fn field_prefix(field: &Option<&'static str>) -> String {

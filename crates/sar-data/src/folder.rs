@@ -1,76 +1,87 @@
-//! Folders of images: `root/<class>/*`.
+//! Folders of images: `root/<class>/*`, or one folder of images.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 
-use crate::decode::{check, read_rgb};
+use crate::decode::{decode, read_file};
 use crate::{DataError, Dataset};
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// How many times its short side an image may be long; the rest lies far outside the crop.
-const MAX_ASPECT: u32 = 8;
-
 /// Images in one sub-folder per class; classes and files in the order of their names.
 ///
-/// Hidden files and other extensions are passed over. Images are read when they are asked for.
+/// A folder of images without sub-folders is one class of its name. Hidden files and other
+/// extensions are passed over, and so are images beside class folders.
 #[derive(Debug)]
 pub struct ImageFolder {
+    root: PathBuf,
     classes: Vec<String>,
-    files: Vec<(PathBuf, usize)>,
-    side: u32,
+    files: Vec<ImageFile>,
+}
+
+#[derive(Debug)]
+struct ImageFile {
+    /// Below the root.
+    path: PathBuf,
+    label: usize,
+    bytes: u64,
 }
 
 impl ImageFolder {
-    /// Lists the images below `root`; each will be resized so that its short side is `side` pixels
-    /// and cropped to the centre.
+    /// Lists the images below `root`.
     ///
     /// # Errors
-    /// If the root, a class folder or the header of an image cannot be used; the error names it.
-    pub fn open(root: &Path, side: u32) -> Result<Self, DataError> {
-        if side == 0 {
-            let allowed = "a side of at least 1 px";
-            return Err(DataError::Side { side: 0, source_name: "folder", allowed });
-        }
+    /// If the root or a class folder cannot be used; the error names it.
+    pub fn open(root: &Path) -> Result<Self, DataError> {
         if !root.exists() {
             return Err(DataError::NoRoot { path: root.into() });
         }
         if !root.is_dir() {
             return Err(DataError::NotAFolder { path: root.into() });
         }
+        let mut folders: Vec<PathBuf> =
+            entries(root)?.into_iter().filter(|path| path.is_dir()).collect();
+        let is_flat = folders.is_empty();
+        if is_flat {
+            folders.push(root.into());
+        }
         let mut classes = Vec::new();
         let mut files = Vec::new();
-        for folder in entries(root)?.into_iter().filter(|path| path.is_dir()) {
-            let label = classes.len();
+        for folder in folders {
             let before = files.len();
-            let images =
-                entries(&folder)?.into_iter().filter(|path| path.is_file() && is_image(path));
-            files.extend(images.map(|path| (path, label)));
-            if files.len() == before {
-                return Err(DataError::EmptyClass { path: folder });
+            for path in entries(&folder)?.into_iter().filter(|path| is_image(path)) {
+                let file = fs::metadata(&path);
+                if file.as_ref().is_ok_and(|file| !file.is_file()) {
+                    continue;
+                }
+                let bytes = file.map_or(0, |file| file.len());
+                let path = path.strip_prefix(root).expect("listed below the root").to_owned();
+                files.push(ImageFile { path, label: classes.len(), bytes });
             }
-            let name = folder.file_name().and_then(|name| name.to_str());
-            let Some(name) = name else { return Err(DataError::ClassName { path: folder }) };
-            classes.push(name.to_owned());
+            if files.len() == before {
+                return Err(if is_flat {
+                    DataError::NoImages { path: folder }
+                } else {
+                    DataError::EmptyClass { path: folder }
+                });
+            }
+            classes.push(class_name(&folder)?);
         }
-        if classes.is_empty() {
-            return Err(DataError::NoClassFolders { path: root.into() });
-        }
-        // What is no image at all is found now, not hours later.
-        files.iter().try_for_each(|(path, _)| check(path))?;
-        Ok(Self { classes, files, side })
+        Ok(Self { root: root.into(), classes, files })
+    }
+
+    fn path(&self, i: usize) -> PathBuf {
+        self.root.join(&self.files[i].path)
     }
 }
 
 /// What lies in a folder, sorted by name, hidden entries left out.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let io =
-        |error: std::io::Error| DataError::Io { path: folder.into(), reason: error.to_string() };
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
+    for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
+        let path = entry.map_err(DataError::io(folder))?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         if name.is_some_and(|name| !name.starts_with('.')) {
             paths.push(path);
@@ -82,7 +93,23 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
 
 fn is_image(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.is_some_and(|e| EXTENSIONS.contains(&e.to_ascii_lowercase().as_str()))
+    extension.is_some_and(is_image_extension)
+}
+
+/// Whether files with this extension are taken for images, in upper or lower case.
+pub(crate) fn is_image_extension(extension: &str) -> bool {
+    EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
+}
+
+/// The folder's own name, also where the path is `.` or ends in `..`.
+fn class_name(folder: &Path) -> Result<String, DataError> {
+    let whole = fs::canonicalize(folder).map_err(DataError::io(folder))?;
+    // A link is called what it is called, not what it leads to.
+    match folder.file_name().or(whole.file_name()).map(|name| name.to_str()) {
+        Some(Some(name)) => Ok(name.to_owned()),
+        Some(None) => Err(DataError::ClassName { path: folder.into() }),
+        None => Ok("images".into()),
+    }
 }
 
 impl Dataset for ImageFolder {
@@ -95,139 +122,83 @@ impl Dataset for ImageFolder {
     }
 
     fn label(&self, i: usize) -> usize {
-        self.files[i].1
+        self.files[i].label
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.files[i].path.display().to_string()
     }
 
     fn describe(&self, i: usize) -> String {
-        self.files[i].0.display().to_string()
+        self.path(i).display().to_string()
+    }
+
+    fn stored_bytes(&self, i: usize) -> u64 {
+        self.files[i].bytes
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {
-        Ok(centre_square(&read_rgb(&self.files[i].0)?, self.side))
+        read_file(&self.path(i))
+            .and_then(|bytes| decode(&bytes))
+            .map_err(|reason| DataError::Unreadable { image: self.describe(i), reason })
     }
-}
-
-/// Resizes the short side to `side` (antialiased) and crops the centre.
-fn centre_square(image: &RgbImage, side: u32) -> RgbImage {
-    let image = &trim(image);
-    let (width, height) = image.dimensions();
-    let scaled = |long: u32, short: u32| {
-        ((u64::from(long) * u64::from(side) + u64::from(short) / 2) / u64::from(short)) as u32
-    };
-    let (width, height) = if width < height {
-        (side, scaled(height, width).max(side))
-    } else {
-        (scaled(width, height).max(side), side)
-    };
-    let resized = if image.dimensions() == (width, height) {
-        image.clone()
-    } else {
-        imageops::resize(image, width, height, imageops::FilterType::CatmullRom)
-    };
-    imageops::crop_imm(&resized, (width - side) / 2, (height - side) / 2, side, side).to_image()
-}
-
-/// Cuts a very long image around its centre, evenly at both ends, so that a strip one pixel wide
-/// cannot ask for gigabytes when its short side is enlarged.
-fn trim(image: &RgbImage) -> RgbImage {
-    let (width, height) = image.dimensions();
-    let limit = MAX_ASPECT * width.min(height);
-    let cut = |length: u32| length.saturating_sub(limit) / 2;
-    let (x, y) = (cut(width), cut(height));
-    imageops::crop_imm(image, x, y, width - 2 * x, height - 2 * y).to_image()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use image::Rgb;
-    use proptest::prelude::*;
 
-    fn save(path: &Path, width: u32, height: u32, value: impl Fn(u32, u32) -> u8) {
+    use super::*;
+
+    fn save(path: &Path, width: u32, height: u32, level: u8) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        RgbImage::from_fn(width, height, |x, y| Rgb([value(x, y); 3])).save(path).unwrap();
+        RgbImage::from_pixel(width, height, Rgb([level; 3])).save(path).unwrap();
     }
 
     #[test]
-    fn classes_and_files_come_sorted_and_cropped() {
+    fn classes_and_files_come_sorted() {
         let root = tempfile::tempdir().unwrap();
-        save(&root.path().join("zebra/1.png"), 8, 8, |_, _| 10);
-        save(&root.path().join("ant/b.PNG"), 6, 4, |x, _| 40 * x as u8);
-        save(&root.path().join("ant/a.png"), 4, 4, |_, _| 7);
+        save(&root.path().join("zebra/1.png"), 8, 8, 10);
+        save(&root.path().join("ant/b.PNG"), 6, 4, 40);
+        save(&root.path().join("ant/a.png"), 4, 4, 7);
+        save(&root.path().join("beside.png"), 4, 4, 7);
         fs::write(root.path().join("ant/notes.txt"), "no image").unwrap();
         fs::write(root.path().join("ant/.hidden.png"), "no image").unwrap();
-        let folder = ImageFolder::open(root.path(), 4).unwrap();
+        fs::create_dir(root.path().join("ant/folder.png")).unwrap();
+        let folder = ImageFolder::open(root.path()).unwrap();
         assert_eq!(folder.classes(), ["ant", "zebra"]);
-        assert_eq!((0..3).map(|i| folder.label(i)).collect::<Vec<_>>(), [0, 0, 1]);
-        assert!(folder.describe(1).ends_with("b.PNG"));
-        // 6x4 at side 4: the two outer columns go.
-        let crop = folder.image(1).unwrap();
-        assert_eq!(
-            (0..4).map(|x| crop.get_pixel(x, 2).0[0]).collect::<Vec<_>>(),
-            [40, 80, 120, 160]
-        );
-        assert_eq!(folder.image(2).unwrap().dimensions(), (4, 4));
+        assert_eq!((0..folder.len()).map(|i| folder.label(i)).collect::<Vec<_>>(), [0, 0, 1]);
+        assert_eq!(PathBuf::from(folder.name(1)), Path::new("ant").join("b.PNG"));
+        assert_eq!(PathBuf::from(folder.describe(1)), root.path().join("ant/b.PNG"));
+        assert_eq!(folder.image(1).unwrap(), RgbImage::from_pixel(6, 4, Rgb([40; 3])));
+        assert!(folder.stored_bytes(1) > 0);
+    }
+
+    #[test]
+    fn a_flat_folder_is_one_class() {
+        let root = tempfile::tempdir().unwrap();
+        let cats = root.path().join("cats");
+        save(&cats.join("2.png"), 3, 3, 2);
+        save(&cats.join("1.png"), 3, 3, 1);
+        for path in [cats.clone(), cats.join("../cats"), cats.join(".")] {
+            let folder = ImageFolder::open(&path).unwrap();
+            assert_eq!((folder.classes(), folder.len()), (&["cats".to_owned()][..], 2));
+            assert_eq!(folder.name(0), "1.png");
+        }
     }
 
     #[test]
     fn what_cannot_be_used_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let error = |path: &Path| ImageFolder::open(path, 8).unwrap_err().to_string();
+        let error = |path: &Path| ImageFolder::open(path).unwrap_err().to_string();
         assert!(error(&root.path().join("nowhere")).contains("nowhere: no such folder"));
-        assert!(error(root.path()).contains("no class folders"));
+        assert!(error(root.path()).contains("no images in this folder"));
         fs::create_dir(root.path().join("cats")).unwrap();
         assert!(error(root.path()).contains("cats: no images in this class folder"));
         fs::write(root.path().join("cats/a.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
         assert!(error(&root.path().join("cats/a.png")).contains("not a folder"));
-        let error = error(root.path());
+        // A broken image is found when it is read.
+        let error = ImageFolder::open(root.path()).unwrap().image(0).unwrap_err().to_string();
         assert!(error.contains("a.png: not a readable image") && !error.contains('\n'), "{error}");
-    }
-
-    #[test]
-    fn extreme_shapes_still_give_squares() {
-        let one = RgbImage::from_pixel(1, 1, Rgb([9; 3]));
-        assert_eq!(centre_square(&one, 16).dimensions(), (16, 16));
-        let strip = RgbImage::from_pixel(300, 1, Rgb([9; 3]));
-        assert_eq!(centre_square(&strip, 4).dimensions(), (4, 4));
-        // Untrimmed, this one would ask for 256 x 15 million pixels.
-        let long = RgbImage::from_fn(1, 60_001, |_, y| Rgb([if y == 30_000 { 0 } else { 255 }; 3]));
-        let square = centre_square(&long, 257);
-        assert_eq!(square.get_pixel(128, 128).0, [0; 3], "the middle stays in the middle");
-    }
-
-    #[test]
-    fn a_gradient_stays_one_when_halved() {
-        // Output column j lies between columns 2 (j + 5) and 2 (j + 5) + 1: 6 (2 j + 10.5).
-        let wide = RgbImage::from_fn(40, 20, |x, y| Rgb([6 * x as u8, 6 * y as u8, 40]));
-        let image = centre_square(&wide, 10);
-        for (x, y, pixel) in image.enumerate_pixels().filter(|(_, y, _)| (1..9).contains(y)) {
-            let [r, g, b] = pixel.0.map(i64::from);
-            let (x, y) = (i64::from(x), i64::from(y));
-            assert!(
-                (r - (12 * x + 63)).abs() <= 1 && (g - (12 * y + 3)).abs() <= 1,
-                "{pixel:?} at {x} {y}"
-            );
-            assert_eq!(b, 40);
-        }
-    }
-
-    #[test]
-    fn reduction_does_not_alias() {
-        // Black and white columns of one pixel, reduced by 4, give grey and not stripes.
-        let stripes = RgbImage::from_fn(64, 64, |x, _| Rgb([if x % 2 == 0 { 0 } else { 255 }; 3]));
-        let small = centre_square(&stripes, 16);
-        for x in 2..14 {
-            let value = i32::from(small.get_pixel(x, 8).0[0]);
-            assert!((value - 128).abs() <= 2, "{value} at {x}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn every_size_gives_the_square(width in 1u32..50, height in 1u32..50, side in 1u32..40) {
-            let image = centre_square(&RgbImage::from_pixel(width, height, Rgb([9, 90, 200])), side);
-            prop_assert_eq!(image.dimensions(), (side, side));
-            prop_assert!(image.pixels().all(|p| p.0 == [9, 90, 200]), "a flat image stays flat");
-        }
     }
 }

@@ -1,36 +1,59 @@
-//! Labelled images: the embedded emoji, folders of images, augmentation and epoch order as pure
-//! functions of a seed.
+//! Labelled images: where they come from, how they are cropped and varied, and in which order they
+//! come, all as recipe data and as pure functions of a seed.
 //!
-//! A recipe names an [`ImageSource`]; opened, it is a [`Dataset`] of 8-bit RGB images of one size.
-//! [`Split`] says which of them train, [`EpochOrder`] in which order they come, [`Augmentation`]
-//! how each is varied, and [`to_tensor`] hands a batch to a model.
+//! A recipe names an [`ImageSource`]; opened, it is a [`Dataset`] of 8-bit RGB images of any size.
+//! [`Images`] prepares them as a [`DataRecipe`] says: [`Split`] says which of them train,
+//! [`EpochOrder`] in which order they come, [`Crop`] what becomes a square, [`Augmentation`] how
+//! that is varied. A [`Loader`] reads batches of them ahead on threads.
 
 pub mod dataset;
 
+pub mod cifar10;
 pub mod emoji;
 pub mod folder;
+pub mod list;
+pub mod shards;
 pub mod source;
 
 mod decode;
+mod labels;
 
 pub mod classes;
+pub mod fingerprint;
 pub mod split;
 
 pub mod augment;
+pub mod crop;
 pub mod order;
+
+pub mod images;
+pub mod loader;
+
+mod prefetch;
 
 pub mod pixels;
 
 pub mod error;
 
+#[cfg(test)]
+mod testing;
+
 pub use augment::Augmentation;
+pub use cifar10::Cifar10;
 pub use classes::find_class;
+pub use crop::Crop;
 pub use dataset::Dataset;
+pub use decode::read_image;
 pub use emoji::Emoji;
 pub use error::DataError;
+pub use fingerprint::Fingerprint;
 pub use folder::ImageFolder;
 pub use image::RgbImage;
+pub use images::{DataRecipe, Images};
+pub use list::ImageList;
+pub use loader::{ImageBatch, Loader, ReadAhead};
 pub use order::EpochOrder;
 pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
+pub use shards::Shards;
 pub use source::ImageSource;
 pub use split::Split;

@@ -1,5 +1,7 @@
 //! The order in which training sees images: a pure function of (seed, epoch, index).
 
+use std::sync::Arc;
+
 use sar_core::SeedTree;
 
 /// A fresh permutation of the images for each epoch.
@@ -7,8 +9,8 @@ use sar_core::SeedTree;
 pub struct EpochOrder {
     seed: SeedTree,
     n: usize,
-    // The last permutation, so that walking through an epoch makes it once.
-    cached: Option<(u64, Vec<usize>)>,
+    // The last two permutations: threads that read ahead are on both sides of an epoch's end.
+    cached: [Option<(u64, Arc<[usize]>)>; 2],
 }
 
 impl EpochOrder {
@@ -18,16 +20,24 @@ impl EpochOrder {
     /// If there are none.
     pub fn new(seed: SeedTree, n: usize) -> Self {
         assert!(n > 0, "an order of no images");
-        Self { seed, n, cached: None }
+        Self { seed, n, cached: [None, None] }
+    }
+
+    /// The order within an epoch.
+    pub fn epoch(&mut self, epoch: u64) -> Arc<[usize]> {
+        let known = self.cached.iter().flatten().find(|(cached, _)| *cached == epoch);
+        if let Some((_, order)) = known {
+            return Arc::clone(order);
+        }
+        let order: Arc<[usize]> = self.seed.at(epoch).permutation(self.n).into();
+        self.cached.swap(0, 1);
+        self.cached[0] = Some((epoch, Arc::clone(&order)));
+        order
     }
 
     /// The image at an absolute position; epoch `position / n`.
     pub fn index(&mut self, position: u64) -> usize {
-        let (epoch, place) = (position / self.n as u64, (position % self.n as u64) as usize);
-        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
-            self.cached = Some((epoch, self.seed.at(epoch).permutation(self.n)));
-        }
-        self.cached.as_ref().map_or(0, |(_, order)| order[place])
+        self.epoch(position / self.n as u64)[(position % self.n as u64) as usize]
     }
 }
 
@@ -47,6 +57,7 @@ mod tests {
             prop_assert_eq!(sorted, (0..n).collect::<Vec<_>>());
             let mut other = EpochOrder::new(SeedTree::new(seed), n);
             for p in (start..start + n as u64).rev() {
+                other.index(p + 3 * n as u64);
                 prop_assert_eq!(other.index(p), forward[(p - start) as usize]);
             }
         }

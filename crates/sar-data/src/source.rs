@@ -4,30 +4,69 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DataError, Dataset, Emoji, ImageFolder};
+use crate::{Cifar10, DataError, Dataset, Emoji, ImageFolder, ImageList, Shards};
 
-/// A set of images as a recipe names it.
+/// A set of images as a recipe names it; relative paths start at the working directory.
+///
+/// Held-out images are every tenth, unless the source has some of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ImageSource {
-    /// The embedded emoji.
+    /// The embedded emoji, reduced to the side.
     Emoji {},
-    /// A folder of class folders.
+    /// A folder of class folders, or of images of one class.
     Folder {
-        /// Its root; relative paths start at the working directory.
+        /// Its root.
         path: PathBuf,
+    },
+    /// A text file of `path label` lines; a label is an index or a name.
+    List {
+        /// The list.
+        path: PathBuf,
+        /// What the paths in it are relative to.
+        root: PathBuf,
+        /// Another such list, of the images that are held out.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held_out: Option<PathBuf>,
+        /// A file of class names, one per line, in the order of the indices.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        labels: Option<PathBuf>,
+    },
+    /// CIFAR-10's binary version; its test batch is held out.
+    Cifar10 {
+        /// The folder with the batches.
+        path: PathBuf,
+    },
+    /// Tar shards with samples of an image and a label.
+    Webdataset {
+        /// Tar files, or folders of them.
+        shards: Vec<PathBuf>,
+        /// The same of the images that are held out.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held_out: Option<Vec<PathBuf>>,
+        /// A file of class names, one per line, in the order of the indices.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        labels: Option<PathBuf>,
     },
 }
 
 impl ImageSource {
-    /// Opens the images at a side in pixels.
+    /// Opens the images. Emoji have the side; all others come as they are stored.
     ///
     /// # Errors
-    /// As [`Emoji::new`] and [`ImageFolder::open`].
+    /// As [`Emoji::new`], [`ImageFolder::open`], [`ImageList::open`], [`Cifar10::open`] and
+    /// [`Shards::open`].
     pub fn open(&self, side: u32) -> Result<Box<dyn Dataset>, DataError> {
         Ok(match self {
             Self::Emoji {} => Box::new(Emoji::new(side)?),
-            Self::Folder { path } => Box::new(ImageFolder::open(path, side)?),
+            Self::Folder { path } => Box::new(ImageFolder::open(path)?),
+            Self::List { path, root, held_out, labels } => {
+                Box::new(ImageList::open(path, root, held_out.as_deref(), labels.as_deref())?)
+            }
+            Self::Cifar10 { path } => Box::new(Cifar10::open(path)?),
+            Self::Webdataset { shards, held_out, labels } => {
+                Box::new(Shards::open(shards, held_out.as_deref(), labels.as_deref())?)
+            }
         })
     }
 }
@@ -40,13 +79,31 @@ mod tests {
     fn recipes_name_a_source_and_only_its_fields() {
         let parse = |json: &str| serde_json::from_str::<ImageSource>(json);
         assert_eq!(parse(r#"{"kind": "emoji"}"#).unwrap(), ImageSource::Emoji {});
-        let folder = ImageSource::Folder { path: "photos".into() };
-        assert_eq!(parse(r#"{"kind": "folder", "path": "photos"}"#).unwrap(), folder);
-        assert_eq!(parse(&serde_json::to_string(&folder).unwrap()).unwrap(), folder);
+        let path: PathBuf = "photos".into();
+        let root: PathBuf = "/".into();
+        let list = |held_out, labels| ImageSource::List {
+            path: path.clone(),
+            root: root.clone(),
+            held_out,
+            labels,
+        };
+        let all = [
+            ImageSource::Folder { path: path.clone() },
+            ImageSource::Cifar10 { path: path.clone() },
+            list(None, None),
+            list(Some("val".into()), Some("names".into())),
+            ImageSource::Webdataset { shards: vec![path.clone()], held_out: None, labels: None },
+        ];
+        for source in &all {
+            assert_eq!(parse(&serde_json::to_string(source).unwrap()).unwrap(), *source);
+        }
+        assert_eq!(parse(r#"{"kind": "list", "path": "photos", "root": "/"}"#).unwrap(), all[2]);
+        assert_eq!(parse(r#"{"kind": "webdataset", "shards": ["photos"]}"#).unwrap(), all[4]);
         for wrong in [
             r#"{"kind": "emoji", "path": "photos"}"#,
             r#"{"kind": "folder"}"#,
             r#"{"kind": "folder", "path": "photos", "side": 32}"#,
+            r#"{"kind": "list", "path": "photos"}"#,
             r#"{"kind": "tar", "path": "photos"}"#,
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");

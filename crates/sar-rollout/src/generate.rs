@@ -7,6 +7,7 @@ use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::{argmax, draw, gumbel_softmax};
+use crate::edit::Kept;
 use crate::filter::Filters;
 use crate::guidance::{Guidance, guide};
 
@@ -136,6 +137,21 @@ impl<B: Backend, C> Generated<B, C> {
     }
 }
 
+/// What is generated.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a, B: Backend> {
+    /// Class of each image.
+    pub labels: &'a [usize],
+    /// Stream of each image.
+    pub images: &'a [SeedTree],
+    /// The scales.
+    pub schedule: &'a ScaleSchedule,
+    /// Guidance and choice.
+    pub sampler: Sampler,
+    /// Tokens that are not drawn but stand already.
+    pub kept: Option<&'a Kept<B>>,
+}
+
 /// Generates one image per label.
 ///
 /// Conditional and unconditional rows run together; without guidance only the former do.
@@ -156,6 +172,28 @@ where
     M: ScaleModel<B>,
     P: CodePyramid<B>,
 {
+    let request = Request { labels, images, schedule, sampler, kept: None };
+    generate_watched(model, pyramid, request, device, |_, _| {})
+}
+
+/// As [`generate`], with tokens that may be kept; `painted` is called with every scale and the canvas
+/// after it.
+///
+/// # Panics
+/// If there is not one stream per label, or kept tokens are of another schedule or batch.
+pub fn generate_watched<B, M, P>(
+    model: &M,
+    pyramid: &P,
+    request: Request<'_, B>,
+    device: &B::Device,
+    mut painted: impl FnMut(usize, &P::Canvas),
+) -> Generated<B, P::Canvas>
+where
+    B: Backend,
+    M: ScaleModel<B>,
+    P: CodePyramid<B>,
+{
+    let Request { labels, images, schedule, sampler, kept } = request;
     assert_eq!(labels.len(), images.len(), "one stream per image");
     let b = labels.len();
     let guided = !sampler.guidance.is_off(schedule);
@@ -180,11 +218,18 @@ where
         }
         let chosen = sampler.choice.choose(logits_bnv.clone(), images, schedule, k);
         last_logits = Some(logits_bnv);
-        input = pyramid.paint(&mut canvas, schedule, k, chosen.codes(pyramid));
+        let mut codes_bnc = chosen.codes(pyramid);
+        let mut tokens_bn = chosen.tokens();
+        if let Some(kept) = kept {
+            codes_bnc = kept.codes(k, codes_bnc, pyramid);
+            tokens_bn = kept.tokens(k, tokens_bn);
+        }
+        input = pyramid.paint(&mut canvas, schedule, k, codes_bnc);
+        painted(k, &canvas);
         if guided {
             input = input.map(|x| x.repeat_dim(0, 2));
         }
-        tokens.push(chosen.tokens());
+        tokens.push(tokens_bn);
     }
     let last_logits_bnv = last_logits.expect("a schedule has at least one scale");
     Generated { tokens, canvas, last_logits_bnv }

@@ -5,6 +5,7 @@
 //! own model.
 
 pub mod draw;
+pub mod edit;
 pub mod filter;
 pub mod generate;
 pub mod guidance;
@@ -14,7 +15,8 @@ pub mod stagger;
 pub use sar_core;
 
 pub use draw::{argmax, draw, gumbel_softmax};
+pub use edit::{Kept, Region};
 pub use filter::Filters;
-pub use generate::{Choice, Chosen, Generated, Sampler, generate};
+pub use generate::{Choice, Chosen, Generated, Request, Sampler, generate, generate_watched};
 pub use guidance::{Guidance, guide};
 pub use stagger::{OwnScales, Predictions, StudentPass, Transitions, stagger};

@@ -6,14 +6,14 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
+use sar_data::ImageBatch;
 use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
 use sar_tokenizer::Tokenizer;
 
-use crate::images::ImageBatch;
 use crate::objective::{ConditionDraw, Objective, Regularisation};
-use crate::step::Terms;
+use crate::step::{ByScale, Terms};
 
 /// Images as a backbone sees them, on the backend without autodiff.
 #[derive(Clone, Debug)]
@@ -37,12 +37,18 @@ impl<B: Backend> TokenBatch<B> {
         device: &B::Device,
     ) -> Self {
         let h_bchw = tokenizer.encode(images.tensor(device));
-        Self {
-            tokens_bl: tokenizer.tokens(h_bchw, &schedule),
-            labels: images.labels,
-            images: images.streams,
-            schedule,
-        }
+        Self::quantise(tokenizer, h_bchw, (images.labels, images.streams), schedule)
+    }
+
+    /// Latents of a frozen tokenizer as its tokens; `of` says the images' classes and streams.
+    pub(crate) fn quantise(
+        tokenizer: &Tokenizer<B>,
+        h_bchw: Tensor<B, 4>,
+        of: (Vec<usize>, Vec<SeedTree>),
+        schedule: ScaleSchedule,
+    ) -> Self {
+        let tokens_bl = tokenizer.tokens(h_bchw, &schedule);
+        Self { tokens_bl, labels: of.0, images: of.1, schedule }
     }
 }
 
@@ -89,13 +95,14 @@ where
     let truth_bl = Tensor::<A, 2, Int>::from_inner(batch.tokens_bl.clone());
     let smoothing = regularisation.label_smoothing;
     let token_loss_bl = cross_entropy(teacher_blv.clone(), truth_bl.clone(), smoothing);
+    let scales = by_scale(token_loss_bl.clone().inner(), schedule);
     let teacher_loss = regularisation.reduction.apply(token_loss_bl, schedule);
     let mut parts = vec![("teacher", teacher_loss.clone().inner())];
 
     let Objective::Sar { weight, predictions, own, transitions, contrast, condition: draw } =
         objective
     else {
-        return Terms { loss: teacher_loss, parts };
+        return Terms { loss: teacher_loss, parts, scales };
     };
     let predicted_bl =
         predict(model, pyramid, batch, *predictions, teacher_blv.clone().inner(), device);
@@ -109,14 +116,19 @@ where
         step,
     );
     if passes.is_empty() {
-        return Terms { loss: teacher_loss, parts };
+        return Terms { loss: teacher_loss, parts, scales };
     }
     let student_labels_b = match draw {
         ConditionDraw::Once => labels_b,
         ConditionDraw::PerPass => condition("student-condition"),
     };
     let student_drops = drops("student");
-    let predicted_bl = Tensor::<A, 2, Int>::from_inner(predicted_bl);
+    // The teacher pass's own prediction is the target, also where the context is a full rollout.
+    let target_bl = match predictions {
+        Predictions::TeacherArgmax | Predictions::TeacherSample { .. } => predicted_bl,
+        Predictions::FullRollout { .. } => argmax_tokens(teacher_blv.clone().inner()),
+    };
+    let target_bl = Tensor::<A, 2, Int>::from_inner(target_bl);
     let losses = passes.into_iter().map(|pass| {
         let logits_blv = model.forward(Pass {
             labels_b: student_labels_b.clone(),
@@ -128,7 +140,7 @@ where
         // The class token's own logits are dropped.
         let student_blv = logits_blv.slice_dim(1, 1..pass.schedule.n_tokens());
         let teacher = Teacher {
-            tokens_bl: predicted_bl.clone().slice_dim(1, pass.predicts.clone()),
+            tokens_bl: target_bl.clone().slice_dim(1, pass.predicts.clone()),
             logits_blv: teacher_blv.clone().slice_dim(1, pass.predicts.clone()),
             truth_bl: truth_bl.clone().slice_dim(1, pass.predicts),
         };
@@ -138,7 +150,13 @@ where
     let loss = teacher_loss + student_loss.clone() * *weight;
     parts.push(("student", student_loss.inner()));
     parts.push(("total", loss.clone().inner()));
-    Terms { loss, parts }
+    Terms { loss, parts, scales }
+}
+
+/// The mean token loss of each scale, for messages.
+fn by_scale<B: Backend>(loss_bl: Tensor<B, 2>, schedule: &ScaleSchedule) -> ByScale<B> {
+    let scales = schedule.sizes().iter().zip(schedule.ranges());
+    scales.map(|(&size, range)| (size, mean_tokens(loss_bl.clone().slice_dim(1, range)))).collect()
 }
 
 /// The rollout's tokens, `[b, l]`: no gradient flows through them.

@@ -1,7 +1,9 @@
 //! Why a run stops.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use sar_core::ScaleSize;
 use sar_data::DataError;
 use sar_model::BackboneConfigError;
 use sar_tokenizer::TokenizerConfigError;
@@ -68,6 +70,16 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// A released file of weights does not show what is needed, or something else than was said.
+    #[error("{}: {field}: {problem}", path.display())]
+    Released {
+        /// Which.
+        path: PathBuf,
+        /// What is not shown.
+        field: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// The run was asked to stop and can go on later.
     #[error("stopped in {stage} after step {step}; a checkpoint is written, go on with --resume")]
     Stopped {
@@ -75,6 +87,14 @@ pub enum TrainError {
         stage: &'static str,
         /// Steps made.
         step: u64,
+    },
+    /// The run was asked to stop while it cached latents, and can go on later.
+    #[error("stopped with {done} of {of} latents cached; go on with --resume")]
+    StoppedCaching {
+        /// Latents in the cache.
+        done: usize,
+        /// Latents in the end.
+        of: usize,
     },
     /// The recipe of a run is not the one to resume it with.
     #[error("{}: was started with {field} = {theirs}, not {ours}; resume with the same recipe, or start a new run", path.display())]
@@ -88,20 +108,59 @@ pub enum TrainError {
         /// Its value now.
         ours: String,
     },
-    /// The loss is no number any more; the weights of the last checkpoint are intact.
+    /// Weights, averages or moments hold what is no finite number; they are not written.
     #[error(
-        "{stage}, step {step}: {part} is {value}; the run stops, checkpoints are from before (lower optimisation.lr.peak of the stage)"
+        "{stage}, after step {step}: {tensor} holds what is no finite number; nothing of it is \
+         written, older checkpoints are intact"
     )]
-    NotFinite {
+    BadWeights {
         /// Stage.
         stage: &'static str,
-        /// Zero-based step.
+        /// Steps made.
         step: u64,
-        /// Which part of the loss.
-        part: &'static str,
-        /// Its value.
-        value: f64,
+        /// The tensor, as a checkpoint names it.
+        tensor: String,
     },
+    /// A loss or a gradient was no finite number; it never reached the weights.
+    #[error("{0}")]
+    NotFinite(NotFinite),
+}
+
+/// Where numbers went bad, as far as it can be told afterwards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotFinite {
+    /// Stage.
+    pub stage: &'static str,
+    /// Zero-based step.
+    pub step: u64,
+    /// Which part of the loss, or `gradient_norm`.
+    pub part: &'static str,
+    /// Its value.
+    pub value: f64,
+    /// The coarsest scale whose loss is no number.
+    pub scale: Option<ScaleSize>,
+    /// The first parameter, in the order of the file, whose gradient is no number.
+    pub parameter: Option<String>,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stage, step, part, value, scale, parameter } = self;
+        write!(f, "{stage}, step {step}: {part} is {value}")?;
+        if let Some(scale) = scale {
+            write!(f, ", first at scale {scale}")?;
+        }
+        if let Some(parameter) = parameter {
+            write!(f, ", first in the gradient of {parameter}")?;
+        }
+        write!(
+            f,
+            "; the weights have not seen it, checkpoints are from before: lower \
+             {}.optimisation.lr.peak in a new run",
+            // The control runs with the settings of SAR.
+            if *stage == "control" { "sar" } else { stage }
+        )
+    }
 }
 
 impl TrainError {

@@ -44,6 +44,13 @@ pub enum Event<'a> {
         /// What, in a few words.
         what: &'a str,
     },
+    /// Latents of a frozen tokenizer are in the cache.
+    Latents {
+        /// How many,
+        done: usize,
+        /// of how many.
+        of: usize,
+    },
     /// A file was written.
     Wrote {
         /// Where.

@@ -50,18 +50,33 @@ impl<B: Backend> Gradients<B> {
         Self { flat: flat.collect() }
     }
 
+    /// Squared l2 norm of each gradient, on the device: `[p]`, in the order of the parameters that
+    /// have one, as [`with_gradient`](Self::with_gradient) lists them.
+    ///
+    /// # Panics
+    /// If there is no gradient at all.
+    pub fn squares(&self) -> Tensor<B, 1> {
+        let squares: Vec<_> = self
+            .flat
+            .iter()
+            .flatten()
+            .map(|g| rows(g.clone().square()).sum_dim(1).sum_dim(0).reshape([1]))
+            .collect();
+        Tensor::cat(squares, 0)
+    }
+
+    /// The places, in visit order, of the parameters that have a gradient.
+    pub fn with_gradient(&self) -> Vec<usize> {
+        let places = self.flat.iter().enumerate().filter(|(_, g)| g.is_some());
+        places.map(|(place, _)| place).collect()
+    }
+
     /// Global l2 norm, on the device: `[1]`.
     ///
     /// # Panics
     /// If there is no gradient at all.
     pub fn norm(&self) -> Tensor<B, 1> {
-        let squares: Vec<_> = self
-            .flat
-            .iter()
-            .flatten()
-            .map(|g| rows(g.clone().square()).sum_dim(1).sum_dim(0))
-            .collect();
-        Tensor::cat(squares, 0).sum_dim(0).sqrt().reshape([1])
+        norm_of(self.squares())
     }
 
     /// Scales all gradients so that their global norm is at most `limit`, without waiting for the
@@ -75,6 +90,24 @@ impl<B: Backend> Gradients<B> {
         let flat = self.flat.into_iter().map(|g| g.map(|g| g * factor.clone()));
         Self { flat: flat.collect() }
     }
+
+    /// All gradients, or zeros if their global norm is no finite number: what is no number never
+    /// reaches the weights, and nobody waits for the device to know.
+    pub fn or_zero(self, norm: Tensor<B, 1>) -> Self {
+        let bad = norm.is_finite().bool_not();
+        let flat = self.flat.into_iter().map(|g| {
+            g.map(|g| {
+                let n = g.dims();
+                g.mask_fill(bad.clone().expand(n), 0.0)
+            })
+        });
+        Self { flat: flat.collect() }
+    }
+}
+
+/// The global norm that squared norms of parts make up: `[p]` to `[1]`.
+pub(crate) fn norm_of<B: Backend>(squares_p: Tensor<B, 1>) -> Tensor<B, 1> {
+    squares_p.sum_dim(0).sqrt()
 }
 
 /// A flat tensor as rows of bounded length: a full sum over millions of elements is not
@@ -106,4 +139,46 @@ impl<A: AutodiffBackend> ModuleVisitor<A> for Collector<A> {
     fn visit_int<const D: usize>(&mut self, _: &Param<Tensor<A, D, Int>>) {}
 
     fn visit_bool<const D: usize>(&mut self, _: &Param<Tensor<A, D, Bool>>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    fn gradients(values: [f32; 4]) -> Gradients<Flex> {
+        let device = Default::default();
+        let part = |x: &[f32]| Some(Tensor::<Flex, 1>::from_floats(x, &device));
+        Gradients { flat: vec![part(&values[..1]), None, part(&values[1..])] }
+    }
+
+    fn values(gradients: &Gradients<Flex>) -> Vec<f32> {
+        let flat = gradients.iter().flatten();
+        flat.flat_map(|g| g.to_data().to_vec::<f32>().unwrap()).collect()
+    }
+
+    #[test]
+    fn norms_by_hand() {
+        let g = gradients([3.0, 0.0, 4.0, 12.0]);
+        assert_eq!(g.squares().to_data().to_vec::<f32>().unwrap(), [9.0, 160.0]);
+        assert_eq!(g.with_gradient(), [0, 2]);
+        let norm = g.norm();
+        assert_eq!(norm.to_data().to_vec::<f32>().unwrap(), [13.0]);
+        let clipped = values(&g.clone().clip(norm.clone(), 1.3));
+        for (clipped, expected) in clipped.iter().zip([0.3, 0.0, 0.4, 1.2]) {
+            assert!((clipped - expected).abs() < 1e-6);
+        }
+        assert_eq!(values(&g.clone().clip(norm.clone(), 20.0)), values(&g));
+        assert_eq!(values(&g.clone().or_zero(norm)), values(&g));
+    }
+
+    #[test]
+    fn what_is_no_number_becomes_zero_everywhere() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let g = gradients([3.0, bad, 4.0, 12.0]);
+            let norm = g.norm();
+            let clipped = g.clip(norm.clone(), 1.0).or_zero(norm);
+            assert_eq!(values(&clipped), [0.0; 4], "{bad}");
+        }
+    }
 }

@@ -129,6 +129,22 @@ impl HeldOutMeter {
         }
     }
 
+    /// Mean teacher loss over all scales and mean student loss over scales `1..K` (the teacher loss
+    /// where there is but one), nats per token.
+    pub(crate) fn means(&self) -> [f64; 2] {
+        let all = 0..self.schedule.len();
+        let teacher = mean(&self.per_image(all.clone(), 0));
+        let student = if all.len() > 1 { mean(&self.per_image(1..all.end, 1)) } else { teacher };
+        [teacher, student]
+    }
+
+    /// Nats per token of each image over some scales: `which` is 0 for the teacher, 1 for the student.
+    fn per_image(&self, scales: std::ops::Range<usize>, which: usize) -> Vec<f64> {
+        let n: f64 = scales.clone().map(|k| self.schedule.size(k).tokens() as f64).sum();
+        let sums = self.sums.iter();
+        sums.map(|s| s[scales.clone()].iter().map(|pair| pair[which]).sum::<f64>() / n).collect()
+    }
+
     /// The figures of everything measured.
     ///
     /// # Panics
@@ -174,21 +190,11 @@ impl HeldOutMeter {
         resamplings: usize,
         seed: SeedTree,
     ) -> Figures {
-        let tokens = |scales: std::ops::Range<usize>| -> f64 {
-            scales.map(|k| self.schedule.size(k).tokens() as f64).sum()
-        };
-        // Mean nats per token of each image.
-        let per_image = |scales: std::ops::Range<usize>, which: usize| -> Vec<f64> {
-            let n = tokens(scales.clone());
-            let sums = self.sums.iter();
-            sums.map(|s| s[scales.clone()].iter().map(|pair| pair[which]).sum::<f64>() / n)
-                .collect()
-        };
         let measure = |values: Vec<f64>| (mean(&values), bootstrap(&values, resamplings, seed));
-        let (teacher_loss, teacher_interval) = measure(per_image(teacher, 0));
+        let (teacher_loss, teacher_interval) = measure(self.per_image(teacher, 0));
         let own = (!student.is_empty()).then(|| {
-            let theirs = per_image(student.clone(), 1);
-            let gap = theirs.iter().zip(per_image(student, 0)).map(|(s, t)| s - t).collect();
+            let theirs = self.per_image(student.clone(), 1);
+            let gap = theirs.iter().zip(self.per_image(student, 0)).map(|(s, t)| s - t).collect();
             (measure(theirs), measure(gap))
         });
         Figures {

@@ -2,10 +2,12 @@
 //! a run, held-out figures and checkpoints.
 
 pub mod recipe;
+mod validate;
 
 pub mod objective;
 pub mod schedule;
 
+pub mod ema;
 pub mod gradients;
 pub mod optim;
 pub mod step;
@@ -17,13 +19,17 @@ pub mod held_out;
 pub mod report;
 
 mod checkpoint;
-mod images;
 mod k_means;
+pub mod latents;
+pub mod plan;
 pub mod released;
 pub mod run;
 mod run_dir;
+pub mod sampling;
 mod stage;
 mod tasks;
+mod tokenizer_meter;
+mod watch;
 pub mod weights;
 
 pub mod error;

@@ -1,5 +1,6 @@
 //! What a backbone is trained for, as data (SPEC 5).
 
+use sar_core::ScaleSchedule;
 use sar_loss::{Contrast, Reduction};
 use sar_rollout::{Choice, Guidance, OwnScales, Predictions, Sampler, Transitions};
 use serde::{Deserialize, Serialize};
@@ -66,18 +67,50 @@ impl Objective {
         }
     }
 
-    /// Forward and backward passes of one step, in units of one teacher-forced step: what an
+    /// What one step computes, in units of a teacher-forced step at the same scales: what an
     /// equal-compute control gets.
-    pub fn passes(&self, tokens: usize, last: usize) -> f64 {
-        match self {
-            Self::TeacherForcing => 1.0,
-            Self::Sar { transitions, .. } => match transitions {
-                Transitions::All | Transitions::Separate => 2.0,
-                Transitions::Last => 1.0 + (last + 1) as f64 / tokens as f64,
-                Transitions::OneRandom => 1.5,
-            },
+    ///
+    /// A token's backward pass counts as two forward passes. Attention's share that grows with the
+    /// square of the tokens is left out.
+    pub fn passes(&self, schedule: &ScaleSchedule) -> f64 {
+        let Self::Sar { predictions, transitions, .. } = self else { return 1.0 };
+        let n_scales = schedule.len();
+        if n_scales == 1 {
+            return 1.0;
         }
+        let all = schedule.n_tokens() as f64;
+        // The class token comes before every transition that is a sequence of its own.
+        let alone = |k: usize| 1.0 + schedule.size(k).tokens() as f64;
+        let separate: f64 = (1..n_scales).map(alone).sum();
+        let student = match transitions {
+            Transitions::All => all,
+            Transitions::Last => alone(n_scales - 1),
+            Transitions::OneRandom => separate / (n_scales - 1) as f64,
+            Transitions::Separate => separate,
+        };
+        let rollout = match predictions {
+            Predictions::TeacherArgmax => 0.0,
+            Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler } => {
+                if sampler.guidance.is_off(schedule) {
+                    1.0
+                } else {
+                    2.0
+                }
+            }
+        };
+        1.0 + student / all + rollout / 3.0
     }
+}
+
+/// What decides which checkpoint of a backbone stage is the best, on held-out images (see
+/// [`held_out`](crate::held_out)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackboneMeasure {
+    /// Cross-entropy with ground-truth context.
+    TeacherLoss,
+    /// Cross-entropy with the model's own context.
+    StudentLoss,
 }
 
 /// Regularisation of a backbone stage; none of it is active in evaluation.
@@ -92,4 +125,35 @@ pub struct Regularisation {
     pub label_smoothing: f64,
     /// How token losses of the teacher pass become one number.
     pub reduction: Reduction,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compute_by_hand() {
+        let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
+        let passes = |transitions, predictions| {
+            let Objective::Sar { weight, own, contrast, condition, .. } = Objective::paper(1.0)
+            else {
+                unreachable!()
+            };
+            Objective::Sar { weight, predictions, own, transitions, contrast, condition }
+                .passes(&schedule)
+        };
+        let argmax = Predictions::TeacherArgmax;
+        assert_eq!(Objective::TeacherForcing.passes(&schedule), 1.0);
+        // 14 tokens; the transitions alone have 1 + 4 and 1 + 9.
+        assert_eq!(passes(Transitions::All, argmax), 2.0);
+        assert_eq!(passes(Transitions::Last, argmax), 1.0 + 10.0 / 14.0);
+        assert_eq!(passes(Transitions::Separate, argmax), 1.0 + 15.0 / 14.0);
+        assert_eq!(passes(Transitions::OneRandom, argmax), 1.0 + 7.5 / 14.0);
+        let sampler =
+            |scale| Sampler { guidance: Guidance::Ramp { scale }, choice: Choice::Argmax };
+        let sampled = |scale| Predictions::TeacherSample { sampler: sampler(scale) };
+        assert_eq!(passes(Transitions::All, sampled(0.0)), 2.0 + 1.0 / 3.0);
+        assert_eq!(passes(Transitions::All, sampled(1.0)), 2.0 + 2.0 / 3.0);
+        assert_eq!(Objective::paper(1.0).passes(&"1".parse().unwrap()), 1.0);
+    }
 }

@@ -4,23 +4,31 @@
 //! line is a recipe plus `key.path=value` settings.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
-use sar_data::{Augmentation, ImageSource};
+use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, Init, PositionsConfig};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::objective::{Objective, Regularisation};
+use crate::latents::Latents;
+use crate::objective::{BackboneMeasure, Objective, Regularisation};
 use crate::step::Optimisation;
+use crate::validate::validate;
 
 /// Recipes that come with the program.
-pub const BUILT_IN: [(&str, &str); 1] =
-    [("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml"))];
+pub const BUILT_IN: [(&str, &str); 6] = [
+    ("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml")),
+    ("emoji", include_str!("../../../assets/recipes/emoji.toml")),
+    ("flexvar-d16-in256", include_str!("../../../assets/recipes/flexvar-d16-in256.toml")),
+    ("sar-d16-in256", include_str!("../../../assets/recipes/sar-d16-in256.toml")),
+    ("sar-d20-in256", include_str!("../../../assets/recipes/sar-d20-in256.toml")),
+    ("sar-d24-in256", include_str!("../../../assets/recipes/sar-d24-in256.toml")),
+];
 
 /// A whole run: tokenizer, teacher forcing, SAR, evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,30 +48,36 @@ pub struct Recipe {
     pub teacher: BackboneStage,
     /// Third stage: SAR from the teacher's weights.
     pub sar: SarStage,
+    /// Whether the backbone stages encode images or read latents that were encoded before.
+    pub latents: Latents,
     /// What is measured and drawn at the end.
     pub evaluation: EvaluationRecipe,
     /// What is written on the way.
     pub log: LogRecipe,
 }
 
-/// Where images come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipe {
-    /// The embedded emoji or a folder.
-    pub source: ImageSource,
-    /// Side of the images, pixels.
-    pub side: u32,
-    /// Random changes of training images.
-    pub augmentation: Augmentation,
+/// The weights that a stage starts from. Resuming a run is another thing: it goes on with weights,
+/// optimizer and step of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum InitFrom {
+    /// Random weights.
+    Scratch {},
+    /// The weights of a file in the released names, `.pth` or safetensors.
+    Weights {
+        /// The file; a relative path starts at the working directory.
+        path: PathBuf,
+    },
 }
 
 /// The tokenizer and its training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerRecipe {
-    /// Optimisation steps.
+    /// Optimisation steps; 0 keeps the weights that it starts from.
     pub steps: u64,
+    /// The weights that it starts from.
+    pub init_from: InitFrom,
     /// Shape.
     pub model: TokenizerConfig,
     /// Optimisation.
@@ -110,20 +124,37 @@ pub struct BackboneRecipe {
     pub shared_adaln: bool,
     /// l2-normalised queries and keys.
     pub qk_l2_norm: bool,
-    /// Side of the position grid.
-    pub position_grid: usize,
+    /// Where positions come from.
+    pub positions: PositionsRecipe,
     /// Initialisation.
     pub init: Init,
     /// The scales of each training step; its `scales` are also those of sampling and evaluation.
     pub schedule: TrainingSchedule,
 }
 
+/// Where a backbone's positions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PositionsRecipe {
+    /// A learned grid, resampled to every scale (FlexVAR).
+    Grid {
+        /// Its side (published: 32).
+        side: usize,
+    },
+    /// One for every token of the schedule, which then is the only one that can be sampled (VAR).
+    PerToken {},
+}
+
 /// A stage that trains the backbone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneStage {
-    /// Optimisation steps.
+    /// Optimisation steps; 0 keeps the weights that it starts from.
     pub steps: u64,
+    /// The weights that it starts from.
+    pub init_from: InitFrom,
+    /// What decides which of its checkpoints is the best.
+    pub best_by: BackboneMeasure,
     /// Optimisation.
     pub optimisation: Optimisation,
     /// Regularisation.
@@ -136,6 +167,8 @@ pub struct BackboneStage {
 pub struct SarStage {
     /// Optimisation steps.
     pub steps: u64,
+    /// What decides which of its checkpoints is the best.
+    pub best_by: BackboneMeasure,
     /// What is optimised.
     pub objective: Objective,
     /// Whether teacher forcing for the same number of passes runs from the same weights, as the
@@ -151,6 +184,8 @@ pub struct SarStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationRecipe {
+    /// Held-out images that the figures are of, from all over the split; 0: all of them.
+    pub images: usize,
     /// Images per class in the sample grids.
     pub samples_per_class: usize,
     /// How they are sampled.
@@ -171,9 +206,24 @@ pub struct LogRecipe {
     pub checkpoint_steps: u64,
     /// Minutes between checkpoints; 0: no matter how many. Each stage ends with one.
     pub checkpoint_minutes: f64,
+    /// Steps between measurements on held-out images, each with a checkpoint, the best of which is
+    /// kept; 0 never measures.
+    pub measure_steps: u64,
+    /// Held-out images that such a measurement takes, from all over the split.
+    pub measure_images: usize,
 }
 
 impl LogRecipe {
+    /// Whether anything is measured while a stage goes on.
+    pub(crate) fn measures(&self) -> bool {
+        self.measure_steps > 0
+    }
+
+    /// Whether a measurement is due after `done` steps.
+    pub(crate) fn is_measured(&self, done: u64) -> bool {
+        self.measures() && done.is_multiple_of(self.measure_steps)
+    }
+
     /// Whether a checkpoint is due after `done` steps, when the last is `elapsed` ago.
     pub(crate) fn is_due(&self, done: u64, elapsed: Duration) -> bool {
         let by_steps = self.checkpoint_steps > 0 && done.is_multiple_of(self.checkpoint_steps);
@@ -233,111 +283,19 @@ impl Recipe {
     }
 
     fn from_table(table: toml::Table) -> Result<Self, (String, String)> {
-        let recipe: Self = serde_path_to_error::deserialize(toml::Value::Table(table))
+        let value = toml::Value::Table(table);
+        if let Some((field, value)) = not_finite("", &value) {
+            return Err((field, format!("{value} is no finite number")));
+        }
+        let recipe: Self = serde_path_to_error::deserialize(value.clone())
             .map_err(|error| (error.path().to_string(), one_line(error.inner().message())))?;
-        recipe.validate()?;
+        // A key too many in a tagged table whose kind has no fields is not seen by serde.
+        let ours = toml::Value::try_from(&recipe).expect("plain values");
+        if let Some(field) = unknown_key("", &value, &ours) {
+            return Err((field, "unknown key".into()));
+        }
+        validate(&recipe)?;
         Ok(recipe)
-    }
-
-    /// Checks what types cannot: values that contradict each other.
-    fn validate(&self) -> Result<(), (String, String)> {
-        let check = |ok: bool, field: &str, problem: &str| {
-            if ok { Ok(()) } else { Err((field.to_owned(), problem.to_owned())) }
-        };
-        let plain = !self.name.is_empty()
-            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            && !self.name.starts_with('.');
-        check(plain, "name", "use letters, digits, '-', '_' and '.': it names a folder")?;
-        self.tokenizer
-            .model
-            .validate()
-            .map_err(|e| (format!("tokenizer.model.{}", e.field), e.problem))?;
-        self.backbone_config(1)
-            .validate()
-            .map_err(|e| (format!("backbone.{}", e.field), e.problem))?;
-        self.backbone
-            .schedule
-            .validate()
-            .map_err(|problem| ("backbone.schedule".into(), problem))?;
-
-        let downsampling = self.tokenizer.model.downsampling();
-        let side = self.data.side as usize;
-        let latent = side / downsampling;
-        check(
-            side > 0 && side.is_multiple_of(downsampling),
-            "data.side",
-            &format!("{side} px is not a multiple of the tokenizer's downsampling, {downsampling}"),
-        )?;
-        let last = self.backbone.schedule.fixed().last();
-        check(
-            last.height <= latent && last.width <= latent,
-            "backbone.schedule.scales",
-            &format!(
-                "the last scale {last} is larger than the latent, {latent}x{latent} for {side} px"
-            ),
-        )?;
-        let stages = [
-            ("tokenizer", self.tokenizer.steps, &self.tokenizer.optimisation),
-            ("teacher", self.teacher.steps, &self.teacher.optimisation),
-            ("sar", self.sar.steps, &self.sar.optimisation),
-        ];
-        for (stage, steps, optimisation) in stages {
-            check(steps > 0, &format!("{stage}.steps"), "must be at least 1")?;
-            let field = |name: &str| format!("{stage}.optimisation.{name}");
-            check(optimisation.batch > 0, &field("batch"), "must be at least 1")?;
-            let micro = optimisation.micro_batches;
-            check(
-                micro > 0 && optimisation.batch.is_multiple_of(micro),
-                &field("micro_batches"),
-                &format!("{micro} does not divide the batch of {}", optimisation.batch),
-            )?;
-            let lr = optimisation.lr;
-            check(lr.peak.is_finite() && lr.peak > 0.0, &field("lr.peak"), "must be positive")?;
-            check(
-                lr.end > 0.0 && lr.end <= 1.0,
-                &field("lr.end"),
-                "is a share of the peak in (0, 1]",
-            )?;
-            check(optimisation.clip >= 0.0, &field("clip"), "must not be negative")?;
-            for (name, beta) in
-                [("beta1", optimisation.adamw.beta1), ("beta2", optimisation.adamw.beta2)]
-            {
-                check(
-                    (0.0..1.0).contains(&beta),
-                    &field(&format!("adamw.{name}")),
-                    "must be in [0, 1)",
-                )?;
-            }
-        }
-        for (stage, r) in
-            [("teacher", self.teacher.regularisation), ("sar", self.sar.regularisation)]
-        {
-            for (name, value) in [
-                ("condition_dropout", r.condition_dropout),
-                ("stochastic_depth", r.stochastic_depth),
-                ("label_smoothing", r.label_smoothing),
-            ] {
-                let field = format!("{stage}.regularisation.{name}");
-                check((0.0..1.0).contains(&value), &field, "must be in [0, 1)")?;
-            }
-        }
-        check(self.log.every > 0, "log.every", "must be at least 1")?;
-        check(
-            self.log.checkpoint_minutes >= 0.0,
-            "log.checkpoint_minutes",
-            "must not be negative",
-        )?;
-        check(self.evaluation.bootstrap >= 100, "evaluation.bootstrap", "needs at least 100")?;
-        check(
-            self.evaluation.samples_per_class > 0,
-            "evaluation.samples_per_class",
-            "must be at least 1",
-        )?;
-        check(
-            self.evaluation.reconstructions > 0,
-            "evaluation.reconstructions",
-            "must be at least 1",
-        )
     }
 
     /// The backbone's full configuration for a number of classes.
@@ -349,7 +307,7 @@ impl Recipe {
             mlp_ratio,
             shared_adaln,
             qk_l2_norm,
-            position_grid,
+            positions,
             init: _,
             schedule: _,
         } = self.backbone;
@@ -363,7 +321,12 @@ impl Recipe {
             codebook_dim: self.tokenizer.model.codebook_dim,
             shared_adaln,
             qk_l2_norm,
-            positions: PositionsConfig::Grid { side: position_grid },
+            positions: match positions {
+                PositionsRecipe::Grid { side } => PositionsConfig::Grid { side },
+                PositionsRecipe::PerToken {} => {
+                    PositionsConfig::PerToken { scales: self.scales().clone() }
+                }
+            },
         }
     }
 
@@ -379,9 +342,21 @@ impl Recipe {
 
     /// Steps of the control: as many teacher-forced passes as SAR makes.
     pub fn control_steps(&self) -> u64 {
-        let scales = self.scales();
-        let passes = self.sar.objective.passes(scales.n_tokens(), scales.last().tokens());
+        let passes = self.sar.objective.passes(self.scales());
         (self.sar.steps as f64 * passes).round() as u64
+    }
+
+    /// Names what decides a cached latent beside the tokenizer's weights and the images: CRC-32, in
+    /// hexadecimal.
+    pub(crate) fn latent_settings_checksum(&self) -> String {
+        let Self { seed, data, latents, .. } = self;
+        let latents = match latents {
+            Latents::Online {} => None,
+            // Where they lie decides nothing.
+            Latents::Cached { folder: _, variants, precision } => Some((variants, precision)),
+        };
+        let text = serde_json::to_string(&(seed, data, latents)).expect("plain values");
+        format!("{:08x}", crc32fast::hash(text.as_bytes()))
     }
 
     /// Checks that this recipe is that of a run that it is to resume.
@@ -399,6 +374,44 @@ impl Recipe {
     }
 }
 
+/// The first float that is none, and its path.
+fn not_finite(path: &str, value: &toml::Value) -> Option<(String, f64)> {
+    match value {
+        toml::Value::Float(x) if !x.is_finite() => Some((path.to_owned(), *x)),
+        toml::Value::Table(table) => {
+            table.iter().find_map(|(key, value)| not_finite(&below(path, key), value))
+        }
+        toml::Value::Array(values) => values.iter().find_map(|value| not_finite(path, value)),
+        _ => None,
+    }
+}
+
+/// The first key of `theirs` that `ours` has not, and its path.
+fn unknown_key(path: &str, theirs: &toml::Value, ours: &toml::Value) -> Option<String> {
+    match (theirs, ours) {
+        (toml::Value::Table(theirs), toml::Value::Table(ours)) => {
+            theirs.iter().find_map(|(key, value)| {
+                let path = below(path, key);
+                match ours.get(key) {
+                    Some(ours) => unknown_key(&path, value, ours),
+                    None => Some(path),
+                }
+            })
+        }
+        (toml::Value::Array(theirs), toml::Value::Array(ours)) => {
+            theirs.iter().zip(ours).enumerate().find_map(|(i, (theirs, ours))| {
+                unknown_key(&below(path, &i.to_string()), theirs, ours)
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The path of a key below another.
+fn below(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
 /// The first field, in the order of names, whose values differ: its path and both values.
 fn first_difference(
     path: &str,
@@ -410,7 +423,7 @@ fn first_difference(
     };
     let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find_map(|key| {
-        let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let at = below(path, key);
         match (a.get(key), b.get(key)) {
             (Some(theirs), Some(ours)) => first_difference(&at, theirs, ours),
             (theirs, ours) => {
@@ -451,7 +464,9 @@ fn set(table: &mut toml::Table, setting: &str) -> Result<(), (String, String)> {
             }
             let value = match (here.get(key), value) {
                 // `1_2_3` is text where text stands, though TOML reads an integer.
-                (Some(toml::Value::String(_)), value) if !value.is_str() => {
+                (Some(toml::Value::String(_)), value)
+                    if !value.is_str() && !value.is_table() && !value.is_array() =>
+                {
                     toml::Value::String(text.into())
                 }
                 // An integer where a decimal stands is meant as one.
@@ -497,6 +512,30 @@ mod tests {
     }
 
     #[test]
+    fn published_recipes_hold_the_published_settings() {
+        for (name, depth, peak) in [
+            ("flexvar-d16-in256", 16, 4.7e-5),
+            ("sar-d16-in256", 16, 4.7e-5),
+            ("sar-d20-in256", 20, 4.2e-5),
+            ("sar-d24-in256", 24, 1.0e-5),
+        ] {
+            let recipe = Recipe::load(name, &[]).unwrap();
+            assert_eq!(recipe.backbone_config(1000), BackboneConfig::flexvar(depth), "{name}");
+            assert_eq!(recipe.tokenizer.model, TokenizerConfig::flexvar(), "{name}");
+            assert_eq!(recipe.backbone.init, Init::published(depth), "{name}");
+            assert_eq!(recipe.backbone.schedule, TrainingSchedule::published_256px(true), "{name}");
+            assert_eq!(recipe.sar.objective, Objective::released(), "{name}");
+            let drop = recipe.sar.regularisation.stochastic_depth;
+            assert!((drop - 0.1 * depth as f64 / 24.0).abs() < 1e-6, "{name}");
+            // The rates go on from the tail of the published schedule to its end.
+            let (lr, n) = (recipe.sar.optimisation.lr, recipe.sar.steps);
+            assert!((lr.at(0, n) / peak - 1.0).abs() < 0.03, "{name}: {}", lr.at(0, n));
+            let last = if depth == 24 { 2.4e-6 } else { 3e-5 };
+            assert!((lr.at(n - 1, n) / last - 1.0).abs() < 1e-3, "{name}: {}", lr.at(n - 1, n));
+        }
+    }
+
+    #[test]
     fn settings_replace_values() {
         let recipe = Recipe::load(
             "emoji-quick",
@@ -528,6 +567,12 @@ mod tests {
         check(&["data.side=30"], &["data.side", "30"]);
         check(&["teacher.optimisation.micro_batches=5"], &["micro_batches", "5"]);
         check(&["sar.objective.contrast=nothing"], &["sar.objective", "nothing"]);
+        check(&["sar.objective.own={ from = 2, to = 3 }"], &["sar.objective"]);
+        check(
+            &["tokenizer.optimisation.lr.decay.flat=0.1"],
+            &["tokenizer.optimisation.lr.decay.flat"],
+        );
+        check(&["teacher.init_from.path=x"], &["teacher.init_from", "path"]);
         let error = Recipe::load("no-such", &[]).unwrap_err().to_string();
         assert!(error.contains("no-such") && error.contains("emoji-quick"), "{error}");
     }

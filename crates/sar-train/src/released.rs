@@ -1,27 +1,73 @@
-//! Released models as what this project builds: from the shapes in a file to configurations, and to
-//! the metadata of a file of weights that describes itself, as [`crate::weights`] reads it.
+//! Released files of weights as what this project builds: from what their tensors show to
+//! configurations, and to the metadata of a file that describes itself.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use burn::tensor::DType;
 use sar_core::ScaleSchedule;
 use sar_model::{BackboneConfig, PositionsConfig};
 use sar_tokenizer::{Family, Phi, TokenizerConfig};
-use sar_weights::{BackboneShape, PositionsShape, Released, TokenizerFamily, TokenizerShape};
+use sar_weights::{
+    BackboneShape, PositionsShape, Recognised, Released, TensorInfo, TokenizerFamily,
+    TokenizerShape, WeightsFile,
+};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-/// What a backbone needs beside what a file shows.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BackboneFacts {
-    /// Attention heads.
-    pub heads: usize,
+use crate::TrainError;
+use crate::weights::{CLASSES, CONFIG, KIND, SCALES};
+
+/// What is known of a backbone beside its file. What is not comes from the file's metadata, from its
+/// tensors, or is as published.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// Attention heads, which no tensor shows without q/k normalisation.
+    pub heads: Option<usize>,
     /// Names of the classes.
-    pub classes: Vec<String>,
+    pub classes: Option<Vec<String>>,
     /// The scales that it is sampled with.
-    pub scales: ScaleSchedule,
+    pub scales: Option<ScaleSchedule>,
+}
+
+/// A file of weights as one that describes itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// Its metadata with kind, configuration, classes and scales.
+    pub metadata: BTreeMap<String, String>,
+    /// What in it is neither known nor in the file, and taken as published instead.
+    pub assumed: Vec<String>,
+}
+
+/// Describes a released file.
+///
+/// # Errors
+/// If the file cannot be read, does not show what is not known, or shows something else.
+pub fn describe(
+    file: &mut WeightsFile,
+    found: &Recognised,
+    known: Known,
+) -> Result<Description, TrainError> {
+    let mut assumed = Vec::new();
+    let mut fields = vec![(KIND, found.model.kind().to_owned())];
+    match &found.model {
+        Released::Tokenizer(shape) => fields.push((CONFIG, json(&tokenizer_config(shape)))),
+        Released::Backbone(shape) => {
+            let classes = classes(file, shape, known.classes, &mut assumed)?;
+            let scales = scales(file, found, shape, known.scales, &mut assumed)?;
+            let heads = heads(file, shape, known.heads, &mut assumed)?;
+            fields.push((CONFIG, json(&backbone_config(shape, heads, &scales))));
+            fields.push((CLASSES, json(&classes)));
+            fields.push((SCALES, json(&scales)));
+        }
+    }
+    let mut metadata = file.metadata().clone();
+    metadata.extend(fields.into_iter().map(|(field, value)| (field.to_owned(), value)));
+    Ok(Description { metadata, assumed })
 }
 
 /// The configuration of a tokenizer of this shape.
-pub fn tokenizer_config(shape: &TokenizerShape) -> TokenizerConfig {
+fn tokenizer_config(shape: &TokenizerShape) -> TokenizerConfig {
     let TokenizerShape {
         family,
         base_channels,
@@ -52,7 +98,7 @@ pub fn tokenizer_config(shape: &TokenizerShape) -> TokenizerConfig {
 }
 
 /// The configuration of a backbone of this shape.
-pub fn backbone_config(shape: &BackboneShape, facts: &BackboneFacts) -> BackboneConfig {
+fn backbone_config(shape: &BackboneShape, heads: usize, scales: &ScaleSchedule) -> BackboneConfig {
     let BackboneShape {
         depth,
         width,
@@ -67,14 +113,12 @@ pub fn backbone_config(shape: &BackboneShape, facts: &BackboneFacts) -> Backbone
     } = *shape;
     let positions = match positions {
         PositionsShape::Grid { side } => PositionsConfig::Grid { side },
-        PositionsShape::PerToken { .. } => {
-            PositionsConfig::PerToken { scales: facts.scales.clone() }
-        }
+        PositionsShape::PerToken { .. } => PositionsConfig::PerToken { scales: scales.clone() },
     };
     BackboneConfig {
         depth,
         width,
-        heads: facts.heads,
+        heads,
         mlp_ratio,
         classes,
         codebook_size,
@@ -85,24 +129,135 @@ pub fn backbone_config(shape: &BackboneShape, facts: &BackboneFacts) -> Backbone
     }
 }
 
-/// The metadata of a tokenizer's file.
-pub fn tokenizer_metadata(shape: &TokenizerShape) -> BTreeMap<String, String> {
-    let kind = Released::Tokenizer(shape.clone()).kind();
-    BTreeMap::from([
-        ("kind".into(), kind.into()),
-        ("config".into(), json(&tokenizer_config(shape))),
-    ])
+fn heads(
+    file: &WeightsFile,
+    shape: &BackboneShape,
+    known: Option<usize>,
+    assumed: &mut Vec<String>,
+) -> Result<usize, TrainError> {
+    let fail = |problem: String| Err(contradiction(file.path(), "heads", problem));
+    if let (Some(known), Some(seen)) = (known, shape.heads)
+        && known != seen
+    {
+        return fail(format!("there are {seen}, not {known}"));
+    }
+    let described = || of_metadata(file, CONFIG).map(|config: BackboneConfig| config.heads);
+    let heads = match known.or(shape.heads).or_else(described) {
+        Some(heads) => heads,
+        None => {
+            let Some(heads) = shape.published_heads() else {
+                return fail("the tensors do not show them; say them (sar convert --heads)".into());
+            };
+            assumed.push(format!("{heads} heads, as published for this width"));
+            heads
+        }
+    };
+    if heads == 0 || !shape.width.is_multiple_of(heads) {
+        return fail(format!("{heads} do not divide the width, {}", shape.width));
+    }
+    Ok(heads)
 }
 
-/// The metadata of a backbone's file.
-pub fn backbone_metadata(shape: &BackboneShape, facts: &BackboneFacts) -> BTreeMap<String, String> {
-    let kind = Released::Backbone(shape.clone()).kind();
-    BTreeMap::from([
-        ("kind".into(), kind.into()),
-        ("config".into(), json(&backbone_config(shape, facts))),
-        ("classes".into(), json(&facts.classes)),
-        ("scales".into(), json(&facts.scales)),
-    ])
+fn classes(
+    file: &WeightsFile,
+    shape: &BackboneShape,
+    known: Option<Vec<String>>,
+    assumed: &mut Vec<String>,
+) -> Result<Vec<String>, TrainError> {
+    let n = shape.classes;
+    let names = known.or_else(|| of_metadata(file, CLASSES)).unwrap_or_else(|| {
+        assumed.push(format!("the names of the {n} classes, which are numbers"));
+        (0..n).map(|class| class.to_string()).collect()
+    });
+    if names.len() != n {
+        let problem = format!("{} names for {n} classes", names.len());
+        return Err(contradiction(file.path(), CLASSES, problem));
+    }
+    Ok(names)
+}
+
+fn scales(
+    file: &mut WeightsFile,
+    found: &Recognised,
+    shape: &BackboneShape,
+    known: Option<ScaleSchedule>,
+    assumed: &mut Vec<String>,
+) -> Result<ScaleSchedule, TrainError> {
+    let scales = match known.or_else(|| of_metadata(file, SCALES)) {
+        Some(scales) => scales,
+        None => match scales_of_levels(file, found, shape)? {
+            Some(scales) => scales,
+            None => {
+                let scales = published_scales(shape).ok_or_else(|| {
+                    let problem = "the tensors do not show them; say them (sar convert --scales)";
+                    contradiction(file.path(), SCALES, problem.into())
+                })?;
+                assumed.push(format!("scales {scales}, as published"));
+                scales
+            }
+        },
+    };
+    match shape.positions {
+        PositionsShape::PerToken { tokens, scales: levels }
+            if (scales.n_tokens(), scales.len()) != (tokens, levels) =>
+        {
+            let problem = format!(
+                "{scales} are {} tokens in {} scales, the positions are for {tokens} in {levels}",
+                scales.n_tokens(),
+                scales.len()
+            );
+            Err(contradiction(file.path(), SCALES, problem))
+        }
+        _ => Ok(scales),
+    }
+}
+
+/// The published scales that a backbone of this shape was trained with.
+fn published_scales(shape: &BackboneShape) -> Option<ScaleSchedule> {
+    let published = |name| ScaleSchedule::preset(name).expect("a known preset");
+    match shape.positions {
+        PositionsShape::Grid { .. } => Some(published("256px")),
+        PositionsShape::PerToken { tokens, scales } => ScaleSchedule::PRESETS
+            .map(|(name, _)| published(name))
+            .into_iter()
+            .find(|known| known.n_tokens() == tokens && known.len() == scales),
+    }
+}
+
+/// The scales by VAR's buffer `lvl_1L`, which has the number of its scale for every token.
+fn scales_of_levels(
+    file: &mut WeightsFile,
+    found: &Recognised,
+    shape: &BackboneShape,
+) -> Result<Option<ScaleSchedule>, TrainError> {
+    let PositionsShape::PerToken { tokens, scales: levels } = shape.positions else {
+        return Ok(None);
+    };
+    let is_levels = |info: &&TensorInfo| {
+        found.strip(&info.name) == Some("lvl_1L")
+            && info.dtype == DType::I64
+            && info.n_elements() == tokens
+    };
+    let Some(name) = file.tensors().iter().find(is_levels).map(|info| info.name.clone()) else {
+        return Ok(None);
+    };
+    let mut counts = vec![0usize; levels];
+    for level in file.read(&name)?.iter::<i64>() {
+        match usize::try_from(level).ok().and_then(|level| counts.get_mut(level)) {
+            Some(count) => *count += 1,
+            None => return Ok(None),
+        }
+    }
+    let sides: Vec<usize> = counts.iter().map(|count| count.isqrt()).collect();
+    Ok(ScaleSchedule::squares(&sides).ok().filter(|scales| scales.n_tokens() == tokens))
+}
+
+fn contradiction(path: &Path, field: &'static str, problem: String) -> TrainError {
+    TrainError::Released { path: path.into(), field, problem }
+}
+
+fn of_metadata<T: DeserializeOwned>(file: &WeightsFile, field: &str) -> Option<T> {
+    serde_json::from_str(file.metadata().get(field)?).ok()
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -135,12 +290,9 @@ mod tests {
                 }
                 Released::Backbone(shape) => {
                     let px = if name == "var-d36-s" { "512px" } else { "256px" };
-                    let facts = BackboneFacts {
-                        heads: shape.heads.unwrap(),
-                        classes: vec![String::new(); shape.classes],
-                        scales: ScaleSchedule::preset(px).unwrap(),
-                    };
-                    let config = backbone_config(shape, &facts);
+                    let scales = ScaleSchedule::preset(px).unwrap();
+                    assert_eq!(published_scales(shape), Some(scales.clone()));
+                    let config = backbone_config(shape, shape.heads.unwrap(), &scales);
                     let backbone = Backbone::<Flex>::new(&config, &device).unwrap();
                     parameters(&backbone, &sar_model::LAYOUT)
                 }
@@ -158,10 +310,9 @@ mod tests {
         assert_eq!(tokenizer_config(&var), TokenizerConfig::var());
 
         let scales = ScaleSchedule::preset("256px").unwrap();
-        let facts = BackboneFacts { heads: 20, classes: Vec::new(), scales: scales.clone() };
         let Released::Backbone(flexvar) = shape("sar-d20") else { panic!() };
-        assert_eq!(backbone_config(&flexvar, &facts), BackboneConfig::flexvar(20));
+        assert_eq!(backbone_config(&flexvar, 20, &scales), BackboneConfig::flexvar(20));
         let Released::Backbone(var) = shape("var-d20") else { panic!() };
-        assert_eq!(backbone_config(&var, &facts), BackboneConfig::var(20, scales));
+        assert_eq!(backbone_config(&var, 20, &scales), BackboneConfig::var(20, scales));
     }
 }

@@ -15,7 +15,7 @@ pub struct Report {
     pub images: ImageCounts,
     /// What each stage took.
     pub stages: Vec<StageReport>,
-    /// Seconds from the start of the run to its report.
+    /// Seconds from the start of the run to its report, in all processes.
     pub wall_s: f64,
     /// Largest resident memory of the process in MB (10^6 bytes), where the system tells.
     pub peak_rss_mb: Option<f64>,
@@ -47,6 +47,8 @@ pub struct StageReport {
     pub batch: usize,
     /// Parameters that it trains.
     pub parameters: usize,
+    /// The step whose checkpoint measured best on held-out images, where the recipe measures.
+    pub best_step: Option<u64>,
 }
 
 /// The tokenizer on held-out images.
@@ -54,6 +56,8 @@ pub struct StageReport {
 pub struct TokenizerReport {
     /// Mean over images of the peak signal-to-noise ratio of the finest scale, dB, pixels clamped.
     pub psnr_db: f64,
+    /// The same of the averaged weights, where the recipe keeps an average.
+    pub average_psnr_db: Option<f64>,
     /// Different codes used by the held-out pyramids.
     pub codes_used: usize,
     /// Number of codes.
@@ -84,6 +88,10 @@ pub struct HeldOutReport {
     pub after: HeldOut,
     /// After as many teacher-forced passes from the same weights, where the recipe asks for it.
     pub control: Option<HeldOut>,
+    /// The averages of the weights before, where the recipe keeps one.
+    pub before_average: Option<HeldOut>,
+    /// The average of the weights after SAR.
+    pub after_average: Option<HeldOut>,
     /// The same weights compared image by image.
     pub paired: Paired,
 }

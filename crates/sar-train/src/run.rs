@@ -6,36 +6,31 @@
 //! drawn is measured and drawn again.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
-use sar_data::{RgbImage, enlarge, grid, magnification, to_images, to_tensor};
-use sar_loss::histogram_entropy;
+use sar_core::{ScaleSchedule, SeedTree};
+use sar_data::{Images, ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
 use sar_model::Backbone;
-use sar_rollout::generate;
 use sar_tokenizer::Tokenizer;
 
 use crate::TrainError;
 use crate::backbone_task::TokenBatch;
 use crate::event::{Event, Observer};
 use crate::held_out::{HeldOut, HeldOutMeter};
-use crate::images::Images;
-use crate::objective::{Objective, Regularisation};
-use crate::recipe::Recipe;
-use crate::report::{
-    HeldOutReport, ImageCounts, Paired, Report, TokenizerReport, TokenizerScale, peak_rss_mb,
-};
+use crate::latents::{Extent, LatentCache, Latents};
+use crate::objective::Objective;
+use crate::recipe::{InitFrom, Recipe};
+use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
-use crate::stage::{Journal, Stage};
-use crate::step::Optimisation;
-use crate::tasks::{BackboneTask, TokenizerTask};
-use crate::weights::{TrainedBackbone, save_backbone, save_tokenizer};
+use crate::sampling::{SampleRequest, sample_images, sample_stream};
+use crate::stage::{Clock, Journal, Stage, Trained};
+use crate::tasks::{BackboneTask, How, LatentSource, TokenizerTask};
+use crate::tokenizer_meter::TokenizerMeter;
+use crate::weights::{TrainedBackbone, checksum, read_released, save_backbone, save_tokenizer};
 
 /// Images per batch when nothing is trained.
-const EVALUATION_BATCH: usize = 32;
+pub(crate) const EVALUATION_BATCH: usize = 32;
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
@@ -67,43 +62,58 @@ pub fn train<A: AutodiffBackend>(
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
-    let start = Instant::now();
-    let images = Images::open(&recipe.data)?;
+    let images = Images::open(&recipe.data, ReadAhead::default())?;
+    let given = Given::load(recipe, images.classes().len(), device)?;
     let path = dir;
     let dir = if execution.resume {
         let dir = RunDir::reopen(path)?;
         let started_with = dir.recipe();
         let theirs = Recipe::load(&started_with.to_string_lossy(), &[])?;
         recipe.check_same_as(&theirs, &started_with)?;
+        images.fingerprint().check_same_as(&dir.data()?)?;
         dir
     } else {
-        RunDir::create(path, recipe)?
+        RunDir::create(path, recipe, images.fingerprint())?
     };
     observer.event(&Event::RunStarted { recipe: &recipe.name, dir: path });
     let metrics = Metrics::open(&dir)?;
     let Execution { workers, stop, .. } = execution;
     let seed = SeedTree::new(recipe.seed);
-    let journal = Journal { dir, metrics, observer, stop, log: &recipe.log, stages: Vec::new() };
+    let journal = Journal {
+        dir,
+        metrics,
+        observer,
+        stop,
+        log: &recipe.log,
+        stages: Vec::new(),
+        clock: Clock::start(),
+    };
     let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal };
 
-    let tokenizer = run.train_tokenizer()?;
-    let tokenizer_report = run.measure_tokenizer(&tokenizer)?;
+    let Trained { model: tokenizer, average } = run.train_tokenizer(given.tokenizer)?;
+    let mut tokenizer_report = run.measure_tokenizer(&tokenizer)?.report();
+    tokenizer_report.average_psnr_db =
+        average.map(|average| run.measure_tokenizer(&average)).transpose()?.map(|m| m.psnr_db());
     run.draw_reconstructions(&tokenizer)?;
 
-    let teacher = run.train_teacher(&tokenizer)?;
+    let latents = run.cache_latents(&tokenizer)?;
+    let tokens = (&tokenizer, latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached));
+    let Trained { model: teacher, average } = run.train_teacher(tokens, given.backbone)?;
     let (before, before_meter) = run.measure("before", &tokenizer, &teacher)?;
+    let before_average = run.measure_average("before", &tokenizer, average)?;
     run.draw_samples("samples-before.png", &tokenizer, &teacher)?;
 
     let sar = &recipe.sar;
-    let after = run.refine("sar", sar.steps, &sar.objective, &tokenizer, &teacher)?;
+    let Trained { model: after, average } =
+        run.refine("sar", sar.steps, &sar.objective, tokens, &teacher)?;
     let (after_figures, after_meter) = run.measure("after", &tokenizer, &after)?;
+    let after_average = run.measure_average("after", &tokenizer, average)?;
     run.draw_samples("samples-after.png", &tokenizer, &after)?;
 
     let control = if sar.control {
-        let objective = Objective::TeacherForcing;
         let steps = recipe.control_steps();
-        let control = run.refine("control", steps, &objective, &tokenizer, &teacher)?;
-        Some(run.measure("control", &tokenizer, &control)?)
+        let control = run.refine("control", steps, &Objective::TeacherForcing, tokens, &teacher)?;
+        Some(run.measure("control", &tokenizer, &control.model)?)
     } else {
         None
     };
@@ -121,15 +131,48 @@ pub fn train<A: AutodiffBackend>(
         seed: recipe.seed,
         images: ImageCounts { train: images.n_train(), held_out: images.n_held_out() },
         stages: std::mem::take(&mut run.journal.stages),
-        wall_s: start.elapsed().as_secs_f64(),
+        wall_s: run.journal.clock.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
         tokenizer: tokenizer_report,
-        held_out: HeldOutReport { before, after: after_figures, control, paired },
+        held_out: HeldOutReport {
+            before,
+            after: after_figures,
+            control,
+            before_average,
+            after_average,
+            paired,
+        },
     };
     let json = serde_json::to_string_pretty(&report).expect("plain values");
     let path = run.journal.dir.write("report.json", json.as_bytes())?;
     run.journal.wrote(&path);
     Ok(report)
+}
+
+/// The weights that a recipe starts from, read before anything is written.
+struct Given<B: Backend> {
+    tokenizer: Option<Tokenizer<B>>,
+    backbone: Option<Backbone<B>>,
+}
+
+impl<B: Backend> Given<B> {
+    fn load(recipe: &Recipe, classes: usize, device: &B::Device) -> Result<Self, TrainError> {
+        let tokenizer = match &recipe.tokenizer.init_from {
+            InitFrom::Scratch {} => None,
+            InitFrom::Weights { path } => {
+                let empty = Tokenizer::new(&recipe.tokenizer.model, device)?;
+                Some(read_released(path, empty, recipe.tokenizer.model.layout())?)
+            }
+        };
+        let backbone = match &recipe.teacher.init_from {
+            InitFrom::Scratch {} => None,
+            InitFrom::Weights { path } => {
+                let empty = Backbone::new(&recipe.backbone_config(classes), device)?;
+                Some(read_released(path, empty, &sar_model::LAYOUT)?)
+            }
+        };
+        Ok(Self { tokenizer, backbone })
+    }
 }
 
 struct Run<'a, A: AutodiffBackend> {
@@ -141,16 +184,24 @@ struct Run<'a, A: AutodiffBackend> {
     journal: Journal<'a>,
 }
 
+/// A frozen tokenizer, and where its latents come from.
+type Tokens<'t, A> = (&'t Tokenizer<Inner<A>>, LatentSource<'t>);
+
 impl<A: AutodiffBackend> Run<'_, A> {
     fn scales(&self) -> &ScaleSchedule {
         self.recipe.scales()
     }
 
-    fn train_tokenizer(&mut self) -> Result<Tokenizer<Inner<A>>, TrainError> {
+    fn train_tokenizer(
+        &mut self,
+        given: Option<Tokenizer<Inner<A>>>,
+    ) -> Result<Trained<Tokenizer<Inner<A>>>, TrainError> {
         let recipe = &self.recipe.tokenizer;
         let seed = self.seed.child("tokenizer");
-        let tokenizer = sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?;
-
+        let tokenizer = match given {
+            Some(tokenizer) => tokenizer,
+            None => sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?,
+        };
         let stage = Stage {
             name: "tokenizer",
             steps: recipe.steps,
@@ -158,72 +209,40 @@ impl<A: AutodiffBackend> Run<'_, A> {
             layout: recipe.model.layout(),
         };
         let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
-        let tokenizer =
+        let trained =
             stage.run(&mut task, tokenizer, self.workers, self.device, &mut self.journal)?;
-        let path = self.journal.dir.file("tokenizer.safetensors");
-        save_tokenizer(&path, &tokenizer, &recipe.model)?;
-        self.journal.wrote(&path);
-        Ok(tokenizer)
+        for (name, tokenizer) in named("tokenizer", &trained) {
+            let path = self.journal.dir.file(&name);
+            save_tokenizer(&path, tokenizer, &recipe.model)?;
+            self.journal.wrote(&path);
+        }
+        Ok(trained)
     }
 
     /// PSNR and code use on held-out images.
     fn measure_tokenizer(
         &mut self,
         tokenizer: &Tokenizer<Inner<A>>,
-    ) -> Result<TokenizerReport, TrainError> {
-        self.journal
-            .observer
-            .event(&Event::Working { what: "measuring the tokenizer on held-out images" });
+    ) -> Result<TokenizerMeter, TrainError> {
+        let what = "measuring the tokenizer on held-out images";
+        self.journal.observer.event(&Event::Working { what });
         let codes = self.recipe.tokenizer.model.codebook_size;
-        let schedule = self.scales().clone();
-        let mut psnr = vec![Vec::new(); schedule.len()];
-        let mut counts = vec![vec![0usize; codes]; schedule.len()];
-        for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
-            let images = self.images.held_out(start, EVALUATION_BATCH)?;
-            let pixels_bchw = images.tensor::<Inner<A>>(self.device);
-            let tokens_bl = tokenizer.tokens(tokenizer.encode(pixels_bchw.clone()), &schedule);
-            let canvases = tokenizer.canvases(tokens_bl.clone(), &schedule);
-            for (k, canvas_bchw) in canvases.into_iter().enumerate() {
-                let tokens_bn = tokens_bl.clone().slice_dim(1, schedule.range(k));
-                let output = tokenizer.decode(canvas_bchw).clamp(-1.0, 1.0);
-                let [b, c, height, width] = output.dims();
-                let target =
-                    resample(pixels_bchw.clone(), ScaleSize { height, width }, Filter::Area);
-                let error = (output - target).square().reshape([b, c * height * width]).mean_dim(1);
-                let errors = error.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
-                // Pixels span 2: the peak is 2^2.
-                psnr[k].extend(
-                    errors.iter().map(|mse| 10.0 * (4.0 / f64::from(*mse).max(1e-12)).log10()),
-                );
-                let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().expect("i64");
-                tokens.iter().for_each(|token| counts[k][*token as usize] += 1);
-            }
+        let mut meter = TokenizerMeter::new(self.scales(), codes);
+        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
+            meter.add(tokenizer, images?.tensor(self.device));
         }
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        let used = |counts: &[usize]| counts.iter().filter(|n| **n > 0).count();
-        let by_scale: Vec<_> = (0..schedule.len())
-            .map(|k| TokenizerScale {
-                scale: schedule.size(k).to_string(),
-                psnr_db: mean(&psnr[k]),
-                codes_used: used(&counts[k]),
-                perplexity: histogram_entropy(&counts[k]).exp(),
-            })
-            .collect();
-        let total: Vec<usize> =
-            (0..codes).map(|code| counts.iter().map(|scale| scale[code]).sum()).collect();
-        let psnr_db = by_scale[by_scale.len() - 1].psnr_db;
-        Ok(TokenizerReport { psnr_db, codes_used: used(&total), codes, by_scale })
+        self.journal.warn(self.images);
+        Ok(meter)
     }
 
     /// Rows of held-out originals and their reconstruction at every scale.
     fn draw_reconstructions(&mut self, tokenizer: &Tokenizer<Inner<A>>) -> Result<(), TrainError> {
-        // Images from all over the held-out split, not the first ones, which are alike.
-        let n = self.recipe.evaluation.reconstructions.min(self.images.n_held_out());
-        let stride = self.images.n_held_out() / n;
-        let mut originals = Vec::with_capacity(n);
-        for i in 0..n {
-            originals.extend(self.images.held_out(i * stride, 1)?.images);
+        let n = self.recipe.evaluation.reconstructions;
+        let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
+        for batch in self.images.held_out(n, EVALUATION_BATCH) {
+            originals.extend(batch?.images);
         }
+        let n = originals.len();
         let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
         let tokens_bl = tokenizer.tokens(h_bchw, self.scales());
         let side = self.recipe.data.side;
@@ -238,55 +257,127 @@ impl<A: AutodiffBackend> Run<'_, A> {
         Ok(())
     }
 
-    fn train_teacher(
+    /// The cache of latents, made or found, where the recipe asks for one.
+    fn cache_latents(
         &mut self,
         tokenizer: &Tokenizer<Inner<A>>,
-    ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
-        let classes = self.images.classes().to_vec();
-        let config = self.recipe.backbone_config(classes.len());
-        let init = self.recipe.backbone.init;
-        let model = sar_model::init(&config, init, self.seed.child("backbone"), self.device)?;
-        let untrained = TrainedBackbone { model, config, classes, scales: self.scales().clone() };
-        let teacher = &self.recipe.teacher;
-        self.train_backbone(
-            ("teacher", teacher.steps),
-            (&teacher.optimisation, &Objective::TeacherForcing, &teacher.regularisation),
-            tokenizer,
-            untrained,
-        )
+    ) -> Result<Option<LatentCache>, TrainError> {
+        let Latents::Cached { folder, variants, precision } = &self.recipe.latents else {
+            return Ok(None);
+        };
+        let side = self.recipe.data.side as usize / self.recipe.tokenizer.model.downsampling();
+        let extent = Extent {
+            images: self.images.n_train(),
+            variants: *variants,
+            shape_chw: [self.recipe.tokenizer.model.codebook_dim, side, side],
+            precision: *precision,
+        };
+        let key = format!(
+            "{}-{}-{}",
+            checksum(tokenizer, self.recipe.tokenizer.model.layout()),
+            self.images.fingerprint().hash,
+            self.recipe.latent_settings_checksum(),
+        );
+        let folder = self.journal.dir.file(&folder.to_string_lossy()).join(key);
+        let (records, megabytes) = (extent.records(), extent.bytes() as f64 / 1e6);
+        let at = folder.display();
+        let what =
+            format!("caching {records} latents of {variants} variants, {megabytes:.0} MB in {at}");
+        self.journal.observer.event(&Event::Working { what: &what });
+
+        let seed = self.seed.child("latents");
+        let encode = |records: std::ops::Range<usize>| {
+            let batch = self.images.variants(seed, *variants, records)?;
+            Ok((tokenizer.encode(batch.tensor(self.device)), batch.labels))
+        };
+        let journal = &mut self.journal;
+        let progress = |done: usize| {
+            journal.observer.event(&Event::Latents { done, of: records });
+            if journal.stop.load(Ordering::Relaxed) && done < records {
+                return Err(TrainError::StoppedCaching { done, of: records });
+            }
+            Ok(())
+        };
+        let cache = LatentCache::open(folder, extent, self.workers, encode, progress)?;
+        self.journal.warn(self.images);
+        Ok(Some(cache))
     }
 
-    /// The SAR stage or its control, from the teacher's weights.
+    fn train_teacher(
+        &mut self,
+        tokens: Tokens<'_, A>,
+        given: Option<Backbone<Inner<A>>>,
+    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
+        let recipe = self.recipe;
+        let classes = self.images.classes().to_vec();
+        let config = recipe.backbone_config(classes.len());
+        let teacher = &recipe.teacher;
+        let model = match given {
+            Some(model) => model,
+            None => {
+                let seed = self.seed.child("backbone");
+                sar_model::init(&config, recipe.backbone.init, seed, self.device)?
+            }
+        };
+        let from = TrainedBackbone { model, config, classes, scales: self.scales().clone() };
+        let how = How {
+            optimisation: &teacher.optimisation,
+            objective: &Objective::TeacherForcing,
+            regularisation: &teacher.regularisation,
+            best_by: teacher.best_by,
+        };
+        let seed = self.seed.child("teacher");
+        self.train_backbone("teacher", teacher.steps, how, seed, tokens, from)
+    }
+
+    /// The SAR stage or its control, from the teacher's weights. Both see the same images in the same
+    /// order and the same variants, as far as the shorter goes.
     fn refine(
         &mut self,
         name: &'static str,
         steps: u64,
         objective: &Objective,
-        tokenizer: &Tokenizer<Inner<A>>,
+        tokens: Tokens<'_, A>,
         teacher: &TrainedBackbone<Inner<A>>,
-    ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
+    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
         let sar = &self.recipe.sar;
-        let how = (&sar.optimisation, objective, &sar.regularisation);
-        self.train_backbone((name, steps), how, tokenizer, teacher.clone())
+        let how = How {
+            optimisation: &sar.optimisation,
+            objective,
+            regularisation: &sar.regularisation,
+            best_by: sar.best_by,
+        };
+        let seed = self.seed.child("sar");
+        self.train_backbone(name, steps, how, seed, tokens, teacher.clone())
     }
 
     fn train_backbone(
         &mut self,
-        (name, steps): (&'static str, u64),
-        how: (&Optimisation, &Objective, &Regularisation),
-        tokenizer: &Tokenizer<Inner<A>>,
+        name: &'static str,
+        steps: u64,
+        how: How<'_>,
+        seed: SeedTree,
+        tokens: Tokens<'_, A>,
         from: TrainedBackbone<Inner<A>>,
-    ) -> Result<TrainedBackbone<Inner<A>>, TrainError> {
-        let stage = Stage { name, steps, optimisation: how.0, layout: &sar_model::LAYOUT };
-        let seed = self.seed.child(name);
+    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
+        let layout = &sar_model::LAYOUT;
+        let stage = Stage { name, steps, optimisation: how.optimisation, layout };
         let mut task =
-            BackboneTask::<A>::new(self.recipe, how, self.images, tokenizer, seed, self.device);
+            BackboneTask::<A>::new(self.recipe, how, self.images, tokens, seed, self.device);
         let TrainedBackbone { model, config, classes, scales } = from;
-        let model = stage.run(&mut task, model, self.workers, self.device, &mut self.journal)?;
-        let trained = TrainedBackbone { model, config, classes, scales };
-        let path = self.journal.dir.file(&format!("backbone-{name}.safetensors"));
-        save_backbone(&path, &trained)?;
-        self.journal.wrote(&path);
+        let trained = stage.run(&mut task, model, self.workers, self.device, &mut self.journal)?;
+        let whole = |model| TrainedBackbone {
+            model,
+            config: config.clone(),
+            classes: classes.clone(),
+            scales: scales.clone(),
+        };
+        let trained = Trained { model: whole(trained.model), average: trained.average.map(whole) };
+        for (name, backbone) in named(&format!("backbone-{name}"), &trained) {
+            let path = self.journal.dir.file(&name);
+            save_backbone(&path, backbone)?;
+            self.journal.wrote(&path);
+        }
         Ok(trained)
     }
 
@@ -300,13 +391,23 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.journal.observer.event(&Event::Working { what: &what });
         let schedule = self.scales().clone();
         let mut meter = HeldOutMeter::new(&schedule, backbone.config.codebook_size);
-        for start in (0..self.images.n_held_out()).step_by(EVALUATION_BATCH) {
-            let images = self.images.held_out(start, EVALUATION_BATCH)?;
-            let batch = TokenBatch::encode(tokenizer, images, schedule.clone(), self.device);
+        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
+            let batch = TokenBatch::encode(tokenizer, images?, schedule.clone(), self.device);
             meter.add(&backbone.model, tokenizer, &batch, self.device);
         }
         let resamplings = self.recipe.evaluation.bootstrap;
         Ok((meter.report(resamplings, self.seed.child("bootstrap")), meter))
+    }
+
+    fn measure_average(
+        &mut self,
+        what: &str,
+        tokenizer: &Tokenizer<Inner<A>>,
+        average: Option<TrainedBackbone<Inner<A>>>,
+    ) -> Result<Option<HeldOut>, TrainError> {
+        let Some(average) = average else { return Ok(None) };
+        let what = format!("average of the {what}");
+        Ok(Some(self.measure(&what, tokenizer, &average)?.0))
     }
 
     /// One row of samples per class, from the same streams whatever the weights.
@@ -318,13 +419,20 @@ impl<A: AutodiffBackend> Run<'_, A> {
     ) -> Result<(), TrainError> {
         self.journal.observer.event(&Event::Working { what: "sampling" });
         let columns = self.recipe.evaluation.samples_per_class;
+        let classes = backbone.classes.len().min(MOST_SAMPLED_CLASSES);
+        let wanted: Vec<(usize, usize)> =
+            (0..classes).flat_map(|class| (0..columns).map(move |i| (class, i))).collect();
         let mut images = Vec::new();
-        for class in 0..backbone.classes.len() {
+        for part in wanted.chunks(SAMPLED_TOGETHER) {
             let request = SampleRequest {
-                labels: vec![class; columns],
-                streams: (0..columns).map(|i| sample_stream(self.seed, class, i)).collect(),
+                labels: part.iter().map(|(class, _)| *class).collect(),
+                streams: part
+                    .iter()
+                    .map(|&(class, i)| sample_stream(self.seed, class, i))
+                    .collect(),
                 scales: self.scales().clone(),
                 sampler: self.recipe.evaluation.sampler,
+                kept: None,
             };
             images.extend(sample_images(tokenizer, &backbone.model, &request, self.device));
         }
@@ -335,34 +443,13 @@ impl<A: AutodiffBackend> Run<'_, A> {
     }
 }
 
-/// What to sample.
-#[derive(Clone, Debug)]
-pub struct SampleRequest {
-    /// Class of each image.
-    pub labels: Vec<usize>,
-    /// Stream of each image.
-    pub streams: Vec<SeedTree>,
-    /// The scales.
-    pub scales: ScaleSchedule,
-    /// Guidance and filters.
-    pub sampler: sar_rollout::Sampler,
-}
+/// Rows of a sample sheet: of a thousand classes the first ones say enough.
+const MOST_SAMPLED_CLASSES: usize = 32;
+/// Images of a sample sheet that are generated together.
+const SAMPLED_TOGETHER: usize = 16;
 
-/// The stream of the `i`-th sample of a class: a run's sheets and `sar sample` with the run's seed
-/// draw the same images.
-pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
-    seed.child("samples").at(class as u64).at(i as u64)
-}
-
-/// Samples and decodes.
-pub fn sample_images<B: Backend>(
-    tokenizer: &Tokenizer<B>,
-    model: &Backbone<B>,
-    request: &SampleRequest,
-    device: &B::Device,
-) -> Vec<RgbImage> {
-    let SampleRequest { labels, streams, scales, sampler } = request;
-    let generated = generate(model, tokenizer, labels, scales, *sampler, streams, device);
-    let q_bchw: Tensor<B, 4> = generated.canvas.expect("a schedule has at least one scale");
-    to_images(tokenizer.decode(q_bchw))
+/// The files of a stage's weights: raw, and averaged where there is an average.
+fn named<'t, M>(name: &str, trained: &'t Trained<M>) -> impl Iterator<Item = (String, &'t M)> {
+    let average = trained.average.as_ref().map(|m| (format!("{name}-average.safetensors"), m));
+    std::iter::once((format!("{name}.safetensors"), &trained.model)).chain(average)
 }

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! recipe.toml                      the resolved recipe
+//! data.json                        what the images were at the start
 //! metrics.jsonl                    one line per logged step
 //! checkpoints/<stage>-<step>.safetensors
 //! tokenizer.safetensors, backbone-teacher.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with
+//! *-average.safetensors            their averages, where the recipe keeps one
+//! latents/                         latents of the tokenizer, where the recipe caches them
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
 //! report.json
@@ -15,7 +18,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sar_data::{RgbImage, to_png};
+use sar_data::{Fingerprint, RgbImage, to_png};
 
 use crate::{Recipe, TrainError};
 
@@ -27,11 +30,19 @@ pub(crate) struct RunDir {
 }
 
 const RECIPE: &str = "recipe.toml";
+const DATA: &str = "data.json";
 const LOCK: &str = "run.lock";
+const CHECKPOINTS: &str = "checkpoints";
+/// The end of the names of files that are being written.
+const PARTIAL: &str = ".partial";
 
 impl RunDir {
-    /// Makes a new run's folder, with its parents, and writes the recipe.
-    pub(crate) fn create(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
+    /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
+    pub(crate) fn create(
+        path: &Path,
+        recipe: &Recipe,
+        data: &Fingerprint,
+    ) -> Result<Self, TrainError> {
         let run_dir =
             |problem: &str| TrainError::RunDir { path: path.into(), problem: problem.into() };
         if path.exists() {
@@ -45,13 +56,24 @@ impl RunDir {
             }
             let mut entries =
                 fs::read_dir(path).map_err(TrainError::io(path, "cannot be listed"))?;
-            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != LOCK)) {
+            // A start that was killed may leave these before there is a recipe.
+            let ours = |entry: &fs::DirEntry| {
+                let name = entry.file_name();
+                let is_empty = || fs::read_dir(entry.path()).is_ok_and(|mut e| e.next().is_none());
+                name == LOCK
+                    || name == DATA
+                    || name.to_string_lossy().ends_with(PARTIAL)
+                    || (name == CHECKPOINTS && is_empty())
+            };
+            if entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry))) {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }
         fs::create_dir_all(path).map_err(TrainError::io(path, "cannot be made"))?;
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
+        let data = serde_json::to_string_pretty(data).expect("plain values");
+        dir.write(DATA, data.as_bytes())?;
         // The last: a folder with a recipe is a run.
         dir.write(RECIPE, recipe.to_toml().as_bytes())?;
         Ok(dir)
@@ -66,6 +88,16 @@ impl RunDir {
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
         Ok(dir)
+    }
+
+    /// What the images were when the run started.
+    pub(crate) fn data(&self) -> Result<Fingerprint, TrainError> {
+        let path = self.file(DATA);
+        let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+        serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
+            path,
+            problem: format!("is no fingerprint of images: {error}"),
+        })
     }
 
     fn locked(path: &Path) -> Result<Self, TrainError> {
@@ -95,7 +127,7 @@ impl RunDir {
 
     /// The folder of checkpoints.
     pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The recipe.
@@ -125,7 +157,7 @@ impl RunDir {
 /// If the file system refuses.
 pub fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
     let path = folder.join(name);
-    let partial = folder.join(format!(".{name}.partial"));
+    let partial = folder.join(format!(".{name}{PARTIAL}"));
     let write = || {
         let mut file = File::create(&partial)?;
         file.write_all(content)?;
@@ -199,10 +231,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn data() -> Fingerprint {
+        Fingerprint { images: 1, classes: 1, hash: "00".into() }
+    }
+
     fn run_dir() -> (tempfile::TempDir, RunDir) {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
-        let dir = RunDir::create(&folder.path().join("run"), &recipe).unwrap();
+        let dir = RunDir::create(&folder.path().join("run"), &recipe, &data()).unwrap();
         (folder, dir)
     }
 
@@ -231,7 +267,7 @@ mod tests {
         let (_folder, dir) = run_dir();
         let recipe = Recipe::load("emoji-quick", &[]).unwrap();
         let error = |result: Result<RunDir, TrainError>| result.unwrap_err().to_string();
-        assert!(error(RunDir::create(&dir.path, &recipe)).contains("--resume"));
+        assert!(error(RunDir::create(&dir.path, &recipe, &data())).contains("--resume"));
         assert!(error(RunDir::reopen(&dir.path)).contains("in use"));
         let path = dir.path.clone();
         drop(dir);

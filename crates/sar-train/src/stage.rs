@@ -4,18 +4,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::module::{AutodiffModule, Module};
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use sar_data::Images;
 use sar_weights::{Layout, NamedTensors, parameters};
 
 use crate::TrainError;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Best, Checkpoint, Progress, State};
+use crate::ema::Ema;
 use crate::event::{Event, Observer};
 use crate::optim::AdamW;
 use crate::recipe::LogRecipe;
 use crate::report::StageReport;
 use crate::run_dir::{Metrics, RunDir};
-use crate::step::{Optimisation, Parts, Terms, Update, accumulate};
+use crate::step::{Optimisation, Terms, accumulate};
+use crate::watch::{Seen, Watch};
 
 /// What one stage trains: a step's inputs, its loss, and what follows a step.
 pub(crate) trait Task<A: AutodiffBackend>: Sync {
@@ -47,6 +50,15 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
         (model, None)
     }
 
+    /// How good the model is on held-out images; it decides which checkpoint is the best.
+    fn measure(
+        &self,
+        model: &<Self::Model as AutodiffModule<A>>::InnerModule,
+    ) -> Result<Measure, TrainError>;
+
+    /// The images that it trains on.
+    fn images(&self) -> &Images;
+
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
         Vec::new()
@@ -59,6 +71,29 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
 /// The model after what follows a step, and anything to be noted in the metrics.
 pub(crate) type Followed<M> = (M, Option<serde_json::Value>);
 
+/// A figure on held-out images.
+pub(crate) struct Measure {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) better: Better,
+}
+
+/// Which of two values is better.
+#[derive(Clone, Copy)]
+pub(crate) enum Better {
+    Higher,
+    Lower,
+}
+
+impl Measure {
+    fn beats(&self, best: Option<Best>) -> bool {
+        best.is_none_or(|best| match self.better {
+            Better::Higher => self.value > best.value,
+            Better::Lower => self.value < best.value,
+        })
+    }
+}
+
 /// What the loop needs to know of a stage.
 #[derive(Clone, Copy)]
 pub(crate) struct Stage<'s> {
@@ -66,6 +101,14 @@ pub(crate) struct Stage<'s> {
     pub(crate) steps: u64,
     pub(crate) optimisation: &'s Optimisation,
     pub(crate) layout: &'static Layout,
+}
+
+/// What a stage ends with.
+#[derive(Clone, Debug)]
+pub(crate) struct Trained<M> {
+    pub(crate) model: M,
+    /// The average of the weights, where the recipe asks for one.
+    pub(crate) average: Option<M>,
 }
 
 /// Where a run writes, and who hears of it.
@@ -76,10 +119,32 @@ pub(crate) struct Journal<'a> {
     pub(crate) stop: &'a AtomicBool,
     pub(crate) log: &'a LogRecipe,
     pub(crate) stages: Vec<StageReport>,
+    pub(crate) clock: Clock,
+}
+
+/// The time of a run over all its processes.
+pub(crate) struct Clock {
+    before: Duration,
+    since: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self { before: Duration::ZERO, since: Instant::now() }
+    }
+
+    /// Goes on from what a checkpoint remembers.
+    fn resume(&mut self, run_wall: Duration) {
+        *self = Self { before: run_wall, since: Instant::now() };
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
 }
 
 impl Stage<'_> {
-    /// Runs what is left of the stage.
+    /// Runs what is left of the stage; without steps it leaves no trace.
     pub(crate) fn run<A: AutodiffBackend, T: Task<A>>(
         &self,
         task: &mut T,
@@ -87,67 +152,99 @@ impl Stage<'_> {
         workers: usize,
         device: &A::Device,
         journal: &mut Journal<'_>,
-    ) -> Result<<T::Model as AutodiffModule<A>>::InnerModule, TrainError> {
+    ) -> Result<Trained<<T::Model as AutodiffModule<A>>::InnerModule>, TrainError> {
         let Self { name, steps, optimisation, layout } = *self;
-        let mut optimizer = AdamW::new(optimisation.adamw, parameters(&model, layout));
-        let mut done = 0;
-        let mut wall = Duration::ZERO;
+        if steps == 0 {
+            return Ok(Trained { model, average: None });
+        }
+        let infos = parameters(&model, layout);
+        let mut optimizer = AdamW::new(optimisation.adamw, infos.clone());
+        let mut ema;
+        let (mut done, mut wall, mut best) = (0, Duration::ZERO, None);
         if let Some(checkpoint) = Checkpoint::newest(&journal.dir, name, steps, journal.observer)? {
-            done = checkpoint.step;
-            wall = checkpoint.wall;
+            let progress = checkpoint.progress;
+            (done, wall, best) = (progress.step, progress.wall, progress.best);
+            journal.clock.resume(progress.run_wall);
             task.restore(checkpoint.task_state());
-            model = checkpoint.restore(model, &mut optimizer, layout, device)?;
+            let restored =
+                checkpoint.restore(model, optimisation.ema, &mut optimizer, layout, device)?;
+            (model, ema) = (restored.model, restored.ema);
         } else {
             model = task.begin(model)?;
+            ema = Ema::new(optimisation.ema, model.clone());
+        }
+        if done < steps {
+            Checkpoint::discard_after(&journal.dir, name)?;
         }
         journal.metrics.rewind(name, done)?;
         let batch = optimisation.batch;
         journal.observer.event(&Event::StageStarted { stage: name, steps, done, batch });
 
+        let mut watch = Watch::new(name, infos);
         let mut start = Instant::now();
         let mut saved = Instant::now();
         for step in done..steps {
             let inputs = task.micro_batches(step)?;
+            journal.warn(task.images());
             let sum = accumulate::<A, _, _, _>(&model, inputs, workers, |model, input| {
                 task.loss(model, input)
             });
+            let with_gradient = sum.gradients.with_gradient();
             let (next, update) =
                 optimisation.update(model, &mut optimizer, sum.gradients, step, steps);
             let (next, note) = task.after(next, step, sum.outputs);
             model = next;
+            ema = ema.map(|ema| ema.update(&model));
+            watch.step(Seen {
+                step,
+                parts: sum.parts,
+                scales: sum.scales,
+                gradient_norm: update.gradient_norm,
+                squares_p: update.squares_p,
+                with_gradient,
+            });
 
-            let is_last = step + 1 == steps;
+            let done = step + 1;
+            let is_last = done == steps;
             let is_logged = step.is_multiple_of(journal.log.every) || is_last;
+            let is_measured = journal.log.is_measured(done) || (is_last && journal.log.measures());
             let stopped = journal.stop.load(Ordering::Relaxed);
-            let is_saved = is_last || stopped || journal.log.is_due(step + 1, saved.elapsed());
-            // Reading waits for the device. No checkpoint follows a loss or a gradient that is no
-            // number; the updated weights themselves are not looked at.
-            let losses = if is_logged || is_saved {
-                Some(losses::<A>(name, step, &sum.parts, &update)?)
-            } else {
-                None
-            };
+            let is_saved =
+                is_last || stopped || is_measured || journal.log.is_due(done, saved.elapsed());
+            // Reading waits for the device. No checkpoint follows what is no number.
+            let losses = if is_logged || is_saved { Some(watch.look()?) } else { None };
             if let Some(losses) = losses.as_ref().filter(|_| is_logged) {
-                journal.log_step(name, step, losses, &update)?;
+                journal.log_step(name, step, losses, update.lr, update.weight_decay)?;
             }
             if let Some(note) = note {
                 journal.metrics.line(&note)?;
             }
             journal.observer.event(&Event::Step { stage: name, step, losses: losses.as_deref() });
+            if is_measured {
+                let measure = task.measure(&model)?;
+                journal.log_measure(name, step, &measure)?;
+                if measure.beats(best) {
+                    best = Some(Best { step: done, value: measure.value });
+                }
+            }
             if is_saved {
                 journal.metrics.flush()?;
                 wall += start.elapsed();
                 start = Instant::now();
-                Checkpoint::save(
-                    &journal.dir,
-                    (name, step + 1, wall),
-                    (&model, layout, &optimizer),
-                    task.state(),
-                )?;
+                let run_wall = journal.clock.elapsed();
+                let progress = Progress { step: done, wall, run_wall, best };
+                let state = State {
+                    model: &model,
+                    ema: ema.as_ref(),
+                    optimizer: &optimizer,
+                    layout,
+                    task: task.state(),
+                };
+                Checkpoint::save(&journal.dir, name, progress, state)?;
                 saved = Instant::now();
             }
             if stopped && !is_last {
-                return Err(TrainError::Stopped { stage: name, step: step + 1 });
+                return Err(TrainError::Stopped { stage: name, step: done });
             }
         }
         wall += start.elapsed();
@@ -159,19 +256,21 @@ impl Stage<'_> {
             steps,
             batch,
             parameters: model.num_params(),
+            best_step: best.map(|best| best.step),
         });
-        Ok(model)
+        Ok(Trained { model, average: ema.map(Ema::into_average) })
     }
 }
 
 impl Journal<'_> {
     /// Writes a step's line.
-    fn log_step<B: Backend>(
+    fn log_step(
         &mut self,
         stage: &'static str,
         step: u64,
         losses: &[(&'static str, f64)],
-        update: &Update<B>,
+        lr: f64,
+        weight_decay: f64,
     ) -> Result<(), TrainError> {
         let mut line = serde_json::Map::new();
         line.insert("stage".into(), stage.into());
@@ -179,33 +278,30 @@ impl Journal<'_> {
         for (part, value) in losses {
             line.insert((*part).into(), (*value).into());
         }
-        line.insert("lr".into(), update.lr.into());
-        line.insert("weight_decay".into(), update.weight_decay.into());
+        line.insert("lr".into(), lr.into());
+        line.insert("weight_decay".into(), weight_decay.into());
         self.metrics.line(&line.into())
+    }
+
+    fn log_measure(
+        &mut self,
+        stage: &'static str,
+        step: u64,
+        Measure { name, value, .. }: &Measure,
+    ) -> Result<(), TrainError> {
+        let line = serde_json::json!({ "stage": stage, "step": step, *name: value });
+        self.metrics.line(&line)
+    }
+
+    /// Says which images turned out to be unreadable.
+    pub(crate) fn warn(&mut self, images: &Images) {
+        for message in images.take_warnings() {
+            self.observer.event(&Event::Warning { message: &message });
+        }
     }
 
     /// Writes a file of the run and says so.
     pub(crate) fn wrote(&mut self, path: &std::path::Path) {
         self.observer.event(&Event::Wrote { path });
     }
-}
-
-/// Reads a step's losses and the gradients' norm, and refuses what is no number.
-fn losses<A: AutodiffBackend>(
-    stage: &'static str,
-    step: u64,
-    parts: &Parts<A::InnerBackend>,
-    update: &Update<A::InnerBackend>,
-) -> Result<Vec<(&'static str, f64)>, TrainError> {
-    let norm = [("gradient_norm", update.gradient_norm.clone())];
-    let read = |(part, value): (&'static str, Tensor<A::InnerBackend, 1>)| {
-        let value = value.into_data().convert::<f32>();
-        let value = f64::from(value.as_slice::<f32>().expect("f32")[0]);
-        if value.is_finite() {
-            Ok((part, value))
-        } else {
-            Err(TrainError::NotFinite { stage, step, part, value })
-        }
-    };
-    parts.iter().cloned().chain(norm).map(read).collect()
 }

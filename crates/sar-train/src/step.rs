@@ -3,9 +3,10 @@
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use sar_core::ScaleSize;
 use serde::{Deserialize, Serialize};
 
-use crate::gradients::Gradients;
+use crate::gradients::{Gradients, norm_of};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
 
@@ -25,6 +26,8 @@ pub struct Optimisation {
     pub adamw: AdamWConfig,
     /// Largest global norm of the gradients (published: 2.0); 0 for none.
     pub clip: f64,
+    /// Decay of the exponential moving average of the weights, in `[0, 1)`; 0 keeps none.
+    pub ema: f64,
 }
 
 /// Named values, on the device until somebody reads them.
@@ -37,7 +40,12 @@ pub struct Terms<A: AutodiffBackend> {
     pub loss: Tensor<A, 1>,
     /// What it consists of.
     pub parts: Parts<A::InnerBackend>,
+    /// The loss of each scale, `[1]`: read only to say where numbers went bad.
+    pub scales: ByScale<A::InnerBackend>,
 }
+
+/// A value of each scale, on the device.
+pub type ByScale<B> = Vec<(ScaleSize, Tensor<B, 1>)>;
 
 type Sum<B> = (Gradients<B>, Parts<B>);
 
@@ -48,6 +56,8 @@ pub struct Accumulated<B: Backend, O> {
     pub gradients: Gradients<B>,
     /// Mean parts of the loss.
     pub parts: Parts<B>,
+    /// Losses by scale of each micro-batch, which may differ in their scales.
+    pub scales: Vec<ByScale<B>>,
     /// What else each micro-batch gave, in their order.
     pub outputs: Vec<O>,
 }
@@ -77,10 +87,11 @@ where
     let n = micro_batches.len();
     let one = |(model, input): (M::InnerModule, I)| {
         let differentiable = trainable::<A, M>(model);
-        let (Terms { loss, parts }, output) = loss(&differentiable, input);
-        (Gradients::of(loss, &differentiable), parts, output)
+        let (Terms { loss, parts, scales }, output) = loss(&differentiable, input);
+        (Gradients::of(loss, &differentiable), parts, scales, output)
     };
     let mut sum: Option<Sum<A::InnerBackend>> = None;
+    let mut by_scale = Vec::with_capacity(n);
     let mut outputs = Vec::with_capacity(n);
     let mut waiting = micro_batches.into_iter().map(|input| (model.clone(), input));
     loop {
@@ -88,7 +99,8 @@ where
         if group.is_empty() {
             break;
         }
-        for (gradients, parts, output) in side_by_side(group, &one) {
+        for (gradients, parts, scales, output) in side_by_side(group, &one) {
+            by_scale.push(scales);
             outputs.push(output);
             sum = Some(match sum {
                 Some((all, named)) => {
@@ -107,11 +119,14 @@ where
         gradients = gradients.scale(share);
         parts = parts.into_iter().map(|(name, sum)| (name, sum * share)).collect();
     }
-    Accumulated { gradients, parts, outputs }
+    Accumulated { gradients, parts, scales: by_scale, outputs }
 }
 
 /// Applies `work` to every item, each on a thread of its own.
-fn side_by_side<I: Send, T: Send>(items: Vec<I>, work: &(impl Fn(I) -> T + Sync)) -> Vec<T> {
+pub(crate) fn side_by_side<I: Send, T: Send>(
+    items: Vec<I>,
+    work: &(impl Fn(I) -> T + Sync),
+) -> Vec<T> {
     let mut items = items.into_iter();
     let Some(first) = items.next() else { return Vec::new() };
     std::thread::scope(|scope| {
@@ -129,6 +144,8 @@ fn side_by_side<I: Send, T: Send>(items: Vec<I>, work: &(impl Fn(I) -> T + Sync)
 pub struct Update<B: Backend> {
     /// Global norm of the gradients before clipping, on the device.
     pub gradient_norm: Tensor<B, 1>,
+    /// Squared norm of each gradient, `[p]`, on the device.
+    pub squares_p: Tensor<B, 1>,
     /// Learning rate.
     pub lr: f64,
     /// Weight decay.
@@ -137,7 +154,7 @@ pub struct Update<B: Backend> {
 
 impl Optimisation {
     /// The second half of a step: clips, looks up the schedules at `step` of `steps`, and moves the
-    /// parameters.
+    /// parameters. Gradients that are no numbers move nothing.
     pub fn update<B: Backend, M: Module<B>>(
         &self,
         model: M,
@@ -146,14 +163,16 @@ impl Optimisation {
         step: u64,
         steps: u64,
     ) -> (M, Update<B>) {
-        let gradient_norm = gradients.norm();
+        let squares_p = gradients.squares();
+        let gradient_norm = norm_of(squares_p.clone());
         if self.clip > 0.0 {
             gradients = gradients.clip(gradient_norm.clone(), self.clip);
         }
+        gradients = gradients.or_zero(gradient_norm.clone());
         let lr = self.lr.at(step, steps);
         let weight_decay = self.weight_decay.at(step, steps);
         let model = optimizer.step(model, &gradients, lr, weight_decay);
-        (model, Update { gradient_norm, lr, weight_decay })
+        (model, Update { gradient_norm, squares_p, lr, weight_decay })
     }
 }
 

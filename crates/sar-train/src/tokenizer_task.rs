@@ -35,6 +35,7 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
     let mut total: Option<Tensor<A, 1>> = None;
     let mut parts = Vec::new();
     let mut used = Vec::new();
+    let mut scales = Vec::new();
     for (size, weight, is_finest) in scales_of_step(schedule, weights.coarse, step) {
         let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
         let quantised = model.quantise(latent_bchw, schedule);
@@ -62,6 +63,7 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
             parts.push(("commitment", commitment.inner()));
         }
         used.push(quantised.indices_n.inner());
+        scales.push((size, loss.clone().inner()));
         let loss = loss * weight;
         total = Some(match total {
             Some(sum) => sum + loss,
@@ -70,7 +72,7 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
     }
     let loss = total.expect("a schedule has at least one scale");
     parts.push(("total", loss.clone().inner()));
-    (Terms { loss, parts }, Tensor::cat(used, 0))
+    (Terms { loss, parts, scales }, Tensor::cat(used, 0))
 }
 
 /// The finest scale and a drawn coarser one, with weights that sum to one.

@@ -152,6 +152,24 @@ fn a_killed_run_goes_back_to_a_whole_checkpoint() {
 }
 
 #[test]
+fn var_trains_through_the_whole_chain_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny(&[
+        "tokenizer.model.family={ kind = \"var\", phi = { per-scale = 3 } }",
+        "tokenizer.loss.coarse=0",
+        "backbone.positions={ kind = \"per-token\" }",
+        "sar.objective.transitions=separate",
+    ]);
+    let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
+    run_undisturbed(&recipe, &whole);
+    let mut resume = false;
+    while stopped_after(&recipe, &pieces, 5, resume) {
+        resume = true;
+    }
+    assert_eq!(outcome(&whole), outcome(&pieces));
+}
+
+#[test]
 fn a_run_is_resumed_with_its_own_recipe_only() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");

@@ -1,0 +1,202 @@
+//! A run that is killed at any moment, and resumed, ends like one that never was.
+//!
+//! Every round walks one run from kill to kill, through all kinds of moments in their order. One round
+//! is run by default; `SAR_KILL_ROUNDS=20 cargo xtask test kills -- --nocapture` runs more and prints
+//! what was killed where.
+
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sar_core::SeedTree;
+
+const TINY: [&str; 29] = [
+    "data.side=16",
+    "data.source={ kind = \"folder\", path = \"images\" }",
+    "data.augmentation.flip_except=[]",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.model.codebook_size=32",
+    "tokenizer.steps=6",
+    "tokenizer.optimisation.batch=4",
+    "tokenizer.optimisation.ema=0.5",
+    "tokenizer.revive_every=2",
+    "tokenizer.revive_until=5",
+    "backbone.depth=2",
+    "backbone.width=24",
+    "backbone.heads=2",
+    "backbone.schedule.scales=1_2_4",
+    "teacher.steps=6",
+    "teacher.optimisation.batch=4",
+    "teacher.optimisation.ema=0.5",
+    "sar.steps=6",
+    "sar.optimisation.batch=4",
+    "sar.optimisation.ema=0.5",
+    "sar.objective.transitions=one-random",
+    "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"half\" }",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+    "log.every=2",
+    "log.checkpoint_steps=2",
+    "log.measure_steps=3",
+    "log.measure_images=8",
+    "seed=11",
+];
+
+/// A kind of moment: its name, and whether the run directory shows that it has come.
+struct Moment {
+    name: &'static str,
+    has_come: fn(&Path) -> bool,
+}
+
+const MOMENTS: [Moment; 15] = [
+    Moment { name: "start", has_come: |_| true },
+    Moment { name: "tokenizer: a step", has_come: |run| exists(run, "checkpoints/tokenizer-2") },
+    Moment { name: "tokenizer: a checkpoint", has_come: |run| is_writing(run, "tokenizer") },
+    Moment {
+        name: "tokenizer: last steps",
+        has_come: |run| exists(run, "checkpoints/tokenizer-4"),
+    },
+    Moment {
+        name: "tokenizer: its weights are written",
+        has_come: |run| exists(run, ".tokenizer"),
+    },
+    Moment { name: "between the stages", has_come: |run| exists(run, "tokenizer-average") },
+    Moment { name: "latents: the first are cached", has_come: |run| exists(run, "latents") },
+    Moment { name: "teacher: a step", has_come: |run| exists(run, "checkpoints/teacher-2") },
+    Moment { name: "teacher: a checkpoint", has_come: |run| is_writing(run, "teacher") },
+    Moment { name: "teacher: measured and drawn", has_come: |run| exists(run, "samples-before") },
+    Moment { name: "sar: a step", has_come: |run| exists(run, "checkpoints/sar-2") },
+    Moment { name: "sar: a checkpoint", has_come: |run| is_writing(run, "sar") },
+    Moment { name: "control: a step", has_come: |run| exists(run, "checkpoints/control-2") },
+    Moment { name: "control: a checkpoint", has_come: |run| is_writing(run, "control") },
+    Moment { name: "the report is made", has_come: |run| exists(run, "backbone-control.") },
+];
+
+/// Whether a file of this beginning is there.
+fn exists(run: &Path, name: &str) -> bool {
+    let (folder, name) = match name.rsplit_once('/') {
+        Some((folder, name)) => (run.join(folder), name),
+        None => (run.to_owned(), name),
+    };
+    names(&folder).iter().any(|file| file.starts_with(name))
+}
+
+/// Whether a checkpoint is being written: temporary files begin with a dot.
+fn is_writing(run: &Path, stage: &str) -> bool {
+    names(&run.join("checkpoints")).iter().any(|file| file.starts_with(&format!(".{stage}")))
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn start(run: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.current_dir(run.parent().unwrap());
+    command.args(["train", "--run-dir"]).arg(run);
+    // Killed before it had a recipe, the run starts again.
+    if run.join("recipe.toml").is_file() {
+        command.arg("--resume");
+    } else {
+        command.args(TINY.iter().flat_map(|setting| ["--set", *setting]));
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn finish(run: &Path) {
+    let output = start(run).wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(!error.contains("warning"), "{error}");
+}
+
+/// Kills the run at a moment, some milliseconds into it; false if it ended before.
+fn kill_at(run: &Path, moment: &Moment, delay: Duration) -> bool {
+    let mut child = start(run);
+    let begun = Instant::now();
+    while !(moment.has_come)(run) {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} never comes", moment.name);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(delay);
+    let ended = child.try_wait().unwrap().is_some();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    !ended
+}
+
+/// Two classes of 32 small images.
+fn draw_images(folder: &Path) {
+    for (class, name) in ["stripes", "squares"].iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        for i in 0..32u32 {
+            let image = image::RgbImage::from_fn(16, 16, |x, y| {
+                let on = if class == 0 { (x + i) / 4 % 2 == 0 } else { x.max(y) < 4 + i % 8 };
+                image::Rgb(if on { [200, (8 * i) as u8, 30] } else { [20, 40, (7 * i) as u8] })
+            });
+            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
+        }
+    }
+}
+
+/// Everything that has to be the same, by name.
+fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for name in names(run) {
+        if [".safetensors", ".png", ".jsonl"].iter().any(|end| name.ends_with(end)) {
+            files.insert(name.clone(), fs::read(run.join(name)).unwrap());
+        }
+    }
+    let report = fs::read_to_string(run.join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    for part in ["held_out", "tokenizer", "images"] {
+        files.insert(format!("report.json: {part}"), report[part].to_string().into_bytes());
+    }
+    files
+}
+
+#[test]
+fn a_run_that_is_killed_anywhere_ends_like_one_that_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    draw_images(&folder.path().join("images"));
+    let whole = folder.path().join("whole");
+    finish(&whole);
+    let expected = outcome(&whole);
+    assert!(expected.len() >= 15, "{:?}", expected.keys());
+
+    let rounds = std::env::var("SAR_KILL_ROUNDS").map_or(1, |n| n.parse().unwrap());
+    let mut kills = BTreeMap::<&str, usize>::new();
+    for round in 0..rounds {
+        let run = folder.path().join(format!("round-{round}"));
+        let draws = SeedTree::new(3).at(round);
+        for (i, moment) in MOMENTS.iter().enumerate() {
+            let delay = Duration::from_millis(draws.below(i as u64, 30) as u64);
+            if kill_at(&run, moment, delay) {
+                *kills.entry(moment.name).or_default() += 1;
+            }
+        }
+        finish(&run);
+        let found = outcome(&run);
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (name, content) in &found {
+            assert!(*content == expected[name], "{name} differs in round {round}");
+        }
+        fs::remove_dir_all(&run).unwrap();
+    }
+    for moment in &MOMENTS {
+        let n = kills.get(moment.name).copied().unwrap_or(0);
+        println!("{:<40} killed {n} times, all equal", moment.name);
+    }
+    let total: usize = kills.values().sum();
+    println!("{total} kills in {rounds} rounds");
+    // Some moments are short; most have to be met.
+    assert!(total >= 10 * rounds as usize, "{total} kills in {rounds} rounds: {kills:?}");
+}

@@ -1,0 +1,521 @@
+//! The images of a run: a source, how its images are prepared, and what may go wrong with them.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use image::RgbImage;
+use sar_core::SeedTree;
+use serde::{Deserialize, Serialize};
+
+use crate::crop::WrongSize;
+use crate::{
+    Augmentation, Crop, DataError, Dataset, EpochOrder, Fingerprint, ImageBatch, ImageSource,
+    Loader, ReadAhead, Split,
+};
+
+/// How many unreadable images an error names.
+const NAMED: usize = 3;
+
+/// Where images come from and how they are prepared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecipe {
+    /// The embedded emoji, folders, lists, CIFAR-10 or shards.
+    pub source: ImageSource,
+    /// Side of the images, pixels.
+    pub side: u32,
+    /// How an image becomes a square of that side.
+    pub crop: Crop,
+    /// Random changes of training images, after the crop.
+    pub augmentation: Augmentation,
+    /// The share of all images that may be unreadable, in [0, 1]; more of them stop a run.
+    pub max_unreadable: f64,
+}
+
+impl DataRecipe {
+    /// Checks what can be checked without the images.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), DataError> {
+        let Self { source: _, side, crop, augmentation: _, max_unreadable } = self;
+        let setting = |field, value, allowed| Err(DataError::Setting { field, value, allowed });
+        if *side == 0 {
+            return setting("data.side", side.to_string(), "at least 1 px");
+        }
+        if !(0.0..=1.0).contains(max_unreadable) {
+            return setting("data.max_unreadable", max_unreadable.to_string(), "a share of 0 to 1");
+        }
+        crop.validate()
+    }
+}
+
+/// Opened images; clones are the same.
+///
+/// An image that cannot be read is passed over: the next readable one takes its place, next in the
+/// order of its epoch or, held out, in the order of the data set; after the last comes the first.
+#[derive(Clone)]
+pub struct Images(Arc<Inner>);
+
+struct Inner {
+    dataset: Box<dyn Dataset>,
+    split: Split,
+    fingerprint: Fingerprint,
+    side: u32,
+    crop: Crop,
+    augmentation: Augmentation,
+    ahead: ReadAhead,
+    /// How many images may be unreadable.
+    allowed: usize,
+    unreadable: Mutex<Unreadable>,
+}
+
+/// The images that were found unreadable.
+#[derive(Default)]
+struct Unreadable {
+    indices: HashSet<usize>,
+    /// The first of them with their reasons.
+    named: Vec<String>,
+    /// What nobody was told yet.
+    warnings: Vec<String>,
+}
+
+/// Which images are read in which order.
+pub(crate) enum Purpose {
+    /// Varied, in the order of each epoch.
+    Training { stage: SeedTree, order: Mutex<EpochOrder> },
+    /// Training images one after the other, each in so many variants.
+    Variants { stage: SeedTree, variants: usize },
+    /// Held-out images as they are, so many from all over the split.
+    HeldOut { n: usize },
+}
+
+/// What was read at a position.
+pub(crate) struct Read {
+    pub(crate) item: Result<Item, DataError>,
+    /// The images that could not be read on the way to it.
+    pub(crate) passed_over: Vec<(usize, DataError)>,
+}
+
+/// A prepared image.
+pub(crate) struct Item {
+    pub(crate) image: RgbImage,
+    pub(crate) label: usize,
+    pub(crate) stream: SeedTree,
+    pub(crate) index: usize,
+}
+
+impl Images {
+    /// Opens the images of a recipe and tries one of each split.
+    ///
+    /// # Errors
+    /// If the source cannot be used, a setting is out of range or does not fit it, or no image of a
+    /// split can be read.
+    ///
+    /// # Panics
+    /// If `ahead` has no thread or no batch.
+    pub fn open(recipe: &DataRecipe, ahead: ReadAhead) -> Result<Self, DataError> {
+        recipe.validate()?;
+        Self::from_dataset(recipe.source.open(recipe.side)?, recipe, ahead)
+    }
+
+    /// As [`open`](Self::open), with a data set of one's own in place of the recipe's source.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub fn from_dataset(
+        dataset: Box<dyn Dataset>,
+        recipe: &DataRecipe,
+        ahead: ReadAhead,
+    ) -> Result<Self, DataError> {
+        recipe.validate()?;
+        ahead.check();
+        let DataRecipe { source: _, side, crop, augmentation, max_unreadable } = recipe;
+        augmentation.validate(dataset.classes())?;
+        let split = dataset.split();
+        if split.train.is_empty() || split.held_out.is_empty() {
+            return Err(DataError::TooFew { found: dataset.len() });
+        }
+        let allowed = (max_unreadable * dataset.len() as f64) as usize;
+        let images = Self(Arc::new(Inner {
+            fingerprint: Fingerprint::of(&*dataset),
+            dataset,
+            split,
+            side: *side,
+            crop: crop.clone(),
+            augmentation: augmentation.clone(),
+            ahead,
+            allowed,
+            unreadable: Mutex::default(),
+        }));
+        // What no image is fit for is found now, not hours later.
+        let training = images.training_purpose(SeedTree::new(0));
+        for purpose in [training, Purpose::HeldOut { n: 1 }] {
+            let Read { item, passed_over } = images.read(&purpose, 0);
+            images.note(passed_over)?;
+            item?;
+        }
+        Ok(images)
+    }
+
+    /// Class names.
+    pub fn classes(&self) -> &[String] {
+        self.0.dataset.classes()
+    }
+
+    /// Number of training images.
+    pub fn n_train(&self) -> usize {
+        self.0.split.train.len()
+    }
+
+    /// Number of held-out images.
+    pub fn n_held_out(&self) -> usize {
+        self.0.split.held_out.len()
+    }
+
+    /// What identifies the data set.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.0.fingerprint
+    }
+
+    /// The training images of a stage from an absolute position on, in batches without end.
+    ///
+    /// Position p is place `p % n_train` of epoch `p / n_train`; which image comes there, and how it
+    /// is varied, is a function of the stage's stream and the position.
+    ///
+    /// # Panics
+    /// If the batch is 0.
+    pub fn training(&self, stage: SeedTree, start: u64, batch: usize) -> Loader {
+        let positions = start..u64::MAX;
+        Loader::new(self, self.training_purpose(stage), positions, batch, self.0.ahead)
+    }
+
+    /// The order of the training images in a stage.
+    pub fn order(&self, stage: SeedTree) -> EpochOrder {
+        EpochOrder::new(stage.child("order"), self.n_train())
+    }
+
+    /// The stream of the training image at an absolute position of a stage.
+    pub fn stream(stage: SeedTree, position: u64) -> SeedTree {
+        stage.child("image").at(position)
+    }
+
+    /// Training images in the order of the data set, each in `variants` variants: record r is variant
+    /// `r % variants` of image `r / variants`, varied by a stream of its own below `stage`.
+    ///
+    /// # Errors
+    /// If too many images cannot be read, or one has not the size that it should have.
+    ///
+    /// # Panics
+    /// If there are no variants, or no such records.
+    pub fn variants(
+        &self,
+        stage: SeedTree,
+        variants: usize,
+        records: Range<usize>,
+    ) -> Result<ImageBatch, DataError> {
+        assert!(records.end <= self.n_train() * variants, "records of the training images");
+        let positions = records.start as u64..records.end as u64;
+        let (purpose, n) = (Purpose::Variants { stage, variants }, records.len().max(1));
+        let mut loader = Loader::new(self, purpose, positions, n, self.0.ahead);
+        loader.next().unwrap_or_else(|| Ok(ImageBatch::default()))
+    }
+
+    /// At most `n` held-out images, 0 for all of them, in batches: in the order of the data set and
+    /// from all over it, since neighbours are alike.
+    ///
+    /// # Panics
+    /// If the batch is 0.
+    pub fn held_out(&self, n: usize, batch: usize) -> Loader {
+        let all = self.n_held_out();
+        let n = if n == 0 { all } else { n.min(all) };
+        Loader::new(self, Purpose::HeldOut { n }, 0..n as u64, batch, self.0.ahead)
+    }
+
+    /// A line for every image that was found unreadable since the last call.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.unreadable().warnings)
+    }
+
+    fn training_purpose(&self, stage: SeedTree) -> Purpose {
+        Purpose::Training { stage, order: Mutex::new(self.order(stage)) }
+    }
+
+    /// Reads and prepares what comes at a position.
+    pub(crate) fn read(&self, purpose: &Purpose, position: u64) -> Read {
+        let inner = &*self.0;
+        match purpose {
+            Purpose::Training { stage, order } => {
+                let n = self.n_train() as u64;
+                let order = order.lock().expect("no permutation panics").epoch(position / n);
+                let places = from_place(&order, (position % n) as usize);
+                let indices = places.map(|place| inner.split.train[place]);
+                inner.varied(indices, Self::stream(*stage, position))
+            }
+            Purpose::Variants { stage, variants } => {
+                let (place, variant) = (position as usize / variants, position % *variants as u64);
+                let stream = stage.at(place as u64).at(variant);
+                inner.varied(from_place(&inner.split.train, place), stream)
+            }
+            Purpose::HeldOut { n } => {
+                let place = position as usize * self.n_held_out() / n;
+                let indices = from_place(&inner.split.held_out, place);
+                let stream = SeedTree::new(0).at(place as u64);
+                inner.first_readable("held-out", indices, stream, |image, _| {
+                    inner.crop.evaluation(image, inner.side)
+                })
+            }
+        }
+    }
+
+    /// Takes down images that could not be read.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyUnreadable`] if there are more than the recipe allows.
+    pub(crate) fn note(&self, passed_over: Vec<(usize, DataError)>) -> Result<(), DataError> {
+        let total = self.0.dataset.len();
+        let allowed = self.0.allowed;
+        let mut unreadable = self.unreadable();
+        for (index, error) in passed_over {
+            if !unreadable.indices.insert(index) {
+                continue;
+            }
+            let found = unreadable.indices.len();
+            if found <= NAMED {
+                unreadable.named.push(name(&error));
+            }
+            unreadable.warnings.push(format!(
+                "{error}; the next image takes its place ({found} of {total} unreadable, {allowed} allowed)"
+            ));
+        }
+        let found = unreadable.indices.len();
+        if found > allowed {
+            let named = list(&unreadable.named, found);
+            return Err(DataError::TooManyUnreadable { found, total, allowed, named });
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+        self.0.unreadable.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+/// The elements from a place on, then those before it.
+fn from_place(order: &[usize], place: usize) -> impl Iterator<Item = usize> + '_ {
+    order[place..].iter().chain(&order[..place]).copied()
+}
+
+impl Inner {
+    /// The first training image that can be read, cropped and varied by its stream.
+    fn varied(&self, indices: impl Iterator<Item = usize>, stream: SeedTree) -> Read {
+        self.first_readable("training", indices, stream, |image, class| {
+            let image = self.crop.training(image, self.side, stream.child("crop"))?;
+            Ok(self.augmentation.apply(&image, class, stream.child("augment")))
+        })
+    }
+
+    /// The first image that can be read, prepared.
+    fn first_readable(
+        &self,
+        split: &'static str,
+        indices: impl Iterator<Item = usize>,
+        stream: SeedTree,
+        prepare: impl Fn(RgbImage, &str) -> Result<RgbImage, WrongSize>,
+    ) -> Read {
+        let mut passed_over = Vec::new();
+        for index in indices {
+            let image = match self.dataset.image(index) {
+                Ok(image) => image,
+                Err(error) => {
+                    passed_over.push((index, error));
+                    // Enough to stop the run; a disk that is gone is not asked for all images.
+                    if passed_over.len() > self.allowed {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            let label = self.dataset.label(index);
+            let wrong_size = |WrongSize { width, height }| {
+                let image = self.dataset.describe(index);
+                DataError::WrongSize { image, width, height, side: self.side }
+            };
+            let item = prepare(image, &self.dataset.classes()[label])
+                .map(|image| Item { image, label, stream, index })
+                .map_err(wrong_size);
+            return Read { item, passed_over };
+        }
+        let names: Vec<String> = passed_over.iter().take(NAMED).map(|(_, e)| name(e)).collect();
+        let total = passed_over.len();
+        let error = DataError::NoneReadable { split, total, named: list(&names, total) };
+        Read { item: Err(error), passed_over }
+    }
+}
+
+/// What is unreadable, and why.
+fn name(error: &DataError) -> String {
+    match error {
+        DataError::Unreadable { image, reason } => format!("{image} ({reason})"),
+        other => other.to_string(),
+    }
+}
+
+fn list(names: &[String], total: usize) -> String {
+    let more = if total > names.len() { ", ..." } else { "" };
+    names.join(", ") + more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Memory, noise};
+
+    const AHEAD: ReadAhead = ReadAhead { threads: 2, batches: 2 };
+
+    fn recipe(crop: Crop, side: u32, max_unreadable: f64) -> DataRecipe {
+        let augmentation = Augmentation::none();
+        DataRecipe { source: ImageSource::Emoji {}, side, crop, augmentation, max_unreadable }
+    }
+
+    fn opened(memory: Memory, max_unreadable: f64) -> Result<Images, String> {
+        let recipe = recipe(Crop::Exact {}, 2, max_unreadable);
+        Images::from_dataset(Box::new(memory), &recipe, AHEAD).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn emoji_are_what_they_were_before_they_were_cropped_and_read_ahead() {
+        let augmentation = Augmentation {
+            shift: 0.06,
+            scale: [0.9, 1.1],
+            flip: 0.5,
+            flip_except: vec!["Symbols".into(), "Flags".into()],
+        };
+        let recipe = DataRecipe { augmentation, ..recipe(Crop::AdmCentre {}, 32, 0.0) };
+        let images = Images::open(&recipe, AHEAD).unwrap();
+        let stage = SeedTree::new(0).child("tokenizer");
+        let emoji = crate::Emoji::new(32).unwrap();
+        let train = Split::every_tenth(emoji.len()).train;
+        let mut order = EpochOrder::new(stage.child("order"), train.len());
+        let mut position = 1710;
+        for batch in images.training(stage, position, 8).take(2) {
+            let batch = batch.unwrap();
+            for (i, image) in batch.images.iter().enumerate() {
+                let index = train[order.index(position)];
+                let stream = stage.child("image").at(position);
+                let class = &emoji.classes()[emoji.label(index)];
+                let original = emoji.image(index).unwrap();
+                let expected = recipe.augmentation.apply(&original, class, stream.child("augment"));
+                assert_eq!(*image, expected);
+                assert_eq!((batch.labels[i], batch.indices[i]), (emoji.label(index), index));
+                assert_eq!(batch.streams[i], stream);
+                position += 1;
+            }
+        }
+        let held_out = |n| images.held_out(n, 64).flat_map(|batch| batch.unwrap().indices);
+        assert_eq!(held_out(0).collect::<Vec<_>>(), Split::every_tenth(emoji.len()).held_out);
+        // 190 held-out images: places 0, 63 and 126.
+        assert_eq!(held_out(3).collect::<Vec<_>>(), [9, 639, 1269]);
+        assert_eq!(held_out(1000).count(), 190, "as far as there are any");
+        let first = images.held_out(0, 4).next().unwrap().unwrap();
+        assert_eq!(first.images[3], emoji.image(39).unwrap());
+        // Variants by record, with streams of their own.
+        let variants = images.variants(stage, 2, 5..7).unwrap();
+        assert_eq!(variants.indices, [train[2], train[3]]);
+        assert_eq!(variants.streams, [stage.at(2).at(1), stage.at(3).at(0)]);
+    }
+
+    #[test]
+    fn training_crops_anywhere_and_held_out_images_in_the_centre() {
+        struct One;
+        impl Dataset for One {
+            fn len(&self) -> usize {
+                2
+            }
+            fn classes(&self) -> &[String] {
+                const { &[String::new()] }
+            }
+            fn label(&self, _: usize) -> usize {
+                0
+            }
+            fn name(&self, i: usize) -> String {
+                i.to_string()
+            }
+            fn stored_bytes(&self, _: usize) -> u64 {
+                0
+            }
+            fn image(&self, _: usize) -> Result<RgbImage, DataError> {
+                Ok(noise(40, 50))
+            }
+        }
+        let crop = Crop::AdmRandom { min_share: 0.88 };
+        let images = Images::from_dataset(Box::new(One), &recipe(crop.clone(), 16, 0.0), AHEAD);
+        let images = images.unwrap_or_else(|error| panic!("{error}"));
+        let stage = SeedTree::new(4);
+        let batch = images.training(stage, 5, 20).next().unwrap().unwrap();
+        for (i, image) in batch.images.iter().enumerate() {
+            let draws = stage.child("image").at(5 + i as u64).child("crop");
+            assert_eq!(*image, crop.training(noise(40, 50), 16, draws).unwrap());
+        }
+        assert!(batch.images.iter().any(|image| *image != batch.images[0]));
+        let held_out = images.held_out(0, 1).next().unwrap().unwrap();
+        assert_eq!(held_out.images[0], crop.evaluation(noise(40, 50), 16).unwrap());
+    }
+
+    #[test]
+    fn unreadable_images_are_named_once_and_too_many_stop() {
+        let images = opened(Memory::numbered(40, 2).with_broken(&[9, 19, 20]), 0.075).unwrap();
+        let named = |i: usize, found: usize| {
+            format!(
+                "image {i}: not a readable image (torn); replace or remove it; \
+                 the next image takes its place ({found} of 40 unreadable, 3 allowed)"
+            )
+        };
+        assert_eq!(images.take_warnings(), [named(9, 1), named(19, 2)], "the first held-out ones");
+        // Two epochs: image 20 is passed over twice.
+        let batch = images.training(SeedTree::new(1), 0, 72).next().unwrap().unwrap();
+        assert_eq!(batch.images.len(), 72);
+        assert!(!batch.indices.contains(&20));
+        assert_eq!(images.take_warnings(), [named(20, 3)]);
+        assert_eq!(images.held_out(0, 4).next().unwrap().unwrap().indices, [29, 29, 29, 39]);
+        assert!(images.take_warnings().is_empty());
+
+        let images = opened(Memory::numbered(40, 2).with_broken(&[9, 19, 20]), 0.07).unwrap();
+        let mut loader = images.training(SeedTree::new(1), 0, 36);
+        let error = loader.next().unwrap().unwrap_err().to_string();
+        let expected = "data.max_unreadable: 3 of 40 images cannot be read, 2 may be: \
+                        image 9 (torn), image 19 (torn), image 20 (torn); \
+                        replace or remove them, or raise data.max_unreadable";
+        assert_eq!(error, expected);
+        assert!(loader.next().is_none(), "nothing follows an error");
+    }
+
+    #[test]
+    fn what_no_run_can_start_with_is_refused() {
+        let refused = |memory, share| opened(memory, share).err().unwrap();
+        let error = refused(Memory::numbered(20, 2).with_broken(&[9, 19]), 0.5);
+        let expected = "data.source: none of the 2 held-out images can be read: \
+                        image 9 (torn), image 19 (torn); replace them";
+        assert_eq!(error, expected);
+        let all: Vec<usize> = (0..20).collect();
+        let error = refused(Memory::numbered(20, 2).with_broken(&all), 1.0);
+        assert!(
+            error.contains("none of the 18 training images") && error.ends_with("..; replace them")
+        );
+        let error = refused(Memory::numbered(20, 2).with_broken(&all), 0.2);
+        assert!(error.contains("5 of 20 images cannot be read, 4 may be"), "{error}");
+        assert!(refused(Memory::numbered(1, 1), 0.0).contains("data.source: 1 images"));
+        assert!(refused(Memory::numbered(9, 1), -0.1).contains("data.max_unreadable: -0.1"));
+
+        let recipe = recipe(Crop::Exact {}, 3, 0.0);
+        let memory = Box::new(Memory::numbered(9, 1));
+        let error = Images::from_dataset(memory, &recipe, AHEAD).err().unwrap().to_string();
+        assert!(error.starts_with("image ") && error.contains("is 2x2 px, not 3x3 as data.side"));
+        let zero = DataRecipe { side: 0, ..recipe };
+        assert!(Images::open(&zero, AHEAD).err().unwrap().to_string().contains("data.side: 0"));
+    }
+}

@@ -1,0 +1,328 @@
+//! Latents of a frozen tokenizer on disk, encoded once and used by every backbone stage.
+//!
+//! ```text
+//! FOLDER/<key>/00000.safetensors   latents [n, c, h, w] and labels [n] of the first n records
+//! FOLDER/<key>/00001.safetensors   …
+//! ```
+//! A record is one training image in one of its variants: record `image * variants + variant`. The key
+//! names the tokenizer's weights, the data and everything else that decides a latent, so that a folder can
+//! be shared by runs, and a stale cache is never read. A chunk is written whole or not at all: a
+//! cache that was interrupted goes on where it was.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+use sar_weights::NamedTensors;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::step::side_by_side;
+
+/// Where the latents of a backbone stage come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Latents {
+    /// Every image is augmented and encoded anew at every step.
+    Online {},
+    /// Every image is encoded in a number of variants beforehand.
+    Cached {
+        /// Where; a relative path starts at the run directory.
+        folder: PathBuf,
+        /// Differently augmented variants of each image, drawn from step by step.
+        variants: usize,
+        /// How a latent is stored.
+        precision: Precision,
+    },
+}
+
+/// Bits of a stored latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floats.
+    Full,
+    /// 16-bit floats: half the space; codes at a tie may change.
+    Half,
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Self::Full => DType::F32,
+            Self::Half => DType::F16,
+        }
+    }
+
+    /// Bytes of a value.
+    pub fn bytes(self) -> u64 {
+        self.dtype().size() as u64
+    }
+}
+
+/// What a cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) images: usize,
+    pub(crate) variants: usize,
+    /// Channels, height and width of a latent.
+    pub(crate) shape_chw: [usize; 3],
+    pub(crate) precision: Precision,
+}
+
+/// Bytes of a chunk, about.
+const CHUNK_BYTES: u64 = 16 << 20;
+/// Images that are encoded together: the same in every process, so that a chunk is the same too.
+const ENCODED_TOGETHER: usize = 32;
+
+impl Extent {
+    pub(crate) fn records(&self) -> usize {
+        self.images * self.variants
+    }
+
+    fn record_bytes(&self) -> u64 {
+        self.shape_chw.iter().product::<usize>() as u64 * self.precision.bytes()
+    }
+
+    /// Bytes of all latents.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.records() as u64 * self.record_bytes()
+    }
+
+    fn chunk_records(&self) -> usize {
+        let fit = (CHUNK_BYTES / self.record_bytes().max(1)) as usize;
+        fit.next_multiple_of(ENCODED_TOGETHER).max(ENCODED_TOGETHER)
+    }
+}
+
+/// A whole cache, open for reading.
+#[derive(Debug)]
+pub(crate) struct LatentCache {
+    folder: PathBuf,
+    extent: Extent,
+    /// Where the latents of each chunk begin.
+    starts: Vec<u64>,
+    /// The class of each record.
+    labels: Vec<usize>,
+}
+
+// In a file tensors lie in the order of their names.
+const LABELS: &str = "labels";
+const LATENTS: &str = "latents";
+
+/// Latents `[n, c, h, w]` of some records, and their classes.
+type Encoded<B> = (Tensor<B, 4>, Vec<usize>);
+
+impl LatentCache {
+    /// Makes what is missing of the cache, or damaged, and opens it.
+    ///
+    /// `encode` gives the latents of some records; it runs on `workers` threads.
+    /// `progress` hears of the records that are there, and says whether to go on.
+    ///
+    /// # Errors
+    /// If a chunk cannot be written, or images cannot be encoded, or `progress` says so.
+    pub(crate) fn open<B: Backend>(
+        folder: PathBuf,
+        extent: Extent,
+        workers: usize,
+        encode: impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync,
+        mut progress: impl FnMut(usize) -> Result<(), TrainError>,
+    ) -> Result<Self, TrainError> {
+        std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder, "cannot be made"))?;
+        let (n, size) = (extent.records(), extent.chunk_records());
+        let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
+        for (chunk, start) in (0..n).step_by(size).enumerate() {
+            let path = chunk_path(&folder, chunk);
+            let end = n.min(start + size);
+            let of_chunk = match whole_chunk(&path, extent, end - start) {
+                Some(labels) => labels,
+                None => {
+                    write_chunk(&path, extent, start..end, workers, &encode, || progress(start))?
+                }
+            };
+            labels.extend(of_chunk.into_iter().map(|label| label as usize));
+            starts.push(start_of_values(&path, extent, end - start)?);
+            progress(end)?;
+        }
+        Ok(Self { folder, extent, starts, labels })
+    }
+
+    /// Channels, height and width of a latent.
+    pub(crate) fn shape_chw(&self) -> [usize; 3] {
+        self.extent.shape_chw
+    }
+
+    /// The number of variants of each image.
+    pub(crate) fn variants(&self) -> usize {
+        self.extent.variants
+    }
+
+    /// One latent, row-major, and its class.
+    ///
+    /// # Errors
+    /// If its chunk cannot be read.
+    ///
+    /// # Panics
+    /// If there is no such image or variant.
+    pub(crate) fn read(
+        &self,
+        image: usize,
+        variant: usize,
+    ) -> Result<(Vec<f32>, usize), TrainError> {
+        let Extent { images, variants, shape_chw, precision } = self.extent;
+        assert!(image < images && variant < variants, "latent {image}.{variant}");
+        let record = image * variants + variant;
+        let (chunk, place) =
+            (record / self.extent.chunk_records(), record % self.extent.chunk_records());
+        let path = chunk_path(&self.folder, chunk);
+        let mut bytes = vec![0; self.extent.record_bytes() as usize];
+        let mut read = || -> std::io::Result<()> {
+            let mut file = File::open(&path)?;
+            let at = self.starts[chunk] + place as u64 * self.extent.record_bytes();
+            file.seek(SeekFrom::Start(at))?;
+            file.read_exact(&mut bytes)
+        };
+        read().map_err(TrainError::io(&path, "cannot be read"))?;
+        let data = TensorData::from_bytes_vec(bytes, shape_chw.to_vec(), precision.dtype());
+        Ok((data.convert::<f32>().into_vec().expect("f32"), self.labels[record]))
+    }
+}
+
+fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
+    folder.join(format!("{chunk:05}.safetensors"))
+}
+
+/// The labels of a chunk, if it is there, of the right shape, and as it was written.
+fn whole_chunk(path: &Path, extent: Extent, n: usize) -> Option<Vec<i64>> {
+    let mut tensors = NamedTensors::read_safetensors(path).ok()?;
+    let [c, h, w] = extent.shape_chw;
+    let latents = tensors.remove(LATENTS)?;
+    let labels = tensors.remove(LABELS)?;
+    let fits = latents.shape[..] == [n, c, h, w]
+        && latents.dtype == extent.precision.dtype()
+        && labels.shape[..] == [n]
+        && tensors.is_empty();
+    labels.into_vec::<i64>().ok().filter(|_| fits)
+}
+
+fn write_chunk<B: Backend>(
+    path: &Path,
+    extent: Extent,
+    records: std::ops::Range<usize>,
+    workers: usize,
+    encode: &(impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync),
+    mut before_each: impl FnMut() -> Result<(), TrainError>,
+) -> Result<Vec<i64>, TrainError> {
+    let [c, h, w] = extent.shape_chw;
+    let n = records.len();
+    let mut bytes = Vec::with_capacity(n * extent.record_bytes() as usize);
+    let mut labels = Vec::with_capacity(n);
+    let parts: Vec<_> = records
+        .clone()
+        .step_by(ENCODED_TOGETHER)
+        .map(|start| start..records.end.min(start + ENCODED_TOGETHER))
+        .collect();
+    for group in parts.chunks(workers.max(1)) {
+        before_each()?;
+        let encoded = side_by_side(group.to_vec(), &|part| {
+            let (latents, labels) = encode(part)?;
+            let data = latents.into_data().convert_dtype(extent.precision.dtype());
+            Ok::<_, TrainError>((data, labels))
+        });
+        for part in encoded {
+            let (data, of_part) = part?;
+            bytes.extend_from_slice(data.as_bytes());
+            labels.extend(of_part.into_iter().map(|label| label as i64));
+        }
+    }
+    let mut tensors = NamedTensors::new();
+    let data = TensorData::from_bytes_vec(bytes, vec![n, c, h, w], extent.precision.dtype());
+    tensors.insert(LATENTS, data);
+    tensors.insert(LABELS, TensorData::new(labels.clone(), [n]));
+    tensors.metadata_mut().insert("kind".into(), "latents".into());
+    tensors.write_safetensors(path)?;
+    Ok(labels)
+}
+
+/// The latents are the last bytes of the file.
+fn start_of_values(path: &Path, extent: Extent, n: usize) -> Result<u64, TrainError> {
+    let length = std::fs::metadata(path).map_err(TrainError::io(path, "cannot be read"))?.len();
+    Ok(length - n as u64 * extent.record_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use burn_flex::Flex;
+
+    use super::*;
+
+    const EXTENT: Extent =
+        Extent { images: 40, variants: 2, shape_chw: [3, 2, 1], precision: Precision::Full };
+
+    /// A record's values are its number and what follows.
+    fn value(record: usize, i: usize) -> f32 {
+        record as f32 + i as f32 / 8.0
+    }
+
+    fn open(folder: &Path, extent: Extent, encoded: &AtomicUsize) -> LatentCache {
+        let encode = |records: std::ops::Range<usize>| {
+            encoded.fetch_add(records.len(), Ordering::Relaxed);
+            let n = records.len();
+            let labels = records.clone().map(|r| r % 3).collect();
+            let values: Vec<f32> = records.flat_map(|r| (0..6).map(move |i| value(r, i))).collect();
+            let data = TensorData::new(values, [n, 3, 2, 1]);
+            Ok((Tensor::<Flex, 4>::from_data(data, &Default::default()), labels))
+        };
+        LatentCache::open(folder.to_owned(), extent, 2, encode, |_| Ok(())).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_not_written_again() {
+        for precision in [Precision::Full, Precision::Half] {
+            let folder = tempfile::tempdir().unwrap();
+            let extent = Extent { precision, ..EXTENT };
+            let encoded = AtomicUsize::new(0);
+            let cache = open(folder.path(), extent, &encoded);
+            for (image, variant) in [(0, 0), (17, 1), (39, 1)] {
+                let expected: Vec<f32> = (0..6).map(|i| value(2 * image + variant, i)).collect();
+                let label = (2 * image + variant) % 3;
+                assert_eq!(cache.read(image, variant).unwrap(), (expected, label));
+            }
+            assert_eq!(encoded.load(Ordering::Relaxed), 80);
+            open(folder.path(), extent, &encoded);
+            assert_eq!(encoded.load(Ordering::Relaxed), 80);
+        }
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_chunk_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let encoded = AtomicUsize::new(0);
+        open(folder.path(), EXTENT, &encoded);
+        let path = chunk_path(folder.path(), 0);
+        let good = std::fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 4;
+        for bad in [&flipped[..], &good[..good.len() - 1], b"", b"no chunk"] {
+            std::fs::write(&path, bad).unwrap();
+            let before = encoded.load(Ordering::Relaxed);
+            open(folder.path(), EXTENT, &encoded);
+            assert_eq!(encoded.load(Ordering::Relaxed), before + 80);
+            assert_eq!(std::fs::read(&path).unwrap(), good);
+        }
+    }
+
+    #[test]
+    fn sizes_by_hand() {
+        assert_eq!(EXTENT.bytes(), 80 * 6 * 4);
+        assert_eq!(Extent { precision: Precision::Half, ..EXTENT }.bytes(), 80 * 6 * 2);
+        let large = Extent { images: 1, variants: 1, shape_chw: [32, 32, 32], ..EXTENT };
+        // 131 072 bytes a record: 128 in 16 MiB.
+        assert_eq!(large.chunk_records(), 128);
+        assert!(Extent { shape_chw: [1000, 1000, 1000], ..EXTENT }.chunk_records() == 32);
+    }
+}

@@ -1,0 +1,105 @@
+//! How well a tokenizer does on held-out images: PSNR and code use by scale.
+//!
+//! Shapes: b batch, c channels, h w latent positions.
+
+use burn::tensor::{Tensor, backend::Backend};
+use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
+use sar_loss::histogram_entropy;
+use sar_tokenizer::Tokenizer;
+
+use crate::report::{TokenizerReport, TokenizerScale};
+
+/// Sums over images, by scale.
+pub(crate) struct TokenizerMeter {
+    schedule: ScaleSchedule,
+    /// PSNR of each image, dB, by scale.
+    psnr: Vec<Vec<f64>>,
+    /// Uses of each code, by scale.
+    counts: Vec<Vec<usize>>,
+}
+
+impl TokenizerMeter {
+    pub(crate) fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
+        let n = schedule.len();
+        Self {
+            schedule: schedule.clone(),
+            psnr: vec![Vec::new(); n],
+            counts: vec![vec![0; codes]; n],
+        }
+    }
+
+    /// Measures a batch, pixels in [-1, 1], at all scales.
+    pub(crate) fn add<B: Backend>(&mut self, tokenizer: &Tokenizer<B>, pixels_bchw: Tensor<B, 4>) {
+        let tokens_bl = tokenizer.tokens(tokenizer.encode(pixels_bchw.clone()), &self.schedule);
+        let canvases = tokenizer.canvases(tokens_bl.clone(), &self.schedule);
+        for (k, canvas_bchw) in canvases.into_iter().enumerate() {
+            self.psnr[k].extend(psnr(tokenizer.decode(canvas_bchw), pixels_bchw.clone()));
+            let tokens_bn = tokens_bl.clone().slice_dim(1, self.schedule.range(k));
+            let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().expect("i64");
+            tokens.iter().for_each(|token| self.counts[k][*token as usize] += 1);
+        }
+    }
+
+    /// The mean PSNR of the finest scale, dB.
+    pub(crate) fn psnr_db(&self) -> f64 {
+        self.psnr.last().map_or(f64::NAN, |values| mean(values))
+    }
+
+    pub(crate) fn report(&self) -> TokenizerReport {
+        let codes = self.counts[0].len();
+        let used = |counts: &[usize]| counts.iter().filter(|n| **n > 0).count();
+        let by_scale = (0..self.schedule.len()).map(|k| TokenizerScale {
+            scale: self.schedule.size(k).to_string(),
+            psnr_db: mean(&self.psnr[k]),
+            codes_used: used(&self.counts[k]),
+            perplexity: histogram_entropy(&self.counts[k]).exp(),
+        });
+        let total: Vec<usize> =
+            (0..codes).map(|code| self.counts.iter().map(|scale| scale[code]).sum()).collect();
+        TokenizerReport {
+            psnr_db: self.psnr_db(),
+            average_psnr_db: None,
+            codes_used: used(&total),
+            codes,
+            by_scale: by_scale.collect(),
+        }
+    }
+}
+
+/// The PSNR of each image, dB, against the target at the size of the output; pixels are clamped, and
+/// span 2, so that the peak is 2^2.
+fn psnr<B: Backend>(output_bchw: Tensor<B, 4>, target_bchw: Tensor<B, 4>) -> Vec<f64> {
+    let [b, c, height, width] = output_bchw.dims();
+    let target = resample(target_bchw, ScaleSize { height, width }, Filter::Area);
+    let error = (output_bchw.clamp(-1.0, 1.0) - target).square();
+    let error = error.reshape([b, c * height * width]).mean_dim(1);
+    let errors = error.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+    errors.iter().map(|mse| 10.0 * (4.0 / f64::from(*mse).max(1e-12)).log10()).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    #[test]
+    fn psnr_by_hand() {
+        let device = Default::default();
+        let target = Tensor::<Flex, 4>::zeros([2, 3, 4, 4], &device);
+        // Off by 0.2 everywhere: 10 log10(4 / 0.04) = 20 dB; the second image is off by 5, clamped to 1.
+        let output = Tensor::cat(
+            vec![
+                Tensor::full([1, 3, 2, 2], 0.2, &device),
+                Tensor::<Flex, 4>::full([1, 3, 2, 2], 5.0, &device),
+            ],
+            0,
+        );
+        let values = psnr(output, target);
+        assert!((values[0] - 20.0).abs() < 1e-4, "{values:?}");
+        assert!((values[1] - 10.0 * 4f64.log10()).abs() < 1e-4, "{values:?}");
+    }
+}

@@ -1,0 +1,374 @@
+//! What a recipe's types cannot say: ranges, and values that contradict each other.
+
+use sar_core::{ScaleSize, TrainingSchedule};
+use sar_loss::Reduction;
+use sar_model::Init;
+use sar_rollout::{Choice, Guidance, OwnScales, Predictions, Sampler};
+use sar_tokenizer::{Family, Phi};
+
+use crate::latents::Latents;
+use crate::objective::{Objective, Regularisation};
+use crate::optim::AdamWConfig;
+use crate::recipe::{
+    BackboneRecipe, BackboneStage, EvaluationRecipe, InitFrom, LogRecipe, PositionsRecipe, Recipe,
+    SarStage, TokenizerLoss, TokenizerRecipe,
+};
+use crate::schedule::{Decay, LrSchedule, WeightDecay};
+use crate::step::Optimisation;
+
+/// A field and what is wrong with it.
+type Problem = (String, String);
+
+/// More of these would take hours or memory that nobody means.
+const MOST_SAMPLES_PER_CLASS: usize = 1024;
+const MOST_RECONSTRUCTIONS: usize = 256;
+const MOST_RESAMPLINGS: usize = 1_000_000;
+const MOST_VARIANTS: usize = 1024;
+
+/// Checks a recipe; floats are finite already.
+///
+/// Every part is taken apart to its last field, so that a new one cannot be forgotten here.
+pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
+    let Recipe { name, seed: _, data, tokenizer, backbone, teacher, sar, latents, evaluation, log } =
+        recipe;
+    let plain = !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !name.starts_with('.');
+    check(plain, "name", "use letters, digits, '-', '_' and '.': it names a folder")?;
+    of_tokenizer(tokenizer)?;
+    let BackboneRecipe { schedule, init, .. } = backbone;
+    recipe
+        .backbone_config(1)
+        .validate()
+        .map_err(|e| (format!("backbone.{}", e.field), e.problem))?;
+    of_family(recipe)?;
+    let Init { adaln_gamma } = *init;
+    at_least_zero(adaln_gamma, "backbone.init.adaln_gamma")?;
+    of_sizes(data.side as usize, tokenizer.model.downsampling(), schedule)?;
+
+    let BackboneStage { steps, init_from, best_by: _, optimisation, regularisation } = teacher;
+    of_steps("teacher", *steps, init_from)?;
+    of_optimisation("teacher", optimisation)?;
+    of_regularisation("teacher", regularisation)?;
+    let SarStage { steps, best_by: _, objective, control: _, optimisation, regularisation } = sar;
+    of_steps("sar", *steps, &InitFrom::Scratch {})?;
+    of_objective(objective)?;
+    of_optimisation("sar", optimisation)?;
+    of_regularisation("sar", regularisation)?;
+
+    if let Latents::Cached { folder: _, variants, precision: _ } = latents {
+        in_range(*variants, 1, MOST_VARIANTS, "latents.variants")?;
+    }
+    let EvaluationRecipe { images: _, samples_per_class, sampler, reconstructions, bootstrap } =
+        evaluation;
+    in_range(*samples_per_class, 1, MOST_SAMPLES_PER_CLASS, "evaluation.samples_per_class")?;
+    of_sampler("evaluation.sampler", sampler)?;
+    in_range(*reconstructions, 1, MOST_RECONSTRUCTIONS, "evaluation.reconstructions")?;
+    in_range(*bootstrap, 100, MOST_RESAMPLINGS, "evaluation.bootstrap")?;
+    let LogRecipe {
+        every,
+        checkpoint_steps: _,
+        checkpoint_minutes,
+        measure_steps: _,
+        measure_images,
+    } = log;
+    check(*every > 0, "log.every", "must be at least 1")?;
+    at_least_zero(*checkpoint_minutes, "log.checkpoint_minutes")?;
+    check(*measure_images > 0, "log.measure_images", "must be at least 1")
+}
+
+fn of_tokenizer(tokenizer: &TokenizerRecipe) -> Result<(), Problem> {
+    let TokenizerRecipe {
+        steps,
+        init_from,
+        model,
+        optimisation,
+        loss,
+        revive_every: _,
+        revive_until: _,
+    } = tokenizer;
+    of_steps("tokenizer", *steps, init_from)?;
+    model.validate().map_err(|e| (format!("tokenizer.model.{}", e.field), e.problem))?;
+    of_optimisation("tokenizer", optimisation)?;
+    let TokenizerLoss { l1, l2, codebook, commitment, entropy: _, coarse } = *loss;
+    for (name, weight) in [
+        ("l1", l1),
+        ("l2", l2),
+        ("codebook", codebook),
+        ("commitment", commitment),
+        ("coarse", coarse),
+    ] {
+        at_least_zero(weight, &format!("tokenizer.loss.{name}"))?;
+    }
+    Ok(())
+}
+
+/// What VAR's residual scales and positions per token cannot do.
+fn of_family(recipe: &Recipe) -> Result<(), Problem> {
+    let Recipe { tokenizer, backbone, .. } = recipe;
+    let is_fixed = matches!(backbone.schedule, TrainingSchedule::Fixed { .. });
+    match backbone.positions {
+        PositionsRecipe::Grid { .. } => {}
+        PositionsRecipe::PerToken {} => check(
+            is_fixed,
+            "backbone.positions",
+            "positions per token need a fixed schedule; choose kind = \"grid\" for random ones",
+        )?,
+    }
+    match tokenizer.model.family {
+        Family::Flexvar => Ok(()),
+        Family::Var { phi } => {
+            check(
+                tokenizer.loss.coarse == 0.0,
+                "tokenizer.loss.coarse",
+                "must be 0: a residual tokenizer decodes the sum of all scales only",
+            )?;
+            check(
+                tokenizer.loss.entropy == 0.0,
+                "tokenizer.loss.entropy",
+                "must be 0: it is of codes that are compared by angle (FlexVAR)",
+            )?;
+            let scales = recipe.scales().len();
+            match phi {
+                Phi::PerScale(n) => check(
+                    n == scales,
+                    "tokenizer.model.family.phi",
+                    &format!("{n} convolutions, one per scale, do not fit {scales} scales"),
+                ),
+                Phi::Shared(_) => Ok(()),
+            }
+        }
+    }
+}
+
+/// Image, latent and scales fit each other.
+fn of_sizes(side: usize, downsampling: usize, schedule: &TrainingSchedule) -> Result<(), Problem> {
+    schedule.validate().map_err(|problem| ("backbone.schedule".into(), problem))?;
+    let latent = side / downsampling;
+    check(
+        side > 0 && side.is_multiple_of(downsampling),
+        "data.side",
+        &format!("{side} px is not a multiple of the tokenizer's downsampling, {downsampling}"),
+    )?;
+    let fits = |field: &str, size: ScaleSize| {
+        check(
+            size.height <= latent && size.width <= latent,
+            field,
+            &format!(
+                "the last scale {size} is larger than the latent, {latent}x{latent} for {side} px"
+            ),
+        )
+    };
+    fits("backbone.schedule.scales", schedule.fixed().last())?;
+    match schedule {
+        TrainingSchedule::Fixed { .. } => Ok(()),
+        TrainingSchedule::Random { last, .. } => {
+            fits("backbone.schedule.last", ScaleSize::square(*last))
+        }
+    }
+}
+
+fn of_steps(stage: &str, steps: u64, init_from: &InitFrom) -> Result<(), Problem> {
+    let given = matches!(init_from, InitFrom::Weights { .. });
+    check(
+        steps > 0 || given,
+        &format!("{stage}.steps"),
+        "must be at least 1, unless the stage starts from weights",
+    )
+}
+
+fn of_optimisation(stage: &str, optimisation: &Optimisation) -> Result<(), Problem> {
+    let Optimisation { batch, micro_batches, lr, weight_decay, adamw, clip, ema } = optimisation;
+    let field = |name: &str| format!("{stage}.optimisation.{name}");
+    check(*batch > 0, &field("batch"), "must be at least 1")?;
+    check(
+        *micro_batches > 0 && batch.is_multiple_of(*micro_batches),
+        &field("micro_batches"),
+        &format!("{micro_batches} does not divide the batch of {batch}"),
+    )?;
+    let LrSchedule { peak, warmup_steps, warmup_from, end, decay } = *lr;
+    check(peak > 0.0, &field("lr.peak"), "must be positive")?;
+    at_least_zero(warmup_steps, &field("lr.warmup_steps"))?;
+    share(warmup_from, &field("lr.warmup_from"), "the peak")?;
+    check(end > 0.0, &field("lr.end"), "must be positive")?;
+    share(end, &field("lr.end"), "the peak")?;
+    match decay {
+        Decay::Linear { flat } => {
+            below_one(flat, &field("lr.decay.flat"))?;
+        }
+        Decay::Knee { knee } => {
+            check(knee > 0.0, &field("lr.decay.knee"), "must be positive")?;
+            below_one(knee, &field("lr.decay.knee"))?;
+        }
+        Decay::Cosine | Decay::Exponential => {}
+    }
+    let WeightDecay { start, end } = *weight_decay;
+    at_least_zero(start, &field("weight_decay.start"))?;
+    at_least_zero(end, &field("weight_decay.end"))?;
+    let AdamWConfig { beta1, beta2, eps } = *adamw;
+    below_one(beta1, &field("adamw.beta1"))?;
+    below_one(beta2, &field("adamw.beta2"))?;
+    check(eps > 0.0, &field("adamw.eps"), "must be positive")?;
+    at_least_zero(*clip, &field("clip"))?;
+    below_one(*ema, &field("ema"))
+}
+
+fn of_regularisation(stage: &str, regularisation: &Regularisation) -> Result<(), Problem> {
+    let Regularisation { condition_dropout, stochastic_depth, label_smoothing, reduction } =
+        *regularisation;
+    match reduction {
+        Reduction::MeanTokens | Reduction::MeanScales => {}
+    }
+    for (name, value) in [
+        ("condition_dropout", condition_dropout),
+        ("stochastic_depth", stochastic_depth),
+        ("label_smoothing", label_smoothing),
+    ] {
+        below_one(value, &format!("{stage}.regularisation.{name}"))?;
+    }
+    Ok(())
+}
+
+fn of_objective(objective: &Objective) -> Result<(), Problem> {
+    let Objective::Sar { weight, predictions, own, transitions: _, contrast: _, condition: _ } =
+        objective
+    else {
+        return Ok(());
+    };
+    at_least_zero(*weight, "sar.objective.weight")?;
+    match own {
+        OwnScales::All | OwnScales::Odd | OwnScales::From(_) => {}
+    }
+    match predictions {
+        Predictions::TeacherArgmax => Ok(()),
+        Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler } => {
+            let path = "sar.objective.predictions.sampler";
+            check(
+                !matches!(sampler.choice, Choice::MoreSmooth { .. }),
+                &format!("{path}.choice"),
+                "more-smooth mixes codes, for pictures only",
+            )?;
+            of_sampler(path, sampler)
+        }
+    }
+}
+
+fn of_sampler(path: &str, Sampler { guidance, choice }: &Sampler) -> Result<(), Problem> {
+    let (Guidance::Ramp { scale }
+    | Guidance::FlexRamp { scale, constant_over: _ }
+    | Guidance::Constant { scale }
+    | Guidance::HalfRamp { scale }) = guidance;
+    at_least_zero(*scale, &format!("{path}.guidance.scale"))?;
+    match choice {
+        Choice::Argmax => Ok(()),
+        Choice::Sample { top_k: _, top_p } | Choice::MoreSmooth { top_k: _, top_p } => check(
+            (0.0..=1.0).contains(top_p),
+            &format!("{path}.choice.top_p"),
+            &format!("{top_p} is no probability: must be in [0, 1]"),
+        ),
+    }
+}
+
+fn check(ok: bool, field: &str, problem: &str) -> Result<(), Problem> {
+    if ok { Ok(()) } else { Err((field.to_owned(), problem.to_owned())) }
+}
+
+fn at_least_zero(value: f64, field: &str) -> Result<(), Problem> {
+    check(value >= 0.0, field, &format!("{value} is negative"))
+}
+
+fn below_one(value: f64, field: &str) -> Result<(), Problem> {
+    check((0.0..1.0).contains(&value), field, &format!("{value} is not in [0, 1)"))
+}
+
+fn share(value: f64, field: &str, of: &str) -> Result<(), Problem> {
+    check((0.0..=1.0).contains(&value), field, &format!("{value} is no share of {of}, in [0, 1]"))
+}
+
+fn in_range(value: usize, least: usize, most: usize, field: &str) -> Result<(), Problem> {
+    check((least..=most).contains(&value), field, &format!("{value} is not in {least}..={most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        for (setting, field) in [
+            ("tokenizer.optimisation.lr.peak=nan", "tokenizer.optimisation.lr.peak"),
+            ("tokenizer.optimisation.lr.peak=inf", "tokenizer.optimisation.lr.peak"),
+            ("tokenizer.optimisation.adamw.eps=0", "tokenizer.optimisation.adamw.eps"),
+            ("tokenizer.loss.l1=-1", "tokenizer.loss.l1"),
+            ("teacher.optimisation.lr.decay.flat=1", "teacher.optimisation.lr.decay.flat"),
+            (
+                "teacher.optimisation.lr.decay={ kind = \"knee\", knee = 1.0 }",
+                "teacher.optimisation.lr.decay.knee",
+            ),
+            ("teacher.optimisation.lr.warmup_from=2", "teacher.optimisation.lr.warmup_from"),
+            ("teacher.optimisation.weight_decay.end=-1", "weight_decay.end"),
+            ("teacher.optimisation.ema=1", "teacher.optimisation.ema"),
+            ("teacher.regularisation.condition_dropout=1", "condition_dropout"),
+            ("teacher.steps=0", "teacher.steps"),
+            ("sar.objective.weight=-0.1", "sar.objective.weight"),
+            ("evaluation.sampler.choice.top_p=95", "evaluation.sampler.choice.top_p"),
+            ("evaluation.sampler.guidance.scale=-1", "evaluation.sampler.guidance.scale"),
+            ("evaluation.samples_per_class=1000000", "evaluation.samples_per_class"),
+            ("evaluation.bootstrap=10", "evaluation.bootstrap"),
+            (
+                "tokenizer.model.family={ kind = \"var\", phi = { shared = 4 } }",
+                "tokenizer.loss.coarse",
+            ),
+            (
+                "sar.objective.predictions={ kind = \"teacher-sample\", sampler = { guidance = { rule = \
+                 \"ramp\", scale = 1.0 }, choice = { kind = \"more-smooth\", top_k = 0, top_p = 0.0 } } }",
+                "sar.objective.predictions.sampler.choice",
+            ),
+            ("log.checkpoint_minutes=-1", "log.checkpoint_minutes"),
+            (
+                "latents={ kind = \"cached\", folder = \"x\", variants = 0, precision = \"half\" }",
+                "latents.variants",
+            ),
+        ] {
+            let error = Recipe::load("emoji-quick", &[setting.into()]).unwrap_err();
+            assert!(error.field.contains(field), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_scale_of_a_random_schedule_has_to_fit_the_latent() {
+        let schedule = TrainingSchedule::published_256px(true);
+        assert!(of_sizes(256, 16, &schedule).is_ok());
+        assert!(of_sizes(512, 16, &schedule).is_ok());
+        let (field, problem) = of_sizes(240, 16, &schedule).unwrap_err();
+        assert_eq!(field, "backbone.schedule.scales");
+        assert!(problem.contains("15x15"), "{problem}");
+        let TrainingSchedule::Random {
+            fixed_probability,
+            head,
+            pools,
+            last,
+            drop_thresholds,
+            max_tokens,
+            trim_window,
+            keep_last,
+            ..
+        } = schedule
+        else {
+            unreachable!()
+        };
+        let scales = "1_2_8".parse().unwrap();
+        let schedule = TrainingSchedule::Random {
+            scales,
+            fixed_probability,
+            head,
+            pools,
+            last,
+            drop_thresholds,
+            max_tokens,
+            trim_window,
+            keep_last,
+        };
+        assert_eq!(of_sizes(128, 16, &schedule).unwrap_err().0, "backbone.schedule.last");
+    }
+}
