@@ -21,10 +21,12 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 9] = [
+const VERBS: [Verb; 11] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "edit", about: "draw parts of an image anew", run: sar::forward },
+    Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
+    Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
     Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
@@ -68,7 +70,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<9} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample, edit and parity go to the binary `sar`, built for the device that";
-    text += "\n--device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
+    text += "\n\ntrain, sample, edit, convert, inspect and parity go to the binary `sar`, built for the";
+    text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
     text
 }

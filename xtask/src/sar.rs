@@ -1,5 +1,5 @@
-//! `train`, `sample`, `parity`: forwarded to the binary `sar`, built with the
-//! backend that `--device` asks for.
+//! `train`, `sample`, `edit`, `convert`, `inspect`, `parity`: forwarded to the binary `sar`, built
+//! with the backend that `--device` asks for.
 
 use std::env;
 use std::ffi::OsString;

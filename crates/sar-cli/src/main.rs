@@ -1,10 +1,13 @@
-//! `sar`: train, sample, edit, check parity. One file a verb; the only place where a backend is chosen.
+//! `sar`: train, sample, edit, convert and inspect weights, check parity. One file a verb; the only
+//! place where a backend is chosen.
 //!
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
 
+mod convert;
 mod device;
 mod edit;
 mod generation;
+mod inspect;
 mod parity;
 mod progress;
 mod report;
@@ -34,6 +37,10 @@ enum Verb {
     Sample(sample::Args),
     /// Draws parts of an image anew: in-painting, expansion, refinement.
     Edit(edit::Args),
+    /// Converts weights between released .pth files, safetensors files and those of a run.
+    Convert(convert::Args),
+    /// Says what a file of weights, a recipe or a run directory is.
+    Inspect(inspect::Args),
     /// Compares with the golden tensors of case folders.
     Parity(parity::Args),
 }
@@ -49,6 +56,8 @@ fn main() -> ExitCode {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
         Verb::Edit(args) => edit::run(args),
+        Verb::Convert(args) => convert::run(args),
+        Verb::Inspect(args) => inspect::run(args),
         Verb::Parity(args) => parity::run(args),
     };
     match outcome {

@@ -70,6 +70,16 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// A released file of weights does not show what is needed, or something else than was said.
+    #[error("{}: {field}: {problem}", path.display())]
+    Released {
+        /// Which.
+        path: PathBuf,
+        /// What is not shown.
+        field: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// The run was asked to stop and can go on later.
     #[error("stopped in {stage} after step {step}; a checkpoint is written, go on with --resume")]
     Stopped {

@@ -22,6 +22,7 @@ mod checkpoint;
 mod k_means;
 pub mod latents;
 pub mod plan;
+pub mod released;
 pub mod run;
 mod run_dir;
 pub mod sampling;

@@ -8,21 +8,23 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
-use sar_model::{Backbone, BackboneConfig};
-use sar_tokenizer::{Tokenizer, TokenizerConfig};
-use sar_weights::{Layout, NamedTensors, bind, collect};
+use sar_model::{Backbone, BackboneConfig, PositionsConfig};
+use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
+use sar_weights::{Layout, NamedTensors, WeightsFile, bind, collect, recognise};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TrainError;
+use crate::released::{Known, describe as describe_released};
 
-const KIND: &str = "kind";
-const CONFIG: &str = "config";
-const CLASSES: &str = "classes";
-const SCALES: &str = "scales";
+pub(crate) const KIND: &str = "kind";
+pub(crate) const CONFIG: &str = "config";
+pub(crate) const CLASSES: &str = "classes";
+pub(crate) const SCALES: &str = "scales";
 
-const TOKENIZER: &str = "flexvar-tokenizer";
-const BACKBONE: &str = "flexvar-backbone";
+/// FlexVAR's and VAR's, as [`sar_weights::Released::kind`] has them.
+const TOKENIZERS: [&str; 2] = ["flexvar-tokenizer", "var-tokenizer"];
+const BACKBONES: [&str; 2] = ["flexvar-backbone", "var-backbone"];
 
 /// Writes a tokenizer.
 ///
@@ -34,12 +36,16 @@ pub fn save_tokenizer<B: Backend>(
     config: &TokenizerConfig,
 ) -> Result<(), TrainError> {
     let mut tensors = collect(tokenizer, config.layout());
-    tensors.metadata_mut().insert(KIND.into(), TOKENIZER.into());
+    let kind = match config.family {
+        Family::Flexvar => TOKENIZERS[0],
+        Family::Var { .. } => TOKENIZERS[1],
+    };
+    tensors.metadata_mut().insert(KIND.into(), kind.into());
     describe(&mut tensors, CONFIG, config);
     Ok(tensors.write_safetensors(path)?)
 }
 
-/// Reads a tokenizer.
+/// Reads a tokenizer of a run or a released one.
 ///
 /// # Errors
 /// If the file is no tokenizer, or is damaged.
@@ -47,7 +53,7 @@ pub fn load_tokenizer<B: Backend>(
     path: &Path,
     device: &B::Device,
 ) -> Result<(Tokenizer<B>, TokenizerConfig), TrainError> {
-    let tensors = read(path, TOKENIZER)?;
+    let tensors = read(path, TOKENIZERS)?;
     let config: TokenizerConfig = json(path, &tensors, CONFIG)?;
     let tokenizer = Tokenizer::new(&config, device)?;
     Ok((bind(tokenizer, tensors, config.layout())?, config))
@@ -76,14 +82,18 @@ pub fn save_backbone<B: Backend>(
 ) -> Result<(), TrainError> {
     let TrainedBackbone { model, config, classes, scales } = backbone;
     let mut tensors = collect(model, &sar_model::LAYOUT);
-    tensors.metadata_mut().insert(KIND.into(), BACKBONE.into());
+    let kind = match config.positions {
+        PositionsConfig::Grid { .. } => BACKBONES[0],
+        PositionsConfig::PerToken { .. } => BACKBONES[1],
+    };
+    tensors.metadata_mut().insert(KIND.into(), kind.into());
     describe(&mut tensors, CONFIG, config);
     describe(&mut tensors, CLASSES, classes);
     describe(&mut tensors, SCALES, scales);
     Ok(tensors.write_safetensors(path)?)
 }
 
-/// Reads a backbone.
+/// Reads a backbone of a run or a released one; what a released file does not show is as published.
 ///
 /// # Errors
 /// If the file is no backbone, or is damaged.
@@ -91,7 +101,7 @@ pub fn load_backbone<B: Backend>(
     path: &Path,
     device: &B::Device,
 ) -> Result<TrainedBackbone<B>, TrainError> {
-    let tensors = read(path, BACKBONE)?;
+    let tensors = read(path, BACKBONES)?;
     let config: BackboneConfig = json(path, &tensors, CONFIG)?;
     let classes = json(path, &tensors, CLASSES)?;
     let scales = json(path, &tensors, SCALES)?;
@@ -123,15 +133,23 @@ pub(crate) fn checksum<B: Backend, M: Module<B>>(module: &M, layout: &Layout) ->
     format!("{:08x}", hasher.finalize())
 }
 
-fn read(path: &Path, kind: &str) -> Result<NamedTensors, TrainError> {
-    let tensors = NamedTensors::read(path)?;
-    match tensors.metadata().get(KIND).map(String::as_str) {
-        Some(found) if found == kind => Ok(tensors),
-        found => {
-            let found = found.unwrap_or("a file without a kind");
-            Err(TrainError::Kind { path: path.into(), expected: kind.into(), found: found.into() })
-        }
+/// Reads a file that describes itself, or a released one, which its tensors describe.
+fn read(path: &Path, kinds: [&str; 2]) -> Result<NamedTensors, TrainError> {
+    let mut file = WeightsFile::open(path)?;
+    let metadata = if file.metadata().contains_key(KIND) {
+        file.metadata().clone()
+    } else {
+        let found = recognise(path, file.tensors())?;
+        describe_released(&mut file, &found, Known::default())?.metadata
+    };
+    let found = metadata.get(KIND).map_or("", String::as_str);
+    if !kinds.contains(&found) {
+        let expected = kinds.join(" or ");
+        return Err(TrainError::Kind { path: path.into(), expected, found: found.into() });
     }
+    let mut tensors = file.read_all()?;
+    *tensors.metadata_mut() = metadata;
+    Ok(tensors)
 }
 
 fn describe(tensors: &mut NamedTensors, field: &'static str, value: &impl Serialize) {

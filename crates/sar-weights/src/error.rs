@@ -62,7 +62,27 @@ pub enum WeightsError {
         advice: &'static str,
     },
 
-    /// A tensor that safetensors cannot represent.
+    /// The tensors are not those of a released model.
+    #[error("{}: no model that is known: {reason}; known are FlexVAR's (also SAR's) and VAR's tokenizers and backbones", .path.display())]
+    Unrecognised {
+        /// The file.
+        path: PathBuf,
+        /// Where they differ.
+        reason: String,
+    },
+
+    /// A tensor whose values do not fit the element type that was asked for.
+    #[error("{}: tensor {name}: {reason}; choose another element type", .path.display())]
+    Cast {
+        /// The file that the tensor is in.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The value that does not fit.
+        reason: String,
+    },
+
+    /// A tensor that the format cannot represent.
     #[error("{}: cannot write tensor {name}: {reason}; rename it or convert it first", .path.display())]
     Unwritable {
         /// The file that was to be written.

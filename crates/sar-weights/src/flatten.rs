@@ -4,16 +4,16 @@ use std::collections::HashSet;
 
 use crate::error::one_line;
 use crate::pickle::{Heap, Storage, Value};
-use crate::strided::View;
+use crate::strided::{MAX_RANK, View};
 
 /// How deep tensors may lie. Released checkpoints nest three dictionaries.
 const MAX_DEPTH: usize = 64;
 /// The most values that are looked at. A container that is shared many times counts every time.
 const MAX_VISITS: usize = 1 << 20;
 /// The longest name of a tensor, in bytes.
-const MAX_NAME_BYTES: usize = 1024;
-/// The most dimensions of a tensor, as in torch.
-const MAX_RANK: usize = 64;
+pub(crate) const MAX_NAME_BYTES: usize = 1024;
+/// The most tensors. With the bounds of names and ranks this bounds the memory of the listing.
+const MAX_TENSORS: usize = 1 << 16;
 
 /// A tensor of the pickle: which elements of which storage.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,6 +113,9 @@ impl<'a> Walk<'_, 'a> {
     }
 
     fn take(&mut self, tensor: usize) -> Result<(), String> {
+        if self.found.len() == MAX_TENSORS {
+            return Err(format!("it holds more than {MAX_TENSORS} tensors"));
+        }
         let rebuilt = self.heap.tensors[tensor];
         let storage = self.heap.storages[rebuilt.storage];
         let tensor = || format!("tensor {}", one_line(&self.name));

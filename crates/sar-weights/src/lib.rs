@@ -1,7 +1,7 @@
-//! Weights as named tensors: released PyTorch checkpoints and safetensors files in, safetensors
-//! out, bound strictly to any burn module.
+//! Weights as named tensors: PyTorch checkpoints and safetensors files in and out, bound strictly to
+//! any burn module.
 //!
-//! A file becomes [`NamedTensors`]; a [`Layout`] says how the parameter paths of a burn module map
+//! A file becomes [`NamedTensors`], or a [`WeightsFile`] that is read tensor by tensor; a [`Layout`] says how the parameter paths of a burn module map
 //! to the names of a released checkpoint; [`bind`] joins the two and accepts no difference, and
 //! [`collect`] is its inverse.
 //!
@@ -37,8 +37,10 @@
 //! the size of that file.
 
 mod error;
+mod file;
 mod named;
 
+mod atomic;
 mod safetensors;
 
 mod flatten;
@@ -46,12 +48,23 @@ mod pickle;
 mod pth;
 mod strided;
 
+mod cast;
+
+mod released;
+
 mod bind;
 mod fill;
 mod layout;
 
+pub use cast::cast_floats;
+pub use released::{
+    BackboneShape, Phi, PositionsShape, Recognised, Released, TokenizerFamily, TokenizerShape,
+    recognise,
+};
+
 pub use bind::{ParameterInfo, bind, collect, parameters};
 pub use error::{Misfit, WeightsError};
+pub use file::{Checksum, Format, Target, TensorInfo, WeightsFile, write_weights};
 pub use fill::fill;
 pub use layout::Layout;
 pub use named::NamedTensors;

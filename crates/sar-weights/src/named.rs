@@ -1,15 +1,14 @@
 //! Tensors by name, as a file of weights holds them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 
 use crate::error::WeightsError;
-use crate::{pth, safetensors};
+use crate::file::{Format, Target, TensorInfo, WeightsFile, write_weights};
 
 /// Tensors by name, with the string metadata of their file.
 ///
@@ -28,57 +27,72 @@ impl NamedTensors {
         Self::default()
     }
 
+    pub(crate) fn of_file(
+        origin: PathBuf,
+        tensors: BTreeMap<String, TensorData>,
+        metadata: BTreeMap<String, String>,
+    ) -> Self {
+        Self { tensors, metadata, origin: Some(origin) }
+    }
+
     /// Reads a file of either format, told apart by its content and never by its name.
     ///
     /// # Errors
-    /// As [`read_pth`](Self::read_pth) and [`read_safetensors`](Self::read_safetensors).
+    /// As [`WeightsFile::open`] and [`WeightsFile::read_all`].
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
-        match Format::of(path)? {
-            Format::Zip | Format::LegacyPickle => Self::read_pth(path),
-            Format::Other => Self::read_safetensors(path),
-        }
+        WeightsFile::open(path)?.read_all()
     }
 
     /// Reads a safetensors file, one tensor at a time, without holding the file in memory.
     ///
     /// # Errors
-    /// If the file cannot be read, is truncated or contradicts its header, or holds an element
-    /// type that burn has not.
+    /// As [`read`](Self::read), and if the file is a `.pth`.
     pub fn read_safetensors(path: &Path) -> Result<Self, WeightsError> {
-        Ok(safetensors::read(path)?.with_origin(path))
-    }
-
-    /// Reads what `torch.save` writes since torch 1.6: a zip file of one pickle and its storages.
-    ///
-    /// The names of nested dictionaries are joined by dots, elements of lists and tuples are named
-    /// by their position. Everything that is not a tensor of a supported element type (f64, f32,
-    /// f16, bf16, i64, i32, i16, i8, u8, bool) is dropped, and storages that only such things use
-    /// are not read. Nothing in the pickle is executed.
-    ///
-    /// # Errors
-    /// If the file cannot be read, is no such zip file, is truncated or damaged, asks for far more
-    /// memory than its own size, or holds no named tensor at all.
-    pub fn read_pth(path: &Path) -> Result<Self, WeightsError> {
-        match Format::of(path)? {
-            Format::Zip => Ok(pth::read(path)?.with_origin(path)),
-            Format::LegacyPickle => Err(WeightsError::LegacyPickle { path: path.into() }),
-            Format::Other => Err(WeightsError::UnknownFormat {
+        let file = WeightsFile::open(path)?;
+        match file.format() {
+            Format::Safetensors => file.read_all(),
+            Format::Pth => Err(WeightsError::Unsupported {
                 path: path.into(),
-                reason: "it does not begin like a zip file".into(),
+                reason: "a PyTorch zip file, where a safetensors file is needed".into(),
+                advice: "convert it with `sar convert`",
             }),
         }
     }
 
-    /// Writes a safetensors file, all or nothing: a temporary file in the same folder is written,
-    /// flushed to the disk and then renamed to `path`.
-    ///
-    /// Equal tensors and metadata give equal bytes. The folder is not created.
+    /// Writes a safetensors file, all or nothing, see [`write_weights`].
     ///
     /// # Errors
     /// If the file cannot be written, or a tensor has a name or an element type that safetensors
     /// cannot hold.
     pub fn write_safetensors(&self, path: &Path) -> Result<(), WeightsError> {
-        safetensors::write(self, path)
+        self.write(path, Target::Safetensors)
+    }
+
+    /// Writes a `.pth` file that `torch.load(weights_only=True)` reads, all or nothing, see
+    /// [`write_weights`]: a dictionary by name, in nested dictionaries along the dotted `root`.
+    ///
+    /// The string metadata goes into an entry of its own, which torch does not look at.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or a tensor has a name or an element type that torch cannot
+    /// hold.
+    pub fn write_pth(&self, path: &Path, root: &str) -> Result<(), WeightsError> {
+        self.write(path, Target::Pth { root })
+    }
+
+    fn write(&self, path: &Path, target: Target) -> Result<(), WeightsError> {
+        let data = |name: &str| Ok(Cow::Borrowed(&self.tensors[name]));
+        write_weights(path, target, &self.infos(), &self.metadata, data)
+    }
+
+    /// Names, element types and shapes, sorted by name.
+    pub fn infos(&self) -> Vec<TensorInfo> {
+        let info = |(name, data): (&str, &TensorData)| TensorInfo {
+            name: name.into(),
+            dtype: data.dtype,
+            shape: data.shape.to_vec(),
+        };
+        self.iter().map(info).collect()
     }
 
     /// Keeps what lies under the first of the roots under which anything lies, without the root
@@ -145,7 +159,7 @@ impl NamedTensors {
         self.tensors.is_empty()
     }
 
-    /// The string metadata. A `.pth` file has none.
+    /// The string metadata.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -158,11 +172,6 @@ impl NamedTensors {
     /// The file that the tensors were read from.
     pub fn origin(&self) -> Option<&Path> {
         self.origin.as_deref()
-    }
-
-    fn with_origin(mut self, path: &Path) -> Self {
-        self.origin = Some(path.into());
-        self
     }
 }
 
@@ -188,29 +197,6 @@ impl fmt::Debug for NamedTensors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let summary = |data: &TensorData| format!("{} {:?}", data.dtype.name(), &data.shape[..]);
         f.debug_map().entries(self.iter().map(|(name, data)| (name, summary(data)))).finish()
-    }
-}
-
-/// What the first bytes of a file say.
-enum Format {
-    Zip,
-    LegacyPickle,
-    Other,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self, WeightsError> {
-        /// The pickled magic number at the start of torch's legacy format: protocol 2, LONG1.
-        const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
-        let mut start = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(LEGACY.len() as u64).read_to_end(&mut start))
-            .map_err(|error| WeightsError::Read { path: path.into(), error })?;
-        Ok(match start.as_slice() {
-            [b'P', b'K', 3, 4, ..] => Self::Zip,
-            start if start == LEGACY => Self::LegacyPickle,
-            _ => Self::Other,
-        })
     }
 }
 

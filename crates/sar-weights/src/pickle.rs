@@ -1,4 +1,4 @@
-//! A restricted interpreter of the pickles that torch writes (protocols 2 to 5).
+//! A restricted interpreter of the pickles that torch writes (protocols 2 to 5), and their writing.
 //!
 //! It builds dictionaries, lists, tuples, strings, integers and descriptions of tensors. Every
 //! other value is [`Value::Opaque`]: nothing is looked up, called or imported. All containers live
@@ -7,12 +7,14 @@
 
 mod input;
 mod op;
+mod write;
 
 use std::collections::HashMap;
 
 use burn::tensor::{BoolStore, DType};
 
 use self::input::Input;
+pub(crate) use self::write::Writer;
 
 /// The most opcodes of one pickle; a checkpoint of torch takes about 25 per tensor.
 const MAX_OPCODES: usize = 1 << 22;

@@ -1,21 +1,24 @@
 //! The safetensors format: a JSON header of names, types, shapes and offsets, then the bytes.
 //!
 //! The header is parsed and checked by the `safetensors` crate. Reading and writing go tensor by
-//! tensor, so that a file of 1.5 GB takes no more memory than its tensors; the header is written
-//! here, because that crate writes metadata in the random order of a hash map.
+//! tensor, so that a file of 1.5 GB takes no more memory than its tensors, or than the largest of
+//! them in a conversion; the header is written here, because that crate writes metadata in the
+//! random order of a hash map.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{BoolStore, DType, TensorData};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
 
+use crate::atomic::write_whole;
 use crate::error::{WeightsError, one_line};
-use crate::named::NamedTensors;
-use crate::strided::zeros;
+use crate::file::{Checksum, Listing, TensorInfo};
+use crate::strided::{MAX_RANK, zeros};
 
 /// Bytes of the little-endian header length at the start of the file.
 const LENGTH_BYTES: u64 = 8;
@@ -27,40 +30,127 @@ const METADATA_KEY: &str = "__metadata__";
 /// writers have none.
 const CHECKSUM_KEY: &str = "crc32";
 
-pub(crate) fn read(path: &Path) -> Result<NamedTensors, WeightsError> {
-    let failed = |error| WeightsError::Read { path: path.into(), error };
-    let mut file = File::open(path).map_err(failed)?;
-    let file_bytes = file.metadata().map_err(failed)?.len();
-    let header = read_header(&mut file, file_bytes, path)?;
+/// Bytes that are read at a time where only their checksum is wanted.
+const CHUNK_BYTES: usize = 1 << 16;
 
-    let mut named = NamedTensors::new();
-    let mut checksum = crc32fast::Hasher::new();
-    for name in header.offset_keys() {
-        let info = header.info(&name).expect("a name of the header");
-        let dtype = burn_dtype(info.dtype).ok_or_else(|| WeightsError::Unsupported {
-            path: path.into(),
-            reason: format!("tensor {} has element type {}", one_line(&name), info.dtype),
-            advice: "convert it to f32 before saving",
-        })?;
-        let mut data = zeros(dtype, &info.shape);
-        file.read_exact(&mut data.bytes).map_err(failed)?;
-        checksum.update(&data.bytes);
-        check_bools(&data).map_err(|reason| damaged(path, &name, reason))?;
-        named.insert(name, data);
-    }
-    if let Some(metadata) = header.metadata() {
-        named.metadata_mut().extend(metadata.clone());
-    }
-    if let Some(expected) = named.metadata_mut().remove(CHECKSUM_KEY) {
-        let found = shown(checksum);
-        if expected != found {
-            return Err(WeightsError::Damaged {
+/// An open file whose header is checked.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    path: PathBuf,
+    file: File,
+    /// Where the bytes of the tensors begin.
+    data_start: u64,
+    /// Behind the first byte of the tensors, for each.
+    slots: BTreeMap<String, Slot>,
+    /// The checksum that the file carries, as it is shown.
+    checksum: Option<String>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    start: u64,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+impl Reader {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Listing), WeightsError> {
+        let failed = |error| WeightsError::Read { path: path.into(), error };
+        let mut file = File::open(path).map_err(failed)?;
+        let file_bytes = file.metadata().map_err(failed)?.len();
+        let header = read_header(&mut file, file_bytes, path)?;
+        let data_start = file_bytes - header.data_len() as u64;
+
+        let mut metadata: BTreeMap<String, String> =
+            header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let checksum = metadata.remove(CHECKSUM_KEY);
+        let mut slots = BTreeMap::new();
+        for name in header.offset_keys() {
+            let HeaderInfo { dtype, shape, data_offsets: (start, _) } =
+                header.info(&name).expect("a name of the header").clone();
+            if shape.len() > MAX_RANK {
+                let reason = format!("has {} dimensions, at most {MAX_RANK}", shape.len());
+                return Err(damaged(path, &name, &reason));
+            }
+            let dtype = burn_dtype(dtype).ok_or_else(|| WeightsError::Unsupported {
                 path: path.into(),
-                reason: format!("its checksum is {found} and should be {}", one_line(&expected)),
-            });
+                reason: format!("tensor {} has element type {dtype}", one_line(&name)),
+                advice: "convert it to f32 before saving",
+            })?;
+            slots.insert(name, Slot { start: start as u64, dtype, shape });
         }
+        let info = |(name, slot): (&String, &Slot)| TensorInfo {
+            name: name.clone(),
+            dtype: slot.dtype,
+            shape: slot.shape.clone(),
+        };
+        let tensors = slots.iter().map(info).collect();
+        let reader = Self { path: path.into(), file, data_start, slots, checksum };
+        Ok((reader, Listing { tensors, metadata }))
     }
-    Ok(named)
+
+    pub(crate) fn read(&mut self, name: &str) -> Result<TensorData, WeightsError> {
+        let slot = self.slots.get(name).expect("a tensor of the file");
+        let mut data = zeros(slot.dtype, &slot.shape);
+        self.file
+            .seek(SeekFrom::Start(self.data_start + slot.start))
+            .and_then(|_| self.file.read_exact(&mut data.bytes))
+            .map_err(|error| self.failed(error))?;
+        check_bools(&data).map_err(|reason| damaged(&self.path, name, reason))?;
+        Ok(data)
+    }
+
+    /// Reads all tensors in the order of the file, in which their checksum is made.
+    pub(crate) fn read_all(&mut self) -> Result<BTreeMap<String, TensorData>, WeightsError> {
+        let mut order: Vec<(u64, String)> =
+            self.slots.iter().map(|(name, slot)| (slot.start, name.clone())).collect();
+        order.sort();
+        let mut tensors = BTreeMap::new();
+        let mut checksum = crc32fast::Hasher::new();
+        for (_, name) in order {
+            let data = self.read(&name)?;
+            checksum.update(&data.bytes);
+            tensors.insert(name, data);
+        }
+        self.compare(checksum)?;
+        Ok(tensors)
+    }
+
+    pub(crate) fn verify(&mut self) -> Result<Checksum, WeightsError> {
+        if self.checksum.is_none() {
+            return Ok(Checksum::Absent);
+        }
+        let mut checksum = crc32fast::Hasher::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut hash = || {
+            self.file.seek(SeekFrom::Start(self.data_start))?;
+            loop {
+                match self.file.read(&mut chunk)? {
+                    0 => return Ok(()),
+                    n => checksum.update(&chunk[..n]),
+                }
+            }
+        };
+        let hashed: io::Result<()> = hash();
+        hashed.map_err(|error| self.failed(error))?;
+        self.compare(checksum)
+    }
+
+    fn compare(&self, found: crc32fast::Hasher) -> Result<Checksum, WeightsError> {
+        let Some(expected) = &self.checksum else { return Ok(Checksum::Absent) };
+        let found = shown(found);
+        if *expected == found {
+            return Ok(Checksum::Verified);
+        }
+        Err(WeightsError::Damaged {
+            path: self.path.clone(),
+            reason: format!("its checksum is {found} and should be {}", one_line(expected)),
+        })
+    }
+
+    fn failed(&self, error: io::Error) -> WeightsError {
+        WeightsError::Read { path: self.path.clone(), error }
+    }
 }
 
 /// Reads and checks the header. Its tensors then lie end to end and fill the rest of the file.
@@ -113,26 +203,40 @@ pub(crate) fn check_bools(data: &TensorData) -> Result<(), &'static str> {
     }
 }
 
-pub(crate) fn write(named: &NamedTensors, path: &Path) -> Result<(), WeightsError> {
+pub(crate) fn write<'d>(
+    path: &Path,
+    tensors: &[TensorInfo],
+    metadata: &BTreeMap<String, String>,
+    next: &mut dyn FnMut(&TensorInfo) -> Result<Cow<'d, TensorData>, WeightsError>,
+) -> Result<(), WeightsError> {
     let failed = |error| WeightsError::Write { path: path.into(), error };
-    let (header, tensors) = header(named, path)?;
-    let temporary = temporary_beside(path).map_err(failed)?;
-    let written = write_flushed(&temporary, &header, &tensors)
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| flush_folder(path));
-    if written.is_err() {
-        // What the caller needs to know is why the writing failed; the rest may be gone already.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(failed)
+    // In the order of their offsets: wide elements first, so that all are aligned, then by name.
+    let mut tensors: Vec<&TensorInfo> = tensors.iter().collect();
+    tensors.sort_by_key(|info| (std::cmp::Reverse(info.dtype.size()), info.name.as_str()));
+    let mut checksum = crc32fast::Hasher::new();
+    let provisional = header(path, &tensors, metadata, checksum.clone())?;
+    write_whole(path, |file| {
+        let length = (provisional.len() as u64).to_le_bytes();
+        file.write_all(&length).and_then(|()| file.write_all(&provisional)).map_err(failed)?;
+        for info in &tensors {
+            let data = next(info)?;
+            checksum.update(data.as_bytes());
+            file.write_all(data.as_bytes()).map_err(failed)?;
+        }
+        // As long as the first one, for a checksum is eight digits.
+        let header = header(path, &tensors, metadata, checksum)?;
+        file.seek(SeekFrom::Start(LENGTH_BYTES)).map_err(failed)?;
+        file.write_all(&header).map_err(failed)
+    })
 }
 
-/// The header, padded to whole words, and the tensors in the order of their offsets: wide elements
-/// first, so that all are aligned, then by name.
-fn header<'n>(
-    named: &'n NamedTensors,
+/// The header, padded to whole words.
+fn header(
     path: &Path,
-) -> Result<(Vec<u8>, Vec<&'n TensorData>), WeightsError> {
+    tensors: &[&TensorInfo],
+    metadata: &BTreeMap<String, String>,
+    checksum: crc32fast::Hasher,
+) -> Result<Vec<u8>, WeightsError> {
     let unwritable = |name: &str, reason: String| WeightsError::Unwritable {
         path: path.into(),
         name: one_line(name),
@@ -140,71 +244,31 @@ fn header<'n>(
     };
     let json = |text: &str| serde_json::to_string(text).expect("a string is valid JSON");
 
-    let mut tensors: Vec<_> = named.iter().collect();
-    tensors.sort_by_key(|(name, data)| (std::cmp::Reverse(data.dtype.size()), *name));
-    let mut checksum = crc32fast::Hasher::new();
-    tensors.iter().for_each(|(_, data)| checksum.update(data.as_bytes()));
-    let mut metadata = named.metadata().clone();
+    let mut metadata = metadata.clone();
     metadata.insert(CHECKSUM_KEY.into(), shown(checksum));
     let metadata = serde_json::to_string(&metadata).expect("strings are valid JSON");
     let mut entries = vec![format!("{}:{metadata}", json(METADATA_KEY))];
     let mut start = 0;
-    for (name, data) in &tensors {
-        if *name == METADATA_KEY {
+    for info in tensors {
+        let name = info.name.as_str();
+        if name == METADATA_KEY {
             return Err(unwritable(name, "the name is reserved by safetensors".into()));
         }
-        let dtype = file_dtype(data.dtype).ok_or_else(|| {
-            unwritable(name, format!("safetensors has no element type {}", data.dtype.name()))
+        let dtype = file_dtype(info.dtype).ok_or_else(|| {
+            unwritable(name, format!("safetensors has no element type {}", info.dtype.name()))
         })?;
-        let end = start + data.as_bytes().len();
-        let info = TensorInfo { dtype, shape: data.shape.to_vec(), data_offsets: (start, end) };
+        if info.shape.len() > MAX_RANK {
+            return Err(unwritable(name, format!("more than {MAX_RANK} dimensions")));
+        }
+        let end = start + info.n_bytes();
+        let info = HeaderInfo { dtype, shape: info.shape.clone(), data_offsets: (start, end) };
         let info = serde_json::to_string(&info).expect("numbers and names are valid JSON");
         entries.push(format!("{}:{info}", json(name)));
         start = end;
     }
     let mut header = format!("{{{}}}", entries.join(",")).into_bytes();
     header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
-    Ok((header, tensors.into_iter().map(|(_, data)| data).collect()))
-}
-
-fn write_flushed(path: &Path, header: &[u8], tensors: &[&TensorData]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::options().write(true).create_new(true).open(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(header)?;
-    for data in tensors {
-        file.write_all(data.as_bytes())?;
-    }
-    file.into_inner()?.sync_all()
-}
-
-/// A hidden name in the same folder that no other writer, thread or process, takes.
-fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
-    };
-    let folder = folder_of(path);
-    if !folder.is_dir() {
-        let what = format!("there is no folder {}", folder.display());
-        return Err(io::Error::new(io::ErrorKind::NotFound, what));
-    }
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.{count}.tmp", std::process::id()));
-    Ok(path.with_file_name(hidden))
-}
-
-/// Makes the rename itself survive a power failure, where folders can be flushed.
-fn flush_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
+    Ok(header)
 }
 
 fn burn_dtype(dtype: Dtype) -> Option<DType> {

@@ -5,6 +5,9 @@ use burn::tensor::{Bytes, DType, TensorData};
 /// Copies are made in square tiles of this side, so that a transposition stays in the cache.
 const TILE: usize = 32;
 
+/// The most dimensions of a tensor, as in torch.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// Which elements of a storage make up a tensor: `offset + sum(index[d] * strides[d])`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View {

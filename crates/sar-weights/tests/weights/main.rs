@@ -4,9 +4,15 @@ mod support;
 
 mod pth;
 
+mod pth_write;
+
 mod parity;
 
 mod safetensors;
+
+mod released;
+
+mod hostile;
 
 mod robustness;
 

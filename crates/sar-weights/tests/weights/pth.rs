@@ -105,9 +105,12 @@ fn contradictions_are_named() {
     };
     let stored = |storages: &[(&str, &[u8])]| pth(&[spec()], storages);
     check(&stored(&[]), "tensor w needs data/0, which is not there; the file is incomplete");
-    check(&stored(&[("a/data/0", &numbers[..12])]), "data/0 has 12 bytes and its tensors need 16");
+    check(
+        &stored(&[("a/data/0", &numbers[..12])]),
+        "data/0 of tensor w has 12 bytes and should have 16",
+    );
     let long = [&numbers[..], b"1234"].concat();
-    check(&stored(&[("a/data/0", &long)]), "data/0 has 20 bytes and its tensors need 16");
+    check(&stored(&[("a/data/0", &long)]), "data/0 of tensor w has 20 bytes and should have 16");
 
     let beyond = Spec("w", "Float", "0", 4, 1, &[4], &[1]);
     check(&pth(&[beyond], &[("a/data/0", &numbers)]), "tensor w has sizes [4], strides [1] and");
@@ -119,7 +122,7 @@ fn contradictions_are_named() {
     let mut flipped = stored(&[("a/data/0", &numbers)]);
     let at = flipped.windows(16).position(|part| part == numbers).unwrap();
     flipped[at] ^= 1;
-    check(&flipped, "cannot read data/0: its checksum is wrong");
+    check(&flipped, "cannot read data/0 of tensor w: its checksum is wrong");
 
     let pickle = pickle(&[spec()]);
     let big = [("a/data.pkl", &pickle[..]), ("a/byteorder", b"big"), ("a/data/0", &numbers)];
@@ -151,10 +154,13 @@ fn other_formats_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights");
     assert!(message(NamedTensors::read(&path)).starts_with("cannot read the file: No such file"));
-    fs::write(&path, b"not a zip file").unwrap();
-    assert!(message(NamedTensors::read_pth(&path)).contains("does not begin like a zip file"));
+    fs::write(&path, pth(&[Spec("w", "Byte", "0", 1, 0, &[1], &[1])], &[("a/data/0", b"x")]))
+        .unwrap();
+    let error = message(NamedTensors::read_safetensors(&path));
+    assert!(error.starts_with("a PyTorch zip file, where a safetensors file is needed"), "{error}");
     fs::create_dir(folder.path().join("weights.d")).unwrap();
-    message(NamedTensors::read(&folder.path().join("weights.d")));
+    let error = message(NamedTensors::read(&folder.path().join("weights.d")));
+    assert!(error.starts_with("cannot read the file: it is a folder"), "{error}");
 }
 
 #[test]
@@ -166,7 +172,7 @@ fn a_file_needs_no_more_memory_than_its_size_allows() {
     let numbers = f32s([1.0]);
     // A scalar expanded to 40 GB.
     let expanded = [Spec("w", "Float", "0", 1, 0, &[100_000, 100_000], &[0, 0])];
-    check(&pth(&expanded, &[("a/data/0", &numbers)]), "its tensors take 40000000000 bytes");
+    check(&pth(&expanded, &[("a/data/0", &numbers)]), "its tensors up to w take 40000000000 bytes");
     // A storage that claims to be of 4 EB.
     let claimed = [Spec("w", "Float", "0", 1 << 60, 0, &[1], &[1])];
     check(&pth(&claimed, &[("a/data/0", &numbers)]), "data/0 claims 1152921504606846976 elements");

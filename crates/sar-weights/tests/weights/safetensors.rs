@@ -3,33 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{message, parity, read};
-use burn::tensor::{BoolStore, DType, Shape, TensorData, bf16, f16};
+use crate::support::{every_type, message, parity, read};
+use burn::tensor::{BoolStore, DType, TensorData};
 use proptest::prelude::*;
 use sar_weights::{NamedTensors, WeightsError};
-
-fn every_type() -> NamedTensors {
-    let mut named = NamedTensors::new();
-    named.insert("f64", TensorData::from([[1.5f64], [f64::NAN]]));
-    named.insert("f32", TensorData::from([f32::NAN, -0.0, f32::NEG_INFINITY]));
-    named.insert("f16", TensorData::from([f16::from_f32(0.1)]));
-    named.insert("bf16", TensorData::from([bf16::from_f32(0.1); 3]));
-    named.insert("i64", TensorData::from([i64::MIN]));
-    named.insert("i32", TensorData::from([i32::MIN]));
-    named.insert("i16", TensorData::from([i16::MIN]));
-    named.insert("i8", TensorData::from([i8::MIN]));
-    named.insert("u64", TensorData::from([u64::MAX]));
-    named.insert("u32", TensorData::from([u32::MAX]));
-    named.insert("u16", TensorData::from([u16::MAX]));
-    named.insert("u8", TensorData::from([u8::MAX]));
-    named.insert("bool", TensorData::from([true, false, true]));
-    named.insert("scalar", TensorData::new(vec![3f32], Shape::from(Vec::<usize>::new())));
-    named.insert("empty", TensorData::new(Vec::<f32>::new(), [0, 7]));
-    named.insert("ä \"quoted\"\n", TensorData::from([1f32]));
-    named.metadata_mut().insert("step".into(), "7\n\"x\"".into());
-    named.metadata_mut().insert("format".into(), "pt".into());
-    named
-}
 
 #[test]
 fn a_round_trip_keeps_every_bit_and_equal_weights_give_equal_files() {

@@ -1,0 +1,373 @@
+//! `sar inspect`: what a file of weights, a recipe or a run directory is.
+//!
+//! Only headers are held in memory; checksums are compared by reading through.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use sar_train::Recipe;
+use sar_weights::{Checksum, Format, Released, TensorInfo, WeightsFile, recognise};
+use serde_json::Value;
+
+use crate::Verdict;
+
+/// The longest metadata value that is shown whole, in characters.
+const SHOWN: usize = 200;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A .pth or safetensors file, a recipe (.toml) or a run directory.
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// Lists every tensor instead of one line per kind of tensor.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<Verdict> {
+    let Args { path, all } = args;
+    if path.is_dir() {
+        return run_dir(&path);
+    }
+    if path.extension().is_some_and(|ending| ending == "toml") {
+        return recipe(&path);
+    }
+    let mut file = WeightsFile::open(&path)?;
+    // Before a line is printed: what is said of a damaged file may be wrong.
+    let checksum = file.verify()?;
+    weights(&file, checksum, all);
+    Ok(Verdict::Good)
+}
+
+fn recipe(path: &Path) -> Result<Verdict> {
+    let recipe = Recipe::load(&path.to_string_lossy(), &[])?;
+    row("kind", "recipe, complete and valid");
+    recipe_rows(&recipe);
+    println!("\n{}", recipe.to_toml().trim_end());
+    Ok(Verdict::Good)
+}
+
+fn recipe_rows(recipe: &Recipe) {
+    row("name", &recipe.name);
+    row("seed", recipe.seed);
+    let steps = [
+        ("tokenizer", recipe.tokenizer.steps),
+        ("teacher", recipe.teacher.steps),
+        ("sar", recipe.sar.steps),
+    ];
+    let steps: Vec<String> =
+        steps.iter().map(|(stage, steps)| format!("{stage} {}", grouped(*steps))).collect();
+    row("steps", steps.join(", "));
+    row("scales", recipe.scales());
+}
+
+/// A run: its recipe, its files of weights, and how far its metrics go.
+fn run_dir(dir: &Path) -> Result<Verdict> {
+    let file = dir.join("recipe.toml");
+    ensure!(file.is_file(), "{}: no run directory: there is no recipe.toml", dir.display());
+    let recipe = Recipe::load(&file.to_string_lossy(), &[])?;
+    row("kind", "run directory");
+    recipe_rows(&recipe);
+    if let Some((lines, last)) = metrics(&dir.join("metrics.jsonl"))? {
+        row("metrics", format!("{} lines{last}", grouped(lines)));
+    }
+    let report = if dir.join("report.json").is_file() { "written" } else { "not yet" };
+    row("report", report);
+
+    let mut verdict = Verdict::Good;
+    println!();
+    for path in weights_below(dir)? {
+        let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+        match line(&path) {
+            Ok(line) => println!("{name}: {line}"),
+            Err(error) => {
+                verdict = Verdict::Bad;
+                println!("{name}: DAMAGED: {error:#}");
+            }
+        }
+    }
+    Ok(verdict)
+}
+
+/// Number of lines, and what the last whole one says.
+fn metrics(path: &Path) -> Result<Option<(u64, String)>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines.iter().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+    let last = last.map_or(String::new(), |last| {
+        let stage = last["stage"].as_str().unwrap_or("?").to_owned();
+        format!(", the last of {stage}, step {}", last["step"])
+    });
+    Ok(Some((lines.len() as u64, last)))
+}
+
+/// The files of weights of a run and its checkpoints, by stage and step.
+fn weights_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in [dir.to_owned(), dir.join("checkpoints")] {
+        if !folder.is_dir() {
+            continue;
+        }
+        let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+        let mut here: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"))
+            .collect();
+        here.sort_by_key(|path| {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            match stem.rsplit_once('-').and_then(|(stage, step)| Some((stage, step.parse().ok()?)))
+            {
+                Some((stage, step)) => (stage.to_owned(), step),
+                None => (stem, 0u64),
+            }
+        });
+        found.extend(here);
+    }
+    Ok(found)
+}
+
+/// A file of weights in a line.
+fn line(path: &Path) -> Result<String> {
+    let mut file = WeightsFile::open(path)?;
+    let checksum = file.verify()?;
+    let summary = Summary::of(&file);
+    let step = file.metadata().get("step").map_or(String::new(), |step| format!(", step {step}"));
+    Ok(format!(
+        "{}{step}, {} parameters, {}, checksum {}",
+        summary.kind,
+        grouped(summary.n_parameters as u64),
+        size(file.n_bytes()),
+        said(checksum, file.format())
+    ))
+}
+
+fn weights(file: &WeightsFile, checksum: Checksum, all: bool) {
+    let summary = Summary::of(file);
+    row("kind", &summary.kind);
+    let format = match file.format() {
+        Format::Safetensors => "safetensors",
+        Format::Pth => ".pth (zip file of torch)",
+    };
+    row("format", format!("{format}, {}", size(file.n_bytes())));
+    row("checksum", said(checksum, file.format()));
+    row(
+        "parameters",
+        format!("{} in {} tensors", grouped(summary.n_parameters as u64), summary.n_tensors),
+    );
+    if summary.n_others > 0 {
+        row("besides", format!("{} that are no parameters of it", summary.n_others));
+    }
+    for (field, value) in &summary.fields {
+        row(field, value);
+    }
+    if !file.metadata().is_empty() {
+        println!("\nmetadata");
+    }
+    for (field, value) in file.metadata() {
+        println!("  {} = {}", one_line(field), one_line(value));
+    }
+    println!("\ntensors");
+    if all {
+        for TensorInfo { name, dtype, shape } in file.tensors() {
+            println!("  {} {shape:?}  {}", dtype.name(), one_line(name));
+        }
+        return;
+    }
+    let mut groups: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+    for TensorInfo { name, dtype, shape } in file.tensors() {
+        let about = format!("{} {shape:?}", dtype.name());
+        groups.entry((pattern(name), about)).or_default().push(name);
+    }
+    for ((pattern, about), names) in groups {
+        match names.as_slice() {
+            [name] => println!("  {about}  {}", one_line(name)),
+            names => println!("  {} x {about}  {}", names.len(), one_line(&pattern)),
+        }
+    }
+}
+
+/// What is said of a file of weights before its tensors are listed.
+struct Summary {
+    kind: String,
+    fields: Vec<(&'static str, String)>,
+    n_parameters: usize,
+    n_tensors: usize,
+    /// Tensors that are no parameters of the model.
+    n_others: usize,
+}
+
+impl Summary {
+    fn of(file: &WeightsFile) -> Self {
+        let own = file.metadata().get("kind");
+        let mut fields = Vec::new();
+        let (kind, counted): (String, Vec<&TensorInfo>) =
+            match recognise(file.path(), file.tensors()) {
+                Ok(found) => {
+                    if !found.root.is_empty() {
+                        fields.push(("root", found.root.clone()));
+                    }
+                    fields.extend(shape_fields(&found.model));
+                    let is_parameter = |info: &&TensorInfo| {
+                        found.strip(&info.name).is_some_and(|name| !Released::is_buffer(name))
+                    };
+                    let model = found.model.kind();
+                    let preset = found.model.preset_name().filter(|preset| *preset != model);
+                    let preset = preset.map_or(String::new(), |name| format!(" ({name})"));
+                    let kind = match own {
+                        Some(own) if own != model => format!("{} of a {model}", one_line(own)),
+                        _ => model.to_owned(),
+                    };
+                    (kind + &preset, file.tensors().iter().filter(is_parameter).collect())
+                }
+                Err(_) => {
+                    let kind = own.map_or("tensors of no known model".into(), |own| one_line(own));
+                    (kind, file.tensors().iter().collect())
+                }
+            };
+        Self {
+            kind,
+            fields,
+            n_parameters: counted.iter().map(|info| info.n_elements()).sum(),
+            n_tensors: counted.len(),
+            n_others: file.tensors().len() - counted.len(),
+        }
+    }
+}
+
+fn shape_fields(model: &Released) -> Vec<(&'static str, String)> {
+    use sar_weights::{BackboneShape, PositionsShape, TokenizerFamily, TokenizerShape};
+    match model {
+        Released::Tokenizer(TokenizerShape {
+            family,
+            base_channels,
+            channel_multipliers,
+            res_blocks,
+            z_channels,
+            codebook_size,
+            codebook_dim,
+        }) => {
+            let mut fields = vec![
+                ("channels", format!("{base_channels} times {channel_multipliers:?}")),
+                ("blocks", format!("{res_blocks} a level")),
+                ("z_channels", z_channels.to_string()),
+                ("codebook", format!("{codebook_size} codes of {codebook_dim} channels")),
+            ];
+            if let TokenizerFamily::Var { phi } = family {
+                fields.push(("phi", format!("{phi:?}")));
+            }
+            fields
+        }
+        Released::Backbone(BackboneShape {
+            depth,
+            width,
+            heads,
+            mlp_ratio,
+            classes,
+            codebook_size,
+            codebook_dim,
+            shared_adaln,
+            qk_l2_norm,
+            positions,
+        }) => {
+            let heads = heads.map_or("not shown by the tensors".into(), |n: usize| n.to_string());
+            let positions = match positions {
+                PositionsShape::Grid { side } => format!("a grid of {side}x{side}"),
+                PositionsShape::PerToken { tokens, scales } => {
+                    format!("{tokens} tokens in {scales} scales")
+                }
+            };
+            let yes = |yes: &bool| if *yes { "yes" } else { "no" }.to_owned();
+            vec![
+                ("depth", depth.to_string()),
+                ("width", width.to_string()),
+                ("heads", heads),
+                ("mlp_ratio", mlp_ratio.to_string()),
+                ("classes", classes.to_string()),
+                ("codebook", format!("{codebook_size} codes of {codebook_dim} channels")),
+                ("shared_adaln", yes(shared_adaln)),
+                ("qk_l2_norm", yes(qk_l2_norm)),
+                ("positions", positions),
+            ]
+        }
+    }
+}
+
+fn said(checksum: Checksum, format: Format) -> &'static str {
+    match (checksum, format) {
+        (Checksum::Absent, _) => "none in the file",
+        (Checksum::Verified, Format::Safetensors) => "matches",
+        (Checksum::Verified, Format::Pth) => "matches, of every storage",
+    }
+}
+
+/// A name with its numbers left out: `blocks.*.attn.q_bias`.
+fn pattern(name: &str) -> String {
+    let part = |part: &str| {
+        let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number { "*".to_owned() } else { part.to_owned() }
+    };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+fn row(field: &str, value: impl std::fmt::Display) {
+    println!("{field:<13} {value}");
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn size(n_bytes: u64) -> String {
+    match n_bytes {
+        0..10_000 => format!("{n_bytes} bytes"),
+        10_000..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", n_bytes as f64 / 1e6),
+    }
+}
+
+/// Text out of a file: without control characters, and not endless.
+fn one_line(text: &str) -> String {
+    let mut line: String = text.chars().take(SHOWN).flat_map(escaped).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+fn escaped(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = escaped.is_none().then_some(c);
+    escaped.into_iter().flatten().chain(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_numbers_and_text() {
+        assert_eq!(pattern("blocks.12.attn.q_bias"), "blocks.*.attn.q_bias");
+        assert_eq!(pattern("pos_1LC"), "pos_1LC");
+        let check = |n, text: &str| assert_eq!(grouped(n), text);
+        check(0, "0");
+        check(999, "999");
+        check(1000, "1,000");
+        check(315_560_123, "315,560,123");
+        assert_eq!(one_line("a\nb\u{1b}"), "a\\nb\\u{1b}");
+        assert_eq!(one_line(&"x".repeat(300)).chars().count(), SHOWN + 1);
+    }
+}
