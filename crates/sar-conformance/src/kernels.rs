@@ -301,9 +301,8 @@ pub fn nearest_codes_are_nearest<B: Backend>(device: &B::Device) {
     assert_eq!(map_bchw.dims(), [2, c, size.height, size.width]);
     let mut expected = Vec::new();
     for image in tokens.chunks(n) {
-        for channel in 0..c {
-            expected.extend(image.iter().map(|token| codes[*token][channel]));
-        }
+        let channels = (0..c).flat_map(|channel| image.iter().map(move |token| (*token, channel)));
+        expected.extend(channels.map(|(token, channel)| codes[token][channel]));
     }
     assert_near("look-up", &floats(map_bchw), &expected, 1e-6);
 }

@@ -42,6 +42,7 @@ macro_rules! tests {
         $crate::tests!(@part $backend, training(
             adamw_equals_its_equations,
             clipping_keeps_the_direction_and_limits_the_norm,
+            gradients_of_resampling_are_its_transpose,
             gradients_of_the_backbone_equal_finite_differences,
             gradients_of_the_tokenizer_equal_finite_differences,
             micro_batches_add_up_whatever_the_workers,

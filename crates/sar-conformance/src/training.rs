@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
+use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::Reduction;
 use sar_model::Backbone;
 use sar_tokenizer::{FlexVarTokenizer, codebook};
@@ -65,6 +65,46 @@ pub fn gradients_of_the_tokenizer_equal_finite_differences<A: AutodiffBackend>(d
     let model = tiny::tokenizer::<Inner<A>>(device);
     let layout = &sar_tokenizer::LAYOUT;
     assert_differences::<A, FlexVarTokenizer<A>>(model, layout, loss, device);
+}
+
+/// Resampling is linear, so its gradient is its transpose: `U_h^T G U_w`. The sizes are those of a
+/// learned position grid, whose gradient comes through nothing else.
+pub fn gradients_of_resampling_are_its_transpose<A: AutodiffBackend>(device: &A::Device) {
+    let (maps, from) = (6, 32);
+    for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest] {
+        for to in [1, 2, 3, 5, 13, 16, 24, 40] {
+            let stream = SeedTree::new(22).at(to as u64);
+            let gradient = stream.normals(maps * to * to);
+            let matrix = widened(&filter.matrix(from, to));
+            // Rows first, then columns.
+            let transposed = gradient.chunks(to * to).flat_map(|map| {
+                let half: Vec<f64> = (0..to * from)
+                    .map(|at| {
+                        let (row, x) = (at / from, at % from);
+                        let terms =
+                            (0..to).map(|j| f64::from(map[row * to + j]) * matrix[j * from + x]);
+                        terms.sum()
+                    })
+                    .collect();
+                let whole = (0..from * from).map(|at| {
+                    let (y, x) = (at / from, at % from);
+                    (0..to).map(|i| half[i * from + x] * matrix[i * from + y]).sum::<f64>()
+                });
+                whole.collect::<Vec<f64>>()
+            });
+            let expected: Vec<f64> = transposed.collect();
+
+            let x_bchw = normals::<A, 4>(stream.child("x"), [2, maps / 2, from, from], device);
+            let x_bchw = x_bchw.require_grad();
+            let y_bchw = resample(x_bchw.clone(), ScaleSize::square(to), filter);
+            let gradient_bchw =
+                Tensor::<A, 1>::from_data(TensorData::new(gradient, [maps * to * to]), device)
+                    .reshape([2, maps / 2, to, to]);
+            let gradients = (y_bchw * gradient_bchw).sum().backward();
+            let ours = floats(x_bchw.grad(&gradients).expect("a gradient reaches the input"));
+            assert_near(&format!("{filter:?} to {to}"), &ours, &expected, 1e-5);
+        }
+    }
 }
 
 /// Central differences of `loss`, one parameter at a time, along its gradient mixed with a random
@@ -253,8 +293,9 @@ pub fn micro_batches_add_up_whatever_the_workers<A: AutodiffBackend>(device: &A:
     let tokenizer = tiny::tokenizer::<Inner<A>>(device);
     let model = tiny::backbone::<Inner<A>>(false, true, device);
     let objective = Objective::paper(0.7);
-    let run = |parts: &[std::ops::Range<usize>], workers: usize| -> Vec<Vec<f64>> {
-        let batches = parts.iter().map(|part| token_batch::<Inner<A>>(part.clone(), device));
+    let run = |size: usize, workers: usize| -> Vec<Vec<f64>> {
+        let starts = (0..4).step_by(size);
+        let batches = starts.map(|start| token_batch::<Inner<A>>(start..start + size, device));
         let loss = |model: &Backbone<A>, batch: TokenBatch<Inner<A>>| {
             let step = SeedTree::new(0);
             let terms =
@@ -264,9 +305,9 @@ pub fn micro_batches_add_up_whatever_the_workers<A: AutodiffBackend>(device: &A:
         let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches.collect(), workers, loss);
         sum.gradients.iter().flatten().map(|gradient| floats(gradient.clone())).collect()
     };
-    let whole = run(&[0..4], 1);
-    let halves = run(&[0..2, 2..4], 1);
-    assert_eq!(halves, run(&[0..2, 2..4], 2));
+    let whole = run(4, 1);
+    let halves = run(2, 1);
+    assert_eq!(halves, run(2, 2));
     for (whole, halves) in whole.iter().zip(&halves) {
         assert_near("gradient", halves, whole, 1e-4);
     }
