@@ -52,6 +52,8 @@ const TABLE: &[Row] = &[
     Row { package: "sar-rollout", ours: &["sar-core"], burn: Burn::Generic },
     Row { package: "sar-train", ours: LIBRARIES.split_at(7).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
+    // A library without a backend, and beside it the tests of the backends.
+    Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },
     Row { package: "sar-cli", ours: LIBRARIES, burn: Burn::Backends },
     Row { package: "sar-bench", ours: LIBRARIES, burn: Burn::Backends },
     Row { package: "xtask", ours: &[], burn: Burn::None },

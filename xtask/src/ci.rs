@@ -1,10 +1,13 @@
 //! `ci`: every check of CI, the cheapest first; it stops at the first that fails.
 
+use std::env;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Outcome};
+use crate::device::Device;
 use crate::{arrows, licences, test};
 
 struct Step {
@@ -15,42 +18,70 @@ struct Step {
 enum Work {
     Cargo(Command),
     Check(fn() -> Outcome),
+    /// Not done here, for this reason.
+    Skip(&'static str),
 }
 
 pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
     cargo::takes_no_arguments(verb, args)?;
     let mut times = Vec::new();
-    for mut step in steps() {
+    for mut step in steps()? {
         println!("\n==> {}: {}", step.name, step.shown());
         let start = Instant::now();
         let outcome = step.run();
-        times.push((step.name, start.elapsed()));
-        if let Err(failure) = outcome {
+        let end = if matches!(step.work, Work::Skip(_)) { "SKIPPED" } else { "ok" };
+        times.push((step.name, start.elapsed(), if outcome.is_ok() { end } else { "FAILED" }));
+        if outcome.is_err() {
             report(&times, "FAILED");
-            return Err(failure);
+            return outcome;
         }
     }
     report(&times, "ok");
     Ok(())
 }
 
-fn steps() -> Vec<Step> {
-    use Work::{Cargo, Check};
+fn steps() -> Result<Vec<Step>, cargo::Failure> {
+    use Work::{Cargo, Check, Skip};
     let clippy = "clippy --workspace --all-targets --release -- --deny warnings";
     let mut docs = words("doc --workspace --no-deps --release");
     docs.env("RUSTDOCFLAGS", "--deny warnings");
-    vec![
+    // In CI a missing driver is a failure, not a reason.
+    let wgpu = if env::var_os("CI").is_some() || has_gpu_driver() {
+        Cargo(test::on_device("wgpu", &[])?)
+    } else {
+        Skip("no Vulkan driver here; Debian's mesa-vulkan-drivers is one in software")
+    };
+    let packages = "--package sar-cli --bin sar --package sar-conformance --test cuda";
+    let mut cuda = words(&format!("check --release {packages}"));
+    Device::find("cuda").expect("a known device").select(&mut cuda);
+    Ok(vec![
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
         Step { name: "licences", work: Check(licences::check_workspace) },
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
-        Step { name: "tests", work: Cargo(test::command(&[])) },
-    ]
+        Step { name: "tests", work: Cargo(test::everything(&[])) },
+        Step { name: "wgpu", work: wgpu },
+        Step { name: "cuda", work: Cargo(cuda) },
+    ])
 }
 
 fn words(line: &str) -> Command {
     cargo::cargo(line.split(' '))
+}
+
+/// Whether wgpu finds a driver: always outside Linux; there, where the Vulkan loader looks.
+fn has_gpu_driver() -> bool {
+    let named = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
+    if !cfg!(target_os = "linux") || named.iter().any(|name| env::var_os(name).is_some()) {
+        return true;
+    }
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+    let system = ["/etc", "/usr/local/share", "/usr/share"].map(PathBuf::from);
+    let manifests = |folder: PathBuf| folder.join("vulkan/icd.d").read_dir();
+    home.into_iter()
+        .chain(system)
+        .any(|folder| manifests(folder).is_ok_and(|mut manifests| manifests.next().is_some()))
 }
 
 impl Step {
@@ -58,6 +89,7 @@ impl Step {
         match &self.work {
             Work::Cargo(command) => cargo::shown(command),
             Work::Check(_) => format!("cargo xtask {}", self.name),
+            Work::Skip(reason) => format!("SKIPPED, {reason}"),
         }
     }
 
@@ -65,17 +97,17 @@ impl Step {
         match &mut self.work {
             Work::Cargo(command) => cargo::run(command.current_dir(cargo::root())),
             Work::Check(check) => check(),
+            Work::Skip(_) => Ok(()),
         }
     }
 }
 
-/// The table of wall times; `last` says how the last step ended.
-fn report(times: &[(&str, Duration)], last: &str) {
-    let total: Duration = times.iter().map(|(_, time)| *time).sum();
+/// The table of wall times and how the steps ended; `verdict` is that of all.
+fn report(times: &[(&str, Duration, &str)], verdict: &str) {
+    let total: Duration = times.iter().map(|(_, time, _)| *time).sum();
     println!();
-    for (i, (name, time)) in times.iter().enumerate() {
-        let end = if i + 1 == times.len() { last } else { "ok" };
+    for (name, time, end) in times {
         println!("{name:<9} {:>8.1} s  {end}", time.as_secs_f64());
     }
-    println!("{:<9} {:>8.1} s  {last}", "ci", total.as_secs_f64());
+    println!("{:<9} {:>8.1} s  {verdict}", "ci", total.as_secs_f64());
 }

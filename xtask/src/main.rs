@@ -4,6 +4,7 @@ mod arrows;
 mod bench;
 mod cargo;
 mod ci;
+mod device;
 mod licences;
 mod sar;
 mod test;
@@ -28,7 +29,7 @@ const VERBS: [Verb; 11] = [
     Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
-    Verb { name: "test", about: "run all tests, as CI does; takes cargo test's arguments", run: test::run },
+    Verb { name: "test", about: "run all tests, or with --device the laws of one backend; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
     Verb { name: "licences", about: "check the licences and sources of all dependencies", run: licences::run },

@@ -1,16 +1,22 @@
-//! `test`: all unit, integration and documentation tests of the workspace.
+//! `test`: all unit, integration and documentation tests of the workspace, or the conformance suite
+//! on one device.
 
 use std::ffi::OsString;
 use std::process::Command;
 
-use crate::cargo::{self, Outcome};
+use crate::cargo::{self, Failure, Outcome};
+use crate::device::{self, Device, Kind};
 
 pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
-    cargo::finish_as(command(args).current_dir(cargo::root()))
+    let mut command = match device::named(args) {
+        None => everything(args),
+        Some(name) => on_device(name, &device::without(args))?,
+    };
+    cargo::finish_as(command.current_dir(cargo::root()))
 }
 
 /// `cargo test` in the profile that everything else is built in: a second one would build burn twice.
-pub(crate) fn command(args: &[OsString]) -> Command {
+pub(crate) fn everything(args: &[OsString]) -> Command {
     let mut command = cargo::cargo(["test", "--release", "--no-fail-fast"]);
     // cargo ignores `--package` beside `--workspace`.
     if !selects_packages(args) {
@@ -18,6 +24,23 @@ pub(crate) fn command(args: &[OsString]) -> Command {
     }
     command.args(args);
     command
+}
+
+/// The laws of `sar-conformance` on one device.
+pub(crate) fn on_device(name: &str, args: &[OsString]) -> Result<Command, Failure> {
+    let Some(device) = Device::find(name) else {
+        let known = Device::names();
+        return Err(Failure::Usage(format!("--device {name}: unknown; known: {known}")));
+    };
+    let mut command = cargo::cargo(["test", "--release", "--no-fail-fast"]);
+    if device.kind == Kind::Gpu {
+        command.args(["--package", "sar-conformance"]);
+        device.select(&mut command);
+    } else {
+        command.arg("--workspace");
+    }
+    command.args(["--test", device.name]).args(args);
+    Ok(command)
 }
 
 fn selects_packages(args: &[OsString]) -> bool {
@@ -31,11 +54,14 @@ fn selects_packages(args: &[OsString]) -> bool {
 mod tests {
     use super::*;
 
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
     #[test]
     fn the_whole_workspace_is_tested_unless_packages_are_named() {
         let check = |line: &str, expected: &str| {
-            let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-            assert_eq!(cargo::shown(&command(&args)), format!("cargo {expected}"));
+            assert_eq!(cargo::shown(&everything(&words(line))), format!("cargo {expected}"));
         };
         check("", "test --release --no-fail-fast --workspace");
         check(
@@ -45,5 +71,18 @@ mod tests {
         check("-p sar-core", "test --release --no-fail-fast -p sar-core");
         check("--package=sar-core", "test --release --no-fail-fast --package=sar-core");
         check("-- -p", "test --release --no-fail-fast --workspace -- -p");
+    }
+
+    #[test]
+    fn a_device_runs_its_own_tests_only() {
+        let command = on_device("ndarray", &words("parity")).unwrap();
+        assert_eq!(
+            cargo::shown(&command),
+            "cargo test --release --no-fail-fast --workspace --test ndarray parity"
+        );
+        let command = cargo::shown(&on_device("wgpu", &[]).unwrap());
+        assert!(command.contains("--package sar-conformance --features wgpu"), "{command}");
+        assert!(command.ends_with("--test wgpu"), "{command}");
+        assert!(on_device("abacus", &[]).is_err());
     }
 }

@@ -1,9 +1,16 @@
-//! `--device`: from a name to a burn backend.
+//! `--device`: from a name to a burn backend that works.
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use std::panic;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail};
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 use burn::backend::Autodiff;
 use burn::tensor::backend::AutodiffBackend;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use burn::tensor::{Tensor, backend::Backend};
 
 const KNOWN: [&str; 4] = ["flex", "ndarray", "wgpu", "cuda"];
 
@@ -30,8 +37,8 @@ impl DeviceArg {
     pub(crate) fn run<J: Job>(&self, job: J) -> Result<J::Output> {
         let (name, index) = match self.device.split_once(':') {
             None => (self.device.as_str(), None),
-            Some((name, index)) => match index.parse::<usize>() {
-                Ok(index) => (name, Some(index)),
+            Some((name, index)) => match index.parse::<u16>() {
+                Ok(index) => (name, Some(usize::from(index))),
                 Err(_) => bail!("--device {}: '{index}' is not an index", self.device),
             },
         };
@@ -46,14 +53,21 @@ impl DeviceArg {
             "ndarray" => job.run::<Autodiff<burn_ndarray::NdArray<f32>>>(Default::default(), cores),
             #[cfg(feature = "wgpu")]
             "wgpu" => {
-                use burn_wgpu::WgpuDevice;
+                use burn_wgpu::{Wgpu, WgpuDevice};
                 let device = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
-                job.run::<Autodiff<burn_wgpu::Wgpu>>(device, 1)
+                let needs = "needs a GPU with a Vulkan, Metal or DirectX 12 driver (an index counts \
+                             discrete GPUs); slowly, without a GPU: Debian's mesa-vulkan-drivers";
+                self.ensure_works::<Wgpu>(&device, needs)?;
+                job.run::<Autodiff<Wgpu>>(device, 1)
             }
             #[cfg(feature = "cuda")]
             "cuda" => {
-                let device = burn_cuda::CudaDevice::new(index.unwrap_or(0));
-                job.run::<Autodiff<burn_cuda::Cuda>>(device, 1)
+                use burn_cuda::{Cuda, CudaDevice};
+                let device = CudaDevice::new(index.unwrap_or(0));
+                let needs = "needs an NVIDIA GPU with its driver, and the CUDA toolkit in \
+                             /usr/local/cuda or where CUDA_PATH says";
+                self.ensure_works::<Cuda>(&device, needs)?;
+                job.run::<Autodiff<Cuda>>(device, 1)
             }
             _ if KNOWN.contains(&name) => bail!(
                 "--device {name}: not compiled into this binary; build with \
@@ -61,5 +75,39 @@ impl DeviceArg {
             ),
             _ => bail!("--device {name}: unknown; flex, ndarray, wgpu[:i] and cuda[:i] are known"),
         }
+    }
+
+    /// Lets the device add two numbers. burn has no fallible way to open a GPU: without a driver, a
+    /// compiler or the device itself it panics, on this thread or on one of its own.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    fn ensure_works<B: Backend>(&self, device: &B::Device, needs: &str) -> Result<()> {
+        let first_panic = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&first_panic);
+        let default_hook = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let reason = panic.payload_as_str().unwrap_or("no reason given").to_owned();
+            seen.lock().expect("nothing panics with the lock").get_or_insert(reason);
+        }));
+        let sum = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+            let sum = Tensor::<B, 1>::from_floats([1.0, 2.0], device) + 1.0;
+            sum.into_data().convert::<f32>().into_vec::<f32>()
+        }));
+        panic::set_hook(default_hook);
+        if matches!(&sum, Ok(Ok(sum)) if *sum == [2.0, 3.0]) {
+            return Ok(());
+        }
+        let reason = first_panic.lock().expect("nothing panics with the lock").take();
+        let reason = reason.unwrap_or_else(|| format!("1 + 1 and 2 + 1 made {sum:?}"));
+        bail!("--device {}: {needs}; it said: {}", self.device, one_line(&reason))
+    }
+}
+
+/// The first line that says something, at most 120 characters of it.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn one_line(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    match line.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
     }
 }

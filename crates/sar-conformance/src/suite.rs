@@ -1,0 +1,118 @@
+//! The list of all laws.
+
+/// Makes a `#[test]` of every law for an autodiff backend, or of the laws of the named parts.
+///
+/// ```text
+/// tests!(Autodiff<MyBackend>);
+/// tests!(Autodiff<MyBackend>; kernels, model);
+/// tests!(Autodiff<MyBackend>; kernels, parity(flexvar_tiny));
+/// ```
+/// Each part becomes a module of its name. [The crate](crate) says more.
+#[macro_export]
+macro_rules! tests {
+    (@part $backend:ty, kernels) => {
+        $crate::tests!(@part $backend, kernels(
+            bicubic_equals_published_numbers,
+            codes_are_counted_with_their_repetitions,
+            cross_entropy_equals_f64,
+            draws_follow_the_distribution,
+            elementary_functions_have_the_accuracy_of_f32,
+            filters_equal_sorting,
+            guidance_mixes_as_stated,
+            nearest_codes_are_nearest,
+            resampling_equals_its_definition,
+        ));
+    };
+    (@part $backend:ty, model) => {
+        $crate::tests!(@part $backend, model(
+            a_cached_pass_is_the_parallel_pass,
+            a_token_sees_its_own_and_coarser_scales_and_nothing_finer,
+            dropped_branches_change_their_own_image_only,
+            the_start_position_is_in_the_first_token_of_teacher_forcing_only,
+            weights_survive_the_way_out_and_in,
+        ));
+    };
+    (@part $backend:ty, rollout) => {
+        $crate::tests!(@part $backend, rollout(
+            greedy_tokens_are_what_the_parallel_pass_predicts,
+            samples_do_not_depend_on_their_batch,
+        ));
+    };
+    (@part $backend:ty, training) => {
+        $crate::tests!(@part $backend, training(
+            adamw_equals_its_equations,
+            clipping_keeps_the_direction_and_limits_the_norm,
+            gradients_of_resampling_are_its_transpose,
+            gradients_of_the_backbone_equal_finite_differences,
+            gradients_of_the_tokenizer_equal_finite_differences,
+            micro_batches_add_up_whatever_the_workers,
+            the_quantiser_passes_gradients_straight_through,
+            training_a_backbone_lowers_its_losses,
+            training_a_tokenizer_lowers_its_loss,
+        ));
+    };
+    (@part $backend:ty, parity) => {
+        $crate::tests!(@part $backend, parity(
+            flexvar_shared_adaln,
+            flexvar_tiny,
+            var_phi5,
+            var_tiny,
+        ));
+    };
+    (@part $backend:ty, $part:ident($($law:ident),+ $(,)?)) => {
+        mod $part {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[test]
+                fn $law() {
+                    $crate::$part::$law::<$crate::$part::Subject<$backend>>(&Default::default());
+                }
+            )+
+        }
+    };
+    ($backend:ty) => {
+        $crate::tests!($backend; kernels, model, rollout, training, parity);
+    };
+    ($backend:ty; $($part:ident $(($($law:ident),+ $(,)?))?),+ $(,)?) => {
+        $( $crate::tests!(@part $backend, $part $(($($law),+))?); )+
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    const LIST: &str = include_str!("suite.rs");
+
+    #[test]
+    fn every_law_is_in_the_list() {
+        for part in [
+            include_str!("kernels.rs"),
+            include_str!("model.rs"),
+            include_str!("parity.rs"),
+            include_str!("rollout.rs"),
+            include_str!("training.rs"),
+        ] {
+            let laws =
+                part.lines().filter_map(|line| line.strip_prefix("pub fn ")?.split('<').next());
+            let laws: Vec<&str> = laws.collect();
+            assert!(laws.len() > 1, "laws are public functions");
+            for law in laws {
+                assert!(LIST.contains(&format!("            {law},\n")), "{law} is no test");
+            }
+        }
+    }
+
+    #[test]
+    fn every_parity_case_is_a_law() {
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/parity");
+        for folder in cases.read_dir().unwrap().map(Result::unwrap) {
+            if folder.path().join("case.json").is_file() {
+                let case = folder.file_name().into_string().unwrap();
+                let law = format!("pub fn {case}<");
+                assert!(include_str!("parity.rs").contains(&law), "{case} is in no test");
+            }
+        }
+    }
+}
