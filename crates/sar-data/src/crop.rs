@@ -229,7 +229,7 @@ fn boxes(from: usize) -> Vec<Range<usize>> {
             let place = |x: usize| (x as f64 - centre + 0.5) * per_scale;
             let mut inside = (first..end).filter(|x| place(*x) > -0.5 && place(*x) <= 0.5);
             let first = inside.next().expect("a box is at least two pixels wide");
-            first..inside.last().unwrap_or(first) + 1
+            first..inside.next_back().unwrap_or(first) + 1
         })
         .collect()
 }
