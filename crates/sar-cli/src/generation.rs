@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::backend::Backend;
 use sar_core::{ScaleSchedule, ScaleSize};
 use sar_data::{RgbImage, find_class, to_png};
@@ -196,7 +196,8 @@ impl<B: Backend> Generator<B> {
     }
 
     fn checked(&self, scales: ScaleSchedule) -> Result<ScaleSchedule> {
-        self.backbone.config.check_scales(&scales)?;
+        let fits = self.backbone.config.check_scales(&scales);
+        fits.map_err(|error| anyhow!(error.problem))?;
         let tokens = scales.n_tokens();
         ensure!(tokens <= MOST_TOKENS, "{tokens} tokens an image, at most {MOST_TOKENS}");
         Ok(scales)
