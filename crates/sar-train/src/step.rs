@@ -85,9 +85,16 @@ where
     O: Send,
 {
     let n = micro_batches.len();
-    let one = |(model, input): (M::InnerModule, I)| {
+    // All graphs are built before the first backward pass: at its end burn-autodiff frees what it
+    // takes for orphans in every graph of the process, and may take a node of a graph that another
+    // thread is still building for one. Its gradient would be lost without a word.
+    let forward = |(model, input): (M::InnerModule, I)| {
         let differentiable = trainable::<A, M>(model);
-        let (Terms { loss, parts, scales }, output) = loss(&differentiable, input);
+        let (terms, output) = loss(&differentiable, input);
+        (differentiable, terms, output)
+    };
+    let backward = |(differentiable, terms, output): (M, Terms<A>, O)| {
+        let Terms { loss, parts, scales } = terms;
         (Gradients::of(loss, &differentiable), parts, scales, output)
     };
     let mut sum: Option<Sum<A::InnerBackend>> = None;
@@ -99,7 +106,8 @@ where
         if group.is_empty() {
             break;
         }
-        for (gradients, parts, scales, output) in side_by_side(group, &one) {
+        let group = side_by_side(group, &forward);
+        for (gradients, parts, scales, output) in side_by_side(group, &backward) {
             by_scale.push(scales);
             outputs.push(output);
             sum = Some(match sum {
