@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Outcome};
-use crate::device::Device;
 use crate::{arrows, licences, test};
 
 struct Step {
@@ -51,9 +50,6 @@ fn steps() -> Result<Vec<Step>, cargo::Failure> {
     } else {
         Skip("no Vulkan driver here; Debian's mesa-vulkan-drivers is one in software")
     };
-    let packages = "--package sar-cli --bin sar --package sar-conformance --test cuda";
-    let mut cuda = words(&format!("check --release {packages}"));
-    Device::find("cuda").expect("a known device").select(&mut cuda);
     Ok(vec![
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
@@ -62,7 +58,6 @@ fn steps() -> Result<Vec<Step>, cargo::Failure> {
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },
         Step { name: "wgpu", work: wgpu },
-        Step { name: "cuda", work: Cargo(cuda) },
     ])
 }
 
