@@ -171,7 +171,7 @@ fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
             "teacher" => recipe.teacher.optimisation.ema,
             _ => recipe.sar.optimisation.ema,
         };
-        let averages = u64::from(ema > 0.0);
+        let averages = u64::from(ema > 0.0 && stage.steps > 0);
         let name = match stage.name {
             "tokenizer" => "tokenizer".to_owned(),
             name => format!("backbone-{name}"),
