@@ -77,8 +77,8 @@ struct What {
 
 /// What is drawn anew, checked as far as it can be without the weights.
 enum Part {
+    /// Where the image is bright; a box is such a mask.
     Mask(RgbImage),
-    Box([u32; 4]),
     Margins([u32; 4]),
     Refine,
 }
@@ -104,7 +104,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             Part::Mask(mask)
         }
         What { rectangle: Some(text), .. } => {
-            let sides @ [left, top, right, bottom] = four(&text, "--box")?;
+            let [left, top, right, bottom] = four(&text, "--box")?;
             ensure!(
                 left < right
                     && top < bottom
@@ -114,7 +114,10 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
                 source.width(),
                 source.height(),
             );
-            Part::Box(sides)
+            Part::Mask(RgbImage::from_fn(source.width(), source.height(), |x, y| {
+                let is_inside = (left..right).contains(&x) && (top..bottom).contains(&y);
+                Rgb([if is_inside { 255 } else { 0 }; 3])
+            }))
         }
         What { expand: Some(text), .. } => {
             let sides = four(&text, "--expand")?;
@@ -180,15 +183,6 @@ impl Edit {
         let (canvas, region, whole) = match part {
             Part::Mask(mask) => {
                 let mask = cover(&mask, inner);
-                let bright = |x: usize, y: usize| mask.get_pixel(x as u32, y as u32).0[0] >= 128;
-                (cover(&source, inner), Region::new(inner, |x, y| bright(x, y) != outside), 0)
-            }
-            Part::Box([left, top, right, bottom]) => {
-                let drawn = RgbImage::from_fn(source.width(), source.height(), |x, y| {
-                    let is_inside = (left..right).contains(&x) && (top..bottom).contains(&y);
-                    Rgb([if is_inside { 255 } else { 0 }; 3])
-                });
-                let mask = cover(&drawn, inner);
                 let bright = |x: usize, y: usize| mask.get_pixel(x as u32, y as u32).0[0] >= 128;
                 (cover(&source, inner), Region::new(inner, |x, y| bright(x, y) != outside), 0)
             }
