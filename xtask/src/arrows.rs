@@ -21,12 +21,15 @@ enum Burn {
     None,
     /// `burn` alone, without a backend.
     Generic,
+    /// `burn`, and a backend behind a feature: hand-written operators for its tensors.
+    Behind,
     /// Backends too: this crate chooses one.
     Backends,
 }
 
 const LIBRARIES: &[&str] = &[
     "sar-core",
+    "sar-kernels",
     "sar-weights",
     "sar-tokenizer",
     "sar-model",
@@ -44,13 +47,14 @@ const GENERIC_FEATURES: [&str; 2] = ["std", "autodiff"];
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
     Row { package: "sar-core", ours: &[], burn: Burn::Generic },
+    Row { package: "sar-kernels", ours: &[], burn: Burn::Behind },
     Row { package: "sar-weights", ours: &[], burn: Burn::Generic },
-    Row { package: "sar-tokenizer", ours: &["sar-core", "sar-weights"], burn: Burn::Generic },
-    Row { package: "sar-model", ours: &["sar-core", "sar-weights"], burn: Burn::Generic },
-    Row { package: "sar-loss", ours: &["sar-core"], burn: Burn::Generic },
+    Row { package: "sar-tokenizer", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
+    Row { package: "sar-model", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
+    Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(7).0, burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(8).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
     Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },
@@ -114,10 +118,11 @@ fn check_package(row: &Row, package: &Value, members: &[&str], violations: &mut 
             violations.push(format!("{name} may not depend on burn"));
         }
         let is_backend = used.starts_with("burn-") || used.starts_with("cubecl");
-        if is_backend && row.burn != Burn::Backends {
+        let hidden = row.burn == Burn::Behind && dependency["optional"] == true;
+        if is_backend && row.burn != Burn::Backends && !hidden {
             violations.push(format!("{name} may not depend on {used}: it chooses no backend"));
         }
-        if used == "burn" && row.burn == Burn::Generic {
+        if used == "burn" && row.burn != Burn::Backends && row.burn != Burn::None {
             if dependency["uses_default_features"] != false {
                 violations.push(format!("{name} takes burn with its default features"));
             }
@@ -125,7 +130,7 @@ fn check_package(row: &Row, package: &Value, members: &[&str], violations: &mut 
             check_features(name, features, violations);
         }
     }
-    if row.burn == Burn::Generic {
+    if row.burn != Burn::Backends {
         check_features(name, forwarded_burn_features(package), violations);
     }
 }
@@ -207,6 +212,15 @@ mod tests {
             vec![core, loss, model, train],
             &["sar-core may not depend on sar-train", "sar-loss may not depend on sar-model"],
         );
+    }
+
+    #[test]
+    fn operators_of_a_backend_stay_behind_a_feature() {
+        let mut flex = dependency("burn-flex", Value::Null);
+        let found = "sar-kernels may not depend on burn-flex: it chooses no backend";
+        expect(vec![package("sar-kernels", vec![flex.clone()])], &[found]);
+        flex["optional"] = json!(true);
+        expect(vec![package("sar-kernels", vec![flex])], &[]);
     }
 
     #[test]

@@ -32,6 +32,19 @@ macro_rules! tests {
             weights_survive_the_way_out_and_in,
         ));
     };
+    (@part $backend:ty, operators) => {
+        $crate::tests!(@part $backend, operators(
+            adaptive_layer_norm_equals_f64,
+            attention_equals_f64,
+            cached_attention_equals_f64,
+            convolution_equals_f64,
+            cross_entropies_equal_f64,
+            double_sides_equals_f64,
+            gelu_equals_f64,
+            group_norm_equals_f64,
+            linear_equals_f64,
+        ));
+    };
     (@part $backend:ty, rollout) => {
         $crate::tests!(@part $backend, rollout(
             greedy_tokens_are_what_the_parallel_pass_predicts,
@@ -72,7 +85,7 @@ macro_rules! tests {
         }
     };
     ($backend:ty) => {
-        $crate::tests!($backend; kernels, model, rollout, training, parity);
+        $crate::tests!($backend; kernels, operators, model, rollout, training, parity);
     };
     ($backend:ty; $($part:ident $(($($law:ident),+ $(,)?))?),+ $(,)?) => {
         $( $crate::tests!(@part $backend, $part $(($($law),+))?); )+
@@ -90,6 +103,7 @@ mod tests {
         for part in [
             include_str!("kernels.rs"),
             include_str!("model.rs"),
+            include_str!("operators.rs"),
             include_str!("parity.rs"),
             include_str!("rollout.rs"),
             include_str!("training.rs"),

@@ -2,7 +2,6 @@
 //!
 //! Shapes: b batch, l tokens, v codes.
 
-use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 /// `-log p(target)` of every token, with label smoothing as in PyTorch.
@@ -26,14 +25,12 @@ pub fn cross_entropy<B: Backend>(
 ) -> Tensor<B, 2> {
     let [b, l, v] = logits_blv.dims();
     assert_eq!(target_bl.dims(), [b, l], "one target per token");
-    let log_p_rv = log_softmax(logits_blv.reshape([b * l, v]), 1);
-    let nll_r1 = -log_p_rv.clone().gather(1, target_bl.reshape([b * l, 1]));
-    let loss_r1 = if smoothing == 0.0 {
-        nll_r1
-    } else {
-        nll_r1 * (1.0 - smoothing) - log_p_rv.mean_dim(1) * smoothing
-    };
-    loss_r1.reshape([b, l])
+    let loss_r = sar_kernels::cross_entropy(
+        logits_blv.reshape([b * l, v]),
+        target_bl.reshape([b * l]),
+        smoothing,
+    );
+    loss_r.reshape([b, l])
 }
 
 /// Cross-entropy against the distribution of other logits, through which no gradient flows.
@@ -54,9 +51,9 @@ pub fn soft_cross_entropy<B: Backend>(
 ) -> Tensor<B, 2> {
     let [b, l, v] = logits_blv.dims();
     assert_eq!(target_logits_blv.dims(), [b, l, v], "one target distribution per token");
-    let target_rv = softmax(target_logits_blv.detach().reshape([b * l, v]), 1);
-    let log_p_rv = log_softmax(logits_blv.reshape([b * l, v]), 1);
-    -(target_rv * log_p_rv).sum_dim(1).reshape([b, l])
+    let [logits_rv, target_rv] =
+        [logits_blv, target_logits_blv].map(|logits| logits.reshape([b * l, v]));
+    sar_kernels::soft_cross_entropy(logits_rv, target_rv).reshape([b, l])
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear};
 use burn::tensor::activation::silu;
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize};
+use sar_kernels::{KeyValueCache, layer_norm_modulated};
 use sar_weights::Layout;
 
-use crate::attention::{KeyValueCache, Sight, linear_layer, scale_causal_mask};
-use crate::block::{Block, Modulation};
-use crate::norm::{layer_norm, modulate};
+use crate::attention::{Sight, apply, linear_layer, scale_causal};
+use crate::block::{Block, EPSILON, Modulation};
 use crate::positions::Positions;
 use crate::{BackboneConfig, BackboneConfigError, StochasticDepth};
 
@@ -132,7 +132,7 @@ impl<B: Backend> Backbone<B> {
         let Pass { labels_b, inputs_blc, schedule, first, depth_drops } = pass;
         let [b] = labels_b.dims();
         let device = labels_b.device();
-        let (l, d) = (schedule.n_tokens(), self.width);
+        let l = schedule.n_tokens();
 
         let condition = self.condition(labels_b);
         let first_1bd = match first {
@@ -149,16 +149,16 @@ impl<B: Backend> Backbone<B> {
         };
         let mut x_rd = x_rd + per_token(self.positions(schedule), b);
 
-        let mask_ll = scale_causal_mask(schedule, &device);
+        let visible = scale_causal(schedule);
         for (i, (block, modulation)) in self.blocks.iter().zip(condition.blocks).enumerate() {
             let modulation = match depth_drops {
                 Some(drops) => modulation.with_drops(drops.of_block(i, &device)),
                 None => modulation,
             };
-            x_rd = block.forward(x_rd, b, modulation, Sight::Masked(&mask_ll));
+            x_rd = block.forward(x_rd, b, modulation, Sight::Masked(&visible));
         }
-        let y_rd = modulate(layer_norm(x_rd), condition.head_scale, condition.head_shift);
-        self.logits(y_rd, l, b, d)
+        let (scale, shift) = (condition.head_scale, condition.head_shift);
+        self.logits(layer_norm_modulated(x_rd, scale, shift, EPSILON), l, b)
     }
 
     /// The learned positions of a schedule.
@@ -192,9 +192,9 @@ impl<B: Backend> Backbone<B> {
         let shared_b6d = self
             .shared_ada_lin
             .as_ref()
-            .map(|shared| shared.forward(activated_bd.clone()).reshape([b, 6, d]));
-        let head_b2d = self.head_nm.ada_lin.forward(activated_bd.clone()).reshape([b, 2, d]);
-        let head = |i: usize| head_b2d.clone().slice_dim(1, i..i + 1).reshape([1, b * d]);
+            .map(|shared| apply(shared, activated_bd.clone()).reshape([b, 6, d]));
+        let head_b2d = apply(&self.head_nm.ada_lin, activated_bd.clone()).reshape([b, 2, d]);
+        let head = |i: usize| head_b2d.clone().slice_dim(1, i..i + 1).reshape([b, d]);
         Condition {
             blocks: self
                 .blocks
@@ -215,13 +215,14 @@ impl<B: Backend> Backbone<B> {
     /// Code maps to rows: `[b, n, c]` to `[n b, d]`.
     fn embed(&self, inputs_bnc: Tensor<B, 3>) -> Tensor<B, 2> {
         let [b, n, c] = inputs_bnc.dims();
-        self.word_embed.forward(inputs_bnc.swap_dims(0, 1).reshape([n * b, c]))
+        apply(&self.word_embed, inputs_bnc.swap_dims(0, 1).reshape([n * b, c]))
     }
 
     /// Rows to logits in image-major order: `[n b, d]` to `[b, n, v]`.
-    fn logits(&self, y_rd: Tensor<B, 2>, n: usize, b: usize, d: usize) -> Tensor<B, 3> {
+    fn logits(&self, y_rd: Tensor<B, 2>, n: usize, b: usize) -> Tensor<B, 3> {
+        let d = self.width;
         let y_rd = y_rd.reshape([n, b, d]).swap_dims(0, 1).reshape([b * n, d]);
-        let logits_rv = self.head.forward(y_rd);
+        let logits_rv = apply(&self.head, y_rd);
         let [_, v] = logits_rv.dims();
         logits_rv.reshape([b, n, v])
     }
@@ -251,14 +252,14 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
     }
 
     fn begin(&self, labels_b: Tensor<B, 1, Int>, schedule: &ScaleSchedule) -> PartialPass<B> {
-        let ([b], device) = (labels_b.dims(), labels_b.device());
-        let shape_bhle = [b, self.heads, schedule.n_tokens(), self.width / self.heads];
+        let [b] = labels_b.dims();
+        let (capacity, e) = (schedule.n_tokens(), self.width / self.heads);
         PartialPass {
             schedule: schedule.clone(),
             next_scale: 0,
             condition: self.condition(labels_b),
             positions_ld: self.positions(schedule),
-            blocks: self.blocks.iter().map(|_| KeyValueCache::new(shape_bhle, &device)).collect(),
+            blocks: self.blocks.iter().map(|block| block.cache(b, capacity, e)).collect(),
         }
     }
 
@@ -267,7 +268,7 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
         assert_eq!(input_bnc.is_none(), k == 0, "the first scale alone has no input");
         pass.next_scale += 1;
         let range = pass.schedule.range(k);
-        let (n, d) = (range.len(), self.width);
+        let n = range.len();
         let x_rd = match input_bnc {
             Some(input_bnc) => self.embed(input_bnc),
             None => self.start(&pass.condition),
@@ -279,7 +280,7 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
             x_rd = block.forward(x_rd, b, modulation, Sight::Cached(&mut pass.blocks[i]));
         }
         let (scale, shift) = (&pass.condition.head_scale, &pass.condition.head_shift);
-        let y_rd = modulate(layer_norm(x_rd), scale.clone(), shift.clone());
-        self.logits(y_rd, n, b, d)
+        let y_rd = layer_norm_modulated(x_rd, scale.clone(), shift.clone(), EPSILON);
+        self.logits(y_rd, n, b)
     }
 }

@@ -8,14 +8,16 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
-use burn::tensor::activation::sigmoid;
 use burn::tensor::{Tensor, backend::Backend};
+use sar_kernels::{KeyValueCache, gated_residual, gelu_tanh, layer_norm_modulated};
 
 use crate::BackboneConfig;
-use crate::attention::{Attention, Sight, linear_layer};
-use crate::norm::{gate, layer_norm, modulate};
+use crate::attention::{Attention, Sight, apply, linear_layer};
 
-/// The adaptive parameters of one block for a batch, each a row `[1, b d]`.
+/// Epsilon of every layer norm.
+pub(crate) const EPSILON: f64 = 1e-6;
+
+/// The adaptive parameters of one block for a batch, each `[b, d]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Modulation<B: Backend> {
     gamma1: Tensor<B, 2>,
@@ -30,7 +32,7 @@ impl<B: Backend> Modulation<B> {
     /// Splits `[b, 6, d]` in the released order.
     fn split(parameters_b6d: Tensor<B, 3>) -> Self {
         let [b, _, d] = parameters_b6d.dims();
-        let part = |i: usize| parameters_b6d.clone().slice_dim(1, i..i + 1).reshape([1, b * d]);
+        let part = |i: usize| parameters_b6d.clone().slice_dim(1, i..i + 1).reshape([b, d]);
         Self {
             gamma1: part(0),
             gamma2: part(1),
@@ -47,10 +49,8 @@ impl<B: Backend> Modulation<B> {
     /// - `keep_2b`: `[2, b]`, attention branch and MLP branch
     pub(crate) fn with_drops(mut self, keep_2b: Tensor<B, 2>) -> Self {
         let [_, b] = keep_2b.dims();
-        let scale = |gamma: Tensor<B, 2>, branch: usize| {
-            let keep_b1 = keep_2b.clone().slice_dim(0, branch..branch + 1).reshape([b, 1]);
-            let shape = gamma.dims();
-            (gamma.reshape([b, shape[1] / b]) * keep_b1).reshape(shape)
+        let scale = |gamma_bd: Tensor<B, 2>, branch: usize| {
+            gamma_bd * keep_2b.clone().slice_dim(0, branch..branch + 1).reshape([b, 1])
         };
         self.gamma1 = scale(self.gamma1, 0);
         self.gamma2 = scale(self.gamma2, 1);
@@ -93,7 +93,7 @@ impl<B: Backend> Block<B> {
     ) -> Modulation<B> {
         let [b, d] = activated_bd.dims();
         Modulation::split(match (&self.ada_lin, &self.ada_gss, shared_b6d) {
-            (Some(own), ..) => own.forward(activated_bd.clone()).reshape([b, 6, d]),
+            (Some(own), ..) => apply(own, activated_bd.clone()).reshape([b, 6, d]),
             (None, Some(offset), Some(shared)) => offset.val().reshape([1, 6, d]) + shared.clone(),
             _ => unreachable!("a block has its own projection or an offset to the shared one"),
         })
@@ -108,10 +108,15 @@ impl<B: Backend> Block<B> {
         m: Modulation<B>,
         sight: Sight<'_, B>,
     ) -> Tensor<B, 2> {
-        let y = modulate(layer_norm(x_rd.clone()), m.scale1, m.shift1);
-        let x_rd = x_rd + gate(self.attn.forward(y, batch, sight), m.gamma1);
-        let y = modulate(layer_norm(x_rd.clone()), m.scale2, m.shift2);
-        x_rd + gate(self.ffn.forward(y), m.gamma2)
+        let y = layer_norm_modulated(x_rd.clone(), m.scale1, m.shift1, EPSILON);
+        let x_rd = gated_residual(x_rd, self.attn.forward(y, batch, sight), m.gamma1);
+        let y = layer_norm_modulated(x_rd.clone(), m.scale2, m.shift2, EPSILON);
+        gated_residual(x_rd, self.ffn.forward(y), m.gamma2)
+    }
+
+    /// The empty cache of a pyramid of `capacity` tokens.
+    pub(crate) fn cache(&self, batch: usize, capacity: usize, e: usize) -> KeyValueCache<B> {
+        self.attn.cache(batch, capacity, e)
     }
 }
 
@@ -131,41 +136,6 @@ impl<B: Backend> FeedForward<B> {
     }
 
     fn forward(&self, x_rd: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.fc2.forward(gelu_tanh(self.fc1.forward(x_rd)))
-    }
-}
-
-/// GELU in its tanh approximation, written with the logistic function, to which it is identical:
-///
-/// ```text
-/// x/2 (1 + tanh u) = x sigmoid(2u),   u = sqrt(2/pi) (x + 0.044715 x^3)
-/// ```
-/// One exponential instead of a tanh: a third of the time on CPU backends.
-fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
-    let twice_u = (x.clone().square() * (0.044715 * c) + c) * x.clone();
-    x * sigmoid(twice_u)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use burn_flex::Flex;
-
-    #[test]
-    fn gelu_equals_the_tanh_form_and_is_not_the_exact_one() {
-        let device = Default::default();
-        let x = [-6.0f32, -2.5, -1.0, -0.1, 0.0, 0.3, 1.0, 3.0, 9.0];
-        let ours = gelu_tanh(Tensor::<Flex, 1>::from_floats(x, &device)).to_data();
-        for (x, y) in x.iter().zip(ours.to_vec::<f32>().unwrap()) {
-            let x = f64::from(*x);
-            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-            assert!(
-                (f64::from(y) - 0.5 * x * (1.0 + u.tanh())).abs() < 2e-7 * x.abs().max(1.0),
-                "{x}"
-            );
-        }
-        // gelu(-2.5) is -0.01552 exactly and -0.01508 in the tanh form.
-        assert!((ours.to_vec::<f32>().unwrap()[1] + 0.015_084).abs() < 5e-5);
+        apply(&self.fc2, gelu_tanh(apply(&self.fc1, x_rd)))
     }
 }

@@ -6,7 +6,6 @@ pub mod backbone;
 mod block;
 pub mod config;
 mod init;
-mod norm;
 mod positions;
 mod stochastic_depth;
 

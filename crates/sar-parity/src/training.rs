@@ -9,7 +9,7 @@ use sar_model::Backbone;
 use sar_rollout::{OwnScales, Predictions, Transitions};
 use sar_tokenizer::Tokenizer;
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
-use sar_train::gradients::Gradients;
+use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::objective::{ConditionDraw, Objective, Regularisation};
 use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
 use sar_train::step::trainable;
@@ -117,8 +117,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
             .any(|p| is_decayed(&p.name, &p.shape) == settings.no_decay.contains(&p.name));
         let mut optimizer = AdamW::new(config, infos);
         let norm = gradients.norm();
-        let clipped = gradients.clip(norm, settings.clip_norm);
-        let after = optimizer.step(backbone.clone(), &clipped, settings.lr, settings.weight_decay);
+        let factor = clip_factor(norm, settings.clip_norm);
+        let (lr, weight_decay) = (settings.lr, settings.weight_decay);
+        let after = optimizer.step(backbone.clone(), &gradients, factor, lr, weight_decay);
         let before = collect(backbone, &sar_model::LAYOUT);
         let after = collect(&after, &sar_model::LAYOUT);
         for (parameter, ours) in after.iter() {

@@ -5,10 +5,9 @@
 use burn::module::Module;
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
-use burn::tensor::activation::silu;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::block::{Level, Middle, Resize, conv, group_norm, norm};
+use crate::block::{Level, Middle, Resize, activate, conv, convolve, norm};
 use crate::{Family, TokenizerConfig};
 
 /// Pixels to features.
@@ -46,10 +45,10 @@ impl<B: Backend> Encoder<B> {
     /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1], sides multiples of the downsampling
     /// - output: `[b, z, h, w]`
     pub fn forward(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.conv_in.forward(image_bchw);
+        let x = convolve(&self.conv_in, image_bchw);
         let x = self.conv_blocks.iter().fold(x, |x, level| level.forward(x));
         let x = self.mid.forward(x);
-        self.conv_out.forward(silu(group_norm(&self.norm_out, x)))
+        convolve(&self.conv_out, activate(&self.norm_out, x))
     }
 }
 
@@ -96,12 +95,12 @@ impl<B: Backend> Decoder<B> {
     /// - `z_bchw`: `[b, z, h, w]`
     /// - output: `[b, 3, H, W]`, pixels, not clamped
     pub fn forward(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.mid.forward(self.conv_in.forward(z_bchw));
+        let x = self.mid.forward(convolve(&self.conv_in, z_bchw));
         let apply = |x, level: &Level<B>| level.forward(x);
         let x = match self.finest_first {
             true => self.conv_blocks.iter().rev().fold(x, apply),
             false => self.conv_blocks.iter().fold(x, apply),
         };
-        self.conv_out.forward(silu(group_norm(&self.norm_out, x)))
+        convolve(&self.conv_out, activate(&self.norm_out, x))
     }
 }

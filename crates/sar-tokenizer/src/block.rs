@@ -3,11 +3,11 @@
 //! Shapes: b batch, c channels, h height, w width, n = h w.
 
 use burn::module::{Initializer, Module};
+use burn::nn::GroupNorm;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, backend::Backend};
-use sar_core::{Filter, ScaleSize, resample};
+use sar_kernels::{GroupNormConfig, conv2d, double_sides, group_norm};
 
 use crate::Family;
 use crate::config::GROUPS;
@@ -19,37 +19,40 @@ pub(crate) fn conv<B: Backend>(
     kernel: usize,
     device: &B::Device,
 ) -> Conv2d<B> {
-    let pad = kernel / 2;
-    Conv2dConfig::new(channels, [kernel, kernel])
-        .with_padding(PaddingConfig2d::Explicit(pad, pad, pad, pad))
-        .with_initializer(Initializer::Zeros)
-        .init(device)
+    Conv2dConfig::new(channels, [kernel, kernel]).with_initializer(Initializer::Zeros).init(device)
+}
+
+/// Applies a convolution that keeps the size.
+pub(crate) fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [_, _, _, kernel] = conv.weight.dims();
+    strided(conv, x_bchw, 1, [kernel / 2; 4])
+}
+
+fn strided<B: Backend>(
+    conv: &Conv2d<B>,
+    x_bchw: Tensor<B, 4>,
+    stride: usize,
+    padding: [usize; 4],
+) -> Tensor<B, 4> {
+    let bias_o = conv.bias.as_ref().expect("built with a bias").val();
+    conv2d(x_bchw, conv.weight.val(), bias_o, stride, padding)
 }
 
 pub(crate) fn norm<B: Backend>(channels: usize, device: &B::Device) -> GroupNorm<B> {
-    GroupNormConfig::new(GROUPS, channels).with_epsilon(1e-6).init(device)
+    burn::nn::GroupNormConfig::new(GROUPS, channels).with_epsilon(1e-6).init(device)
 }
 
-/// Group normalisation with its affine part folded into one scale and one shift per channel.
-///
-/// ```text
-/// y = x a + (beta - mean a),   a = gamma / sqrt(var + eps)
-/// ```
-/// The values are those of burn's `GroupNorm::forward`; the rows `[b c, h w]` keep every broadcast
-/// in the form of one scalar per row, which CPU backends run at memory speed.
-pub(crate) fn group_norm<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    let [b, c, h, w] = x_bchw.dims();
-    let per_group = c / norm.num_groups * h * w;
-    let x = x_bchw.reshape([b * norm.num_groups, per_group]);
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = centred.clone().square().mean_dim(1);
-    let normalised = centred / (variance + norm.epsilon).sqrt();
-    let rows = |parameter: &Option<burn::module::Param<Tensor<B, 1>>>| {
-        let value = parameter.as_ref().expect("built with affine parameters").val();
-        value.reshape([1, c]).repeat_dim(0, b).reshape([b * c, 1])
-    };
-    let y = normalised.reshape([b * c, h * w]) * rows(&norm.gamma) + rows(&norm.beta);
-    y.reshape([b, c, h, w])
+/// Normalises groups of channels.
+fn normalise<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>, silu: bool) -> Tensor<B, 4> {
+    let config = GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu };
+    let [gamma_c, beta_c] = [&norm.gamma, &norm.beta]
+        .map(|parameter| parameter.as_ref().expect("built with affine parameters").val());
+    group_norm(x_bchw, gamma_c, beta_c, config)
+}
+
+/// `silu(norm(x))`
+pub(crate) fn activate<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    normalise(norm, x_bchw, true)
 }
 
 /// `x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 shortcut where channels change.
@@ -74,10 +77,10 @@ impl<B: Backend> ResBlock<B> {
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let h = self.conv1.forward(silu(group_norm(&self.norm1, x_bchw.clone())));
-        let h = self.conv2.forward(silu(group_norm(&self.norm2, h)));
+        let h = convolve(&self.conv1, activate(&self.norm1, x_bchw.clone()));
+        let h = convolve(&self.conv2, activate(&self.norm2, h));
         match &self.nin_shortcut {
-            Some(shortcut) => shortcut.forward(x_bchw) + h,
+            Some(shortcut) => convolve(shortcut, x_bchw) + h,
             None => x_bchw + h,
         }
     }
@@ -122,19 +125,19 @@ impl<B: Backend> AttentionBlock<B> {
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, c, h, w] = x_bchw.dims();
-        let y = group_norm(&self.norm, x_bchw.clone());
+        let y = normalise(&self.norm, x_bchw.clone(), false);
         let [q_bcn, k_bcn, v_bcn] = match &self.projections {
             Projections::Separate(Separate { q, k, v }) => {
-                [q, k, v].map(|one| one.forward(y.clone()).reshape([b, c, h * w]))
+                [q, k, v].map(|one| convolve(one, y.clone()).reshape([b, c, h * w]))
             }
             Projections::Joint(joint) => {
-                let all = joint.forward(y).reshape([b, 3 * c, h * w]);
+                let all = convolve(joint, y).reshape([b, 3 * c, h * w]);
                 [0, c, 2 * c].map(|start| all.clone().slice_dim(1, start..start + c))
             }
         };
         let scores_bnn = q_bcn.swap_dims(1, 2).matmul(k_bcn) * (c as f64).powf(-0.5);
         let out_bcn = v_bcn.matmul(softmax(scores_bnn, 2).swap_dims(1, 2));
-        x_bchw + self.proj_out.forward(out_bcn.reshape([b, c, h, w]))
+        x_bchw + convolve(&self.proj_out, out_bcn.reshape([b, c, h, w]))
     }
 }
 
@@ -146,16 +149,11 @@ pub(crate) struct Downsample<B: Backend> {
 
 impl<B: Backend> Downsample<B> {
     pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
-        let conv = Conv2dConfig::new([channels, channels], [3, 3])
-            .with_stride([2, 2])
-            .with_padding(PaddingConfig2d::Explicit(0, 0, 1, 1))
-            .with_initializer(Initializer::Zeros)
-            .init(device);
-        Self { conv }
+        Self { conv: conv([channels, channels], 3, device) }
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.conv.forward(x_bchw)
+        strided(&self.conv, x_bchw, 2, [0, 0, 1, 1])
     }
 }
 
@@ -171,9 +169,7 @@ impl<B: Backend> Upsample<B> {
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [_, _, h, w] = x_bchw.dims();
-        let doubled = ScaleSize { height: 2 * h, width: 2 * w };
-        self.conv.forward(resample(x_bchw, doubled, Filter::Nearest))
+        convolve(&self.conv, double_sides(x_bchw))
     }
 }
 

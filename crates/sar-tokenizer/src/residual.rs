@@ -10,7 +10,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSchedule, resample};
 
-use crate::block::conv;
+use crate::block::{conv, convolve};
 
 /// The convolutions that smooth enlarged code maps, shared between scales.
 #[derive(Module, Debug)]
@@ -36,7 +36,7 @@ impl<B: Backend> Residual<B> {
     ) -> Tensor<B, 4> {
         let x = resample(q_bchw, schedule.last(), Filter::Bicubic);
         let phi = &self.phi[phi_index(self.phi.len(), k, schedule.len())];
-        x.clone() * 0.5 + phi.forward(x) * 0.5
+        x.clone() * 0.5 + convolve(phi, x) * 0.5
     }
 }
 

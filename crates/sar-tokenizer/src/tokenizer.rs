@@ -23,7 +23,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, Filter, ScaleSchedule, ScaleSize, resample};
 
 use crate::autoencoder::{Decoder, Encoder};
-use crate::block::conv;
+use crate::block::{conv, convolve};
 use crate::codebook::{Codebook, Metric, rows};
 use crate::residual::Residual;
 use crate::{Family, TokenizerConfig, TokenizerConfigError};
@@ -97,7 +97,7 @@ impl<B: Backend> Tokenizer<B> {
 
     /// Features to latents, `quant_conv`: `[b, z, h, w]` to `[b, c, h, w]`.
     pub fn project(&self, features_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.quant_conv.forward(features_bchw)
+        convolve(&self.quant_conv, features_bchw)
     }
 
     /// Latents of images, `h` of the module's equations.
@@ -203,7 +203,7 @@ impl<B: Backend> Tokenizer<B> {
     /// - `canvas_bchw`: `[b, c, h, w]`
     /// - output: `[b, 3, H, W]`, pixels; nominally in [-1, 1], not clamped
     pub fn decode(&self, canvas_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.decoder.forward(self.post_quant_conv.forward(canvas_bchw))
+        self.decoder.forward(convolve(&self.post_quant_conv, canvas_bchw))
     }
 
     /// The nearest codes of rows: their indices and, with gradients, the codes.

@@ -6,6 +6,7 @@
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorPrimitive};
+use sar_kernels::{sum_of_squares, times};
 
 /// One flat gradient per parameter; `None` where no gradient arrived.
 #[derive(Clone, Debug)]
@@ -56,12 +57,8 @@ impl<B: Backend> Gradients<B> {
     /// # Panics
     /// If there is no gradient at all.
     pub fn squares(&self) -> Tensor<B, 1> {
-        let squares: Vec<_> = self
-            .flat
-            .iter()
-            .flatten()
-            .map(|g| rows(g.clone().square()).sum_dim(1).sum_dim(0).reshape([1]))
-            .collect();
+        let squares: Vec<_> =
+            self.flat.iter().flatten().map(|g| sum_of_squares(g.clone())).collect();
         Tensor::cat(squares, 0)
     }
 
@@ -79,43 +76,33 @@ impl<B: Backend> Gradients<B> {
         norm_of(self.squares())
     }
 
-    /// Scales all gradients so that their global norm is at most `limit`, without waiting for the
-    /// device.
-    ///
-    /// ```text
-    /// g * min(1, limit / (norm + 1e-6))
-    /// ```
-    pub fn clip(self, norm: Tensor<B, 1>, limit: f64) -> Self {
-        let factor = ((norm + 1e-6).recip() * limit).clamp_max(1.0);
-        let flat = self.flat.into_iter().map(|g| g.map(|g| g * factor.clone()));
+    /// Every gradient times a factor `[1]`; zero if the factor is zero, whatever was in it.
+    pub fn times(self, factor: Tensor<B, 1>) -> Self {
+        let flat = self.flat.into_iter().map(|g| g.map(|g| times(g, factor.clone())));
         Self { flat: flat.collect() }
     }
+}
 
-    /// All gradients, or zeros if their global norm is no finite number: what is no number never
-    /// reaches the weights, and nobody waits for the device to know.
-    pub fn or_zero(self, norm: Tensor<B, 1>) -> Self {
-        let bad = norm.is_finite().bool_not();
-        let flat = self.flat.into_iter().map(|g| {
-            g.map(|g| {
-                let n = g.dims();
-                g.mask_fill(bad.clone().expand(n), 0.0)
-            })
-        });
-        Self { flat: flat.collect() }
-    }
+/// What clips gradients of a global norm `[1]` to `limit` (0 for no limit), without waiting for the
+/// device: `[1]`.
+///
+/// ```text
+/// min(1, limit / (norm + 1e-6))
+/// ```
+/// It is 0 where the norm is no finite number: what is no number never reaches the weights, and
+/// nobody waits for the device to know.
+pub fn clip_factor<B: Backend>(norm: Tensor<B, 1>, limit: f64) -> Tensor<B, 1> {
+    let bad = norm.clone().is_finite().bool_not();
+    let factor = match limit > 0.0 {
+        true => ((norm + 1e-6).recip() * limit).clamp_max(1.0),
+        false => norm.ones_like(),
+    };
+    factor.mask_fill(bad, 0.0)
 }
 
 /// The global norm that squared norms of parts make up: `[p]` to `[1]`.
 pub(crate) fn norm_of<B: Backend>(squares_p: Tensor<B, 1>) -> Tensor<B, 1> {
     squares_p.sum_dim(0).sqrt()
-}
-
-/// A flat tensor as rows of bounded length: a full sum over millions of elements is not
-/// deterministic on every backend, sums along rows are.
-fn rows<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 2> {
-    let [n] = x.dims();
-    let width = [4096, 1024, 256, 64, 16, 4, 1].into_iter().find(|w| n % w == 0).unwrap_or(1);
-    x.reshape([n / width, width])
 }
 
 struct Collector<A: AutodiffBackend> {
@@ -164,21 +151,22 @@ mod tests {
         assert_eq!(g.with_gradient(), [0, 2]);
         let norm = g.norm();
         assert_eq!(norm.to_data().to_vec::<f32>().unwrap(), [13.0]);
-        let clipped = values(&g.clone().clip(norm.clone(), 1.3));
-        for (clipped, expected) in clipped.iter().zip([0.3, 0.0, 0.4, 1.2]) {
+        let clipped = |limit: f64| values(&g.clone().times(clip_factor(norm.clone(), limit)));
+        for (clipped, expected) in clipped(1.3).iter().zip([0.3, 0.0, 0.4, 1.2]) {
             assert!((clipped - expected).abs() < 1e-6);
         }
-        assert_eq!(values(&g.clone().clip(norm.clone(), 20.0)), values(&g));
-        assert_eq!(values(&g.clone().or_zero(norm)), values(&g));
+        assert_eq!(clipped(20.0), values(&g));
+        assert_eq!(clipped(0.0), values(&g));
     }
 
     #[test]
     fn what_is_no_number_becomes_zero_everywhere() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let g = gradients([3.0, bad, 4.0, 12.0]);
-            let norm = g.norm();
-            let clipped = g.clip(norm.clone(), 1.0).or_zero(norm);
-            assert_eq!(values(&clipped), [0.0; 4], "{bad}");
+            for limit in [0.0, 1.0] {
+                let factor = clip_factor(g.norm(), limit);
+                assert_eq!(values(&g.clone().times(factor)), [0.0; 4], "{bad} {limit}");
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::Backend};
+use sar_kernels::{AdamWStep, adamw};
 use sar_weights::ParameterInfo;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,8 @@ impl<B: Backend> AdamW<B> {
         Self { config, steps: 0, slots: parameters.into_iter().map(slot).collect() }
     }
 
-    /// One step of every parameter that has a gradient.
+    /// One step of every parameter that has a gradient, multiplied by a factor `[1]` (0 makes it
+    /// zero, whatever it is).
     ///
     /// # Panics
     /// If the module or the gradients are not of the structure that this optimizer was made for.
@@ -77,17 +79,23 @@ impl<B: Backend> AdamW<B> {
         &mut self,
         module: M,
         gradients: &Gradients<B>,
+        factor: Tensor<B, 1>,
         lr: f64,
         weight_decay: f64,
     ) -> M {
         self.steps += 1;
         let t = self.steps as f64;
+        let AdamWConfig { beta1, beta2, eps } = self.config;
         let mut update = Update {
-            config: self.config,
-            lr,
-            weight_decay,
-            correction1: 1.0 - self.config.beta1.powf(t),
-            correction2: 1.0 - self.config.beta2.powf(t),
+            step: AdamWStep {
+                beta1,
+                beta2,
+                eps,
+                decay: lr * weight_decay,
+                rate: lr / (1.0 - beta1.powf(t)),
+                correction: (1.0 - beta2.powf(t)).sqrt(),
+            },
+            factor,
             slots: self.slots.iter_mut(),
             gradients: gradients.iter(),
         };
@@ -119,11 +127,8 @@ impl<B: Backend> AdamW<B> {
 }
 
 struct Update<'a, B: Backend, G> {
-    config: AdamWConfig,
-    lr: f64,
-    weight_decay: f64,
-    correction1: f64,
-    correction2: f64,
+    step: AdamWStep,
+    factor: Tensor<B, 1>,
     slots: std::slice::IterMut<'a, Slot<B>>,
     gradients: G,
 }
@@ -137,20 +142,16 @@ impl<'g, B: Backend, G: Iterator<Item = Option<&'g Tensor<B, 1>>>> ModuleMapper<
         let Some(g) = gradient else { return param };
         param.map(|p| {
             let shape = p.dims();
-            let mut p = p.reshape([g.dims()[0]]);
-            if slot.decayed {
-                p = p * (1.0 - self.lr * self.weight_decay);
-            }
-            let AdamWConfig { beta1, beta2, eps } = self.config;
-            let (mean, square) = match slot.moments.take() {
-                Some(m) => (
-                    m.mean * beta1 + g.clone() * (1.0 - beta1),
-                    m.square * beta2 + g.clone().square() * (1.0 - beta2),
-                ),
-                None => (g.clone() * (1.0 - beta1), g.clone().square() * (1.0 - beta2)),
+            let step = match slot.decayed {
+                true => self.step,
+                false => AdamWStep { decay: 0.0, ..self.step },
             };
-            let denominator = square.clone().sqrt() / self.correction2.sqrt() + eps;
-            let p = p - mean.clone() / denominator * (self.lr / self.correction1);
+            let moments = match slot.moments.take() {
+                Some(Moments { mean, square }) => [mean, square],
+                None => [g.zeros_like(), g.zeros_like()],
+            };
+            let p = p.reshape([g.dims()[0]]);
+            let (p, [mean, square]) = adamw(p, moments, g.clone(), self.factor.clone(), step);
             slot.moments = Some(Moments { mean, square });
             p.reshape(shape)
         })

@@ -6,7 +6,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::ScaleSize;
 use serde::{Deserialize, Serialize};
 
-use crate::gradients::{Gradients, norm_of};
+use crate::gradients::{Gradients, clip_factor, norm_of};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
 
@@ -167,19 +167,16 @@ impl Optimisation {
         &self,
         model: M,
         optimizer: &mut AdamW<B>,
-        mut gradients: Gradients<B>,
+        gradients: Gradients<B>,
         step: u64,
         steps: u64,
     ) -> (M, Update<B>) {
         let squares_p = gradients.squares();
         let gradient_norm = norm_of(squares_p.clone());
-        if self.clip > 0.0 {
-            gradients = gradients.clip(gradient_norm.clone(), self.clip);
-        }
-        gradients = gradients.or_zero(gradient_norm.clone());
+        let factor = clip_factor(gradient_norm.clone(), self.clip);
         let lr = self.lr.at(step, steps);
         let weight_decay = self.weight_decay.at(step, steps);
-        let model = optimizer.step(model, &gradients, lr, weight_decay);
+        let model = optimizer.step(model, &gradients, factor, lr, weight_decay);
         (model, Update { gradient_norm, squares_p, lr, weight_decay })
     }
 }

@@ -1,0 +1,49 @@
+//! Convolutions of maps.
+
+use burn::tensor::module::conv2d as plain_conv2d;
+use burn::tensor::ops::PaddedConvOptions;
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Convolves maps with a square kernel, zeros around them.
+///
+/// # Shapes
+/// - `x_bchw`: `[b, c, h, w]`
+/// - `weight_ockk`: `[o, c, k, k]`
+/// - `bias_o`: `[o]`
+/// - `stride`: pixels from one output to the next
+/// - `padding`: zeros at top, left, bottom and right
+/// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - k) / stride + 1]`
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn conv2d<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    weight_ockk: Tensor<B, 4>,
+    bias_o: Tensor<B, 1>,
+    stride: usize,
+    padding: [usize; 4],
+) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    if crate::serves::<B>(x_bchw.dtype()) {
+        return crate::cpu::conv2d(x_bchw, weight_ockk, bias_o, stride, padding);
+    }
+    let [top, left, bottom, right] = padding;
+    let options =
+        PaddedConvOptions::asymmetric([stride, stride], [top, left], [bottom, right], [1, 1], 1);
+    plain_conv2d(x_bchw, weight_ockk, Some(bias_o), options)
+}
+
+/// Every pixel twice along both sides.
+///
+/// # Shapes
+/// - `x_bchw`: `[b, c, h, w]`
+/// - output: `[b, c, 2 h, 2 w]`
+pub fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [b, c, h, w] = x_bchw.dims();
+    #[cfg(feature = "flex")]
+    if crate::serves::<B>(x_bchw.dtype()) {
+        return crate::cpu::double_sides(x_bchw);
+    }
+    let rows = x_bchw.reshape([b * c * h, 1, w, 1]).repeat_dim(1, 2).repeat_dim(3, 2);
+    rows.reshape([b, c, 2 * h, 2 * w])
+}

@@ -1,0 +1,157 @@
+//! Hand-written operators for CPUs: each a [`Kernel`](kernel::Kernel) on slices, run on the tensors
+//! of `burn-flex`.
+
+mod adamw;
+mod attention;
+mod conv;
+mod cross_entropy;
+mod gelu;
+mod gemm;
+mod group_norm;
+mod kernel;
+mod layer_norm;
+mod linear;
+mod resize;
+mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
+
+use burn::tensor::{Int, Tensor, backend::Backend};
+
+use self::kernel::{from_values, primitive, run, run_in_place};
+use crate::{AdamWStep, AttentionConfig, GroupNormConfig};
+
+pub(crate) use self::attention::cached_attention;
+pub(crate) use self::kernel::{serves, serves_untracked};
+
+pub(crate) fn linear<B: Backend>(
+    x_ri: Tensor<B, 2>,
+    weight_io: Tensor<B, 2>,
+    bias_o: Tensor<B, 1>,
+) -> Tensor<B, 2> {
+    let ([rows, inputs], [_, outputs]) = (x_ri.dims(), weight_io.dims());
+    let tensors = [primitive(x_ri), primitive(weight_io), primitive(bias_o)];
+    run(linear::Linear { inputs, outputs }, tensors, [rows, outputs])
+}
+
+pub(crate) fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    let shape = x.dims();
+    run(gelu::Gelu, [primitive(x)], shape)
+}
+
+pub(crate) fn layer_norm_modulated<B: Backend>(
+    x_rd: Tensor<B, 2>,
+    scale_bd: Tensor<B, 2>,
+    shift_bd: Tensor<B, 2>,
+    epsilon: f64,
+) -> Tensor<B, 2> {
+    let (shape, [batch, dim]) = (x_rd.dims(), scale_bd.dims());
+    let tensors = [primitive(x_rd), primitive(scale_bd), primitive(shift_bd)];
+    run(layer_norm::LayerNorm { batch, dim, eps: epsilon as f32 }, tensors, shape)
+}
+
+pub(crate) fn gated_residual<B: Backend>(
+    x_rd: Tensor<B, 2>,
+    branch_rd: Tensor<B, 2>,
+    gate_bd: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let (shape, [batch, _]) = (x_rd.dims(), gate_bd.dims());
+    let tensors = [primitive(x_rd), primitive(branch_rd), primitive(gate_bd)];
+    run(layer_norm::GatedResidual { batch }, tensors, shape)
+}
+
+pub(crate) fn attention<B: Backend>(
+    qkv_r3d: Tensor<B, 2>,
+    temperature_h: Tensor<B, 1>,
+    ends: &[usize],
+    config: AttentionConfig,
+) -> Tensor<B, 2> {
+    let [rows, d3] = qkv_r3d.dims();
+    let kernel = attention::ScaleCausal {
+        attention: attention::Attention::new(config, rows, d3),
+        visible: ends.iter().map(|&end| end as u32).collect(),
+    };
+    run(kernel, [primitive(qkv_r3d), primitive(temperature_h)], [rows, d3 / 3])
+}
+
+pub(crate) fn group_norm<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    gamma_c: Tensor<B, 1>,
+    beta_c: Tensor<B, 1>,
+    config: GroupNormConfig,
+) -> Tensor<B, 4> {
+    let shape @ [batch, channels, height, width] = x_bchw.dims();
+    let kernel = group_norm::GroupNorm {
+        batch,
+        channels,
+        spatial: height * width,
+        groups: config.groups,
+        eps: config.epsilon as f32,
+        silu: config.silu,
+    };
+    run(kernel, [primitive(x_bchw), primitive(gamma_c), primitive(beta_c)], shape)
+}
+
+pub(crate) fn conv2d<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    weight_ockk: Tensor<B, 4>,
+    bias_o: Tensor<B, 1>,
+    stride: usize,
+    pad: [usize; 4],
+) -> Tensor<B, 4> {
+    let ([batch, c_in, height, width], [c_out, _, _, kernel]) = (x_bchw.dims(), weight_ockk.dims());
+    let conv = conv::Conv { batch, c_in, c_out, height, width, kernel, stride, pad };
+    let [out_height, out_width] = conv.out_size();
+    let tensors = [primitive(x_bchw), primitive(weight_ockk), primitive(bias_o)];
+    run(conv, tensors, [batch, c_out, out_height, out_width])
+}
+
+pub(crate) fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [b, c, h, w] = x_bchw.dims();
+    run(resize::Double { width: w }, [primitive(x_bchw)], [b, c, 2 * h, 2 * w])
+}
+
+pub(crate) fn cross_entropy<B: Backend>(
+    logits_rv: Tensor<B, 2>,
+    target_r: Tensor<B, 1, Int>,
+    smoothing: f64,
+) -> Tensor<B, 1> {
+    let [rows, _] = logits_rv.dims();
+    let targets = target_r.into_data().convert::<i64>().into_vec().expect("whole numbers");
+    let kernel = cross_entropy::Hard { targets, smoothing: smoothing as f32 };
+    run(kernel, [primitive(logits_rv)], [rows])
+}
+
+pub(crate) fn soft_cross_entropy<B: Backend>(
+    logits_rv: Tensor<B, 2>,
+    target_logits_rv: Tensor<B, 2>,
+) -> Tensor<B, 1> {
+    let [rows, classes] = logits_rv.dims();
+    let targets = target_logits_rv.detach();
+    run(cross_entropy::Soft { classes }, [primitive(logits_rv), primitive(targets)], [rows])
+}
+
+pub(crate) fn adamw<B: Backend>(
+    p_n: Tensor<B, 1>,
+    moments_n: [Tensor<B, 1>; 2],
+    g_n: Tensor<B, 1>,
+    factor_1: Tensor<B, 1>,
+    step: AdamWStep,
+) -> (Tensor<B, 1>, [Tensor<B, 1>; 2]) {
+    let [mean, square] = moments_n;
+    let inputs = [primitive(g_n), primitive(factor_1)];
+    let ((), [p_n, mean, square]) =
+        run_in_place(inputs, [p_n, mean, square], |[g, factor], [p, mean, square]| {
+            adamw::step(p, mean, square, g, factor[0], step);
+        });
+    (p_n, [mean, square])
+}
+
+pub(crate) fn sum_of_squares<B: Backend>(x_n: Tensor<B, 1>) -> Tensor<B, 1> {
+    let (sum, []) =
+        run_in_place::<B, _, 1, 0, 1>([primitive(x_n)], [], |[x], []: [&mut [f32]; 0]| {
+            adamw::sum_of_squares(x)
+        });
+    from_values(vec![sum], [1])
+}

@@ -1,0 +1,207 @@
+//! Hand-written operators as operators of burn: on `Flex`, and with their gradients on
+//! `Autodiff<Flex>`.
+//!
+//! A backend is recognised by the type of its tensors, so that callers need no bound beyond
+//! `B: Backend` and every other backend, foreign ones too, runs the plain form.
+
+use std::any::{Any, TypeId};
+use std::fmt::Debug;
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, Tensor, TensorData, TensorMetadata, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+const SERVED: &str = "a backend that is served";
+
+/// An operator of `N` tensors and its gradient. All slices are contiguous.
+pub(crate) trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the forward pass leaves for the gradient beside inputs and output.
+    type Saved: Clone + Debug + Send + 'static;
+    /// Which inputs the gradient reads; the others are empty there.
+    const READS: [bool; N];
+    /// Whether the gradient reads the output; else it is empty there.
+    const READS_OUTPUT: bool = false;
+
+    /// The output's values, in the order of the shape that [`run`] is given.
+    fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Self::Saved);
+
+    /// The gradients of the inputs that want one.
+    fn backward(&self, pass: Pass<'_, Self::Saved, N>) -> [Option<Gradient>; N];
+}
+
+/// What a gradient is computed from.
+pub(crate) struct Pass<'a, S, const N: usize> {
+    pub(crate) inputs: [&'a [f32]; N],
+    pub(crate) output: &'a [f32],
+    pub(crate) saved: &'a S,
+    pub(crate) gradient: &'a [f32],
+    pub(crate) wanted: [bool; N],
+}
+
+/// The gradient of an input.
+pub(crate) enum Gradient {
+    /// That of the output, unchanged.
+    Same,
+    New(Vec<f32>),
+}
+
+/// Whether tensors of this backend and type are served by hand-written operators.
+pub(crate) fn serves<B: Backend>(dtype: DType) -> bool {
+    let tensor = TypeId::of::<FloatTensor<B>>();
+    dtype == DType::F32
+        && (tensor == TypeId::of::<FlexTensor>() || tensor == TypeId::of::<Tracked>())
+}
+
+/// As [`serves`], for tensors of no tape only.
+pub(crate) fn serves_untracked<B: Backend>(dtype: DType) -> bool {
+    dtype == DType::F32 && TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>()
+}
+
+/// A tensor's primitive.
+pub(crate) fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+/// Runs an operator.
+///
+/// # Panics
+/// If the backend is not [served](serves).
+pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize, const D: usize>(
+    kernel: K,
+    inputs: [FloatTensor<B>; N],
+    shape: [usize; D],
+) -> Tensor<B, D> {
+    let output = match same_type::<_, [FlexTensor; N]>(inputs) {
+        Ok(inputs) => {
+            let inputs = inputs.map(contiguous);
+            let (values, _) = kernel.forward(inputs.each_ref().map(values));
+            same_type(tensor(values, Shape::from(shape))).ok()
+        }
+        Err(inputs) => same_type::<_, [Tracked; N]>(inputs)
+            .ok()
+            .and_then(|inputs| same_type(tracked(kernel, inputs, Shape::from(shape))).ok()),
+    };
+    Tensor::from_primitive(TensorPrimitive::Float(output.expect(SERVED)))
+}
+
+/// Runs work on tensors of no tape that reads some and writes others in place; those are copied
+/// first if they are shared.
+///
+/// # Panics
+/// If the backend is not [served](serves_untracked), or a written tensor is not contiguous.
+pub(crate) fn run_in_place<B: Backend, R, const N: usize, const W: usize, const D: usize>(
+    read: [FloatTensor<B>; N],
+    written: [Tensor<B, D>; W],
+    work: impl FnOnce([&[f32]; N], [&mut [f32]; W]) -> R,
+) -> (R, [Tensor<B, D>; W]) {
+    let read = same_type::<_, [FlexTensor; N]>(read).expect(SERVED).map(contiguous);
+    let written = written.map(primitive);
+    let mut written = same_type::<_, [FlexTensor; W]>(written).expect(SERVED);
+    for tensor in &written {
+        let whole = tensor.layout().num_elements() * size_of::<f32>() == tensor.bytes().len();
+        assert!(tensor.is_contiguous() && whole, "a tensor that is written in place is whole");
+    }
+    let slices = written.each_mut().map(|tensor| tensor.storage_mut());
+    let result = work(read.each_ref().map(values), slices);
+    (result, written.map(wrap))
+}
+
+/// A tensor of values in row-major order.
+pub(crate) fn from_values<B: Backend, const D: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+) -> Tensor<B, D> {
+    wrap(tensor(values, Shape::from(shape)))
+}
+
+fn wrap<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(same_type(x).expect(SERVED)))
+}
+
+fn tracked<K: Kernel<N>, const N: usize>(kernel: K, inputs: [Tracked; N], shape: Shape) -> Tracked {
+    let nodes = inputs.each_ref().map(|input| input.node.clone());
+    let inputs = inputs.map(|input| contiguous(input.primitive));
+    let (output, saved) = kernel.forward(inputs.each_ref().map(values));
+    let output = tensor(output, shape);
+    let prepared = Differentiated(kernel).prepare::<NoCheckpointing>(nodes).compute_bound();
+    match prepared.stateful() {
+        OpsKind::Tracked(operation) => {
+            let mut reads = K::READS.into_iter();
+            let state = State {
+                shapes: inputs.each_ref().map(|input| input.shape()),
+                inputs: inputs.map(|input| reads.next().unwrap_or(true).then_some(input)),
+                output: K::READS_OUTPUT.then(|| output.clone()),
+                saved,
+            };
+            operation.finish(state, output)
+        }
+        OpsKind::UnTracked(operation) => operation.finish(output),
+    }
+}
+
+/// A kernel on the tape.
+#[derive(Debug)]
+struct Differentiated<K>(K);
+
+#[derive(Clone, Debug)]
+struct State<S, const N: usize> {
+    inputs: [Option<FlexTensor>; N],
+    shapes: [Shape; N],
+    output: Option<FlexTensor>,
+    saved: S,
+}
+
+impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Differentiated<K> {
+    type State = State<K::Saved, N>;
+
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = contiguous(gradients.consume::<Flex>(&ops.node));
+        let State { inputs, shapes, output, saved } = ops.state;
+        let pass = Pass {
+            inputs: inputs.each_ref().map(|input| input.as_ref().map_or(&[][..], values)),
+            output: output.as_ref().map_or(&[][..], values),
+            saved: &saved,
+            gradient: values(&gradient),
+            wanted: ops.parents.each_ref().map(Option::is_some),
+        };
+        let found = self.0.backward(pass);
+        for ((parent, found), shape) in ops.parents.into_iter().zip(found).zip(shapes) {
+            let Some((parent, found)) = parent.zip(found) else { continue };
+            let found = match found {
+                Gradient::Same => gradient.clone(),
+                Gradient::New(values) => tensor(values, shape),
+            };
+            gradients.register::<Flex>(parent.id, found);
+        }
+    }
+}
+
+fn contiguous(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() { x } else { x.to_contiguous() }
+}
+
+fn values(x: &FlexTensor) -> &[f32] {
+    let start = x.layout().start_offset();
+    &x.storage()[start..start + x.layout().num_elements()]
+}
+
+fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// The same value, if the two types are one.
+fn same_type<T: 'static, U: 'static>(value: T) -> Result<U, T> {
+    let mut value = Some(value);
+    match (&mut value as &mut dyn Any).downcast_mut::<Option<U>>() {
+        Some(found) => Ok(found.take().expect("put in above")),
+        None => Err(value.expect("put in above")),
+    }
+}

@@ -1,0 +1,19 @@
+//! GELU in its tanh approximation.
+
+use burn::tensor::activation::sigmoid;
+use burn::tensor::{Tensor, backend::Backend};
+
+/// GELU in its tanh approximation, written with the logistic function, to which it is identical:
+///
+/// ```text
+/// x/2 (1 + tanh u) = x sigmoid(2u),   u = sqrt(2/pi) (x + 0.044715 x^3)
+/// ```
+pub fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    #[cfg(feature = "flex")]
+    if crate::serves::<B>(x.dtype()) {
+        return crate::cpu::gelu_tanh(x);
+    }
+    let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    let twice_u = (x.clone().square() * (0.044715 * c) + c) * x.clone();
+    x * sigmoid(twice_u)
+}

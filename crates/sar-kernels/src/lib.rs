@@ -1,0 +1,53 @@
+//! The operators that the models spend their time in.
+//!
+//! Each is a function of tensors that runs on every burn backend in plain tensor operations. With
+//! the feature `flex`, `burn-flex` (alone and under `Autodiff`, in f32) runs hand-written code
+//! instead: one pass over memory where the plain form makes many, matrix products straight from the
+//! layout that is there, gradients that recompute instead of storing. Backends are recognised by
+//! the type of their tensors, so no bound but `B: Backend` is needed to call them.
+//!
+//! What a hand-written operator returns depends on its arguments alone: not on the number of
+//! threads, and not on what else runs.
+//!
+//! | operator | used for |
+//! |---|---|
+//! | [`linear`] | every projection |
+//! | [`layer_norm_modulated`], [`gated_residual`] | adaptive layer norm |
+//! | [`gelu_tanh`] | the MLP |
+//! | [`attention`], [`KeyValueCache`] | scale-causal self-attention, whole pyramids and scale by scale |
+//! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
+//! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
+//! | [`adamw`], [`sum_of_squares`] | the optimizer |
+//!
+//! Shapes: b batch, l tokens, h heads, e head dimension, d = h e, v codes; rows r = l b,
+//! token-major: all images of the first token, then all of the second.
+
+mod adaln;
+mod adamw;
+mod attention;
+mod conv;
+#[cfg(feature = "flex")]
+mod cpu;
+mod cross_entropy;
+mod gelu;
+mod group_norm;
+mod linear;
+
+pub use adaln::{gated_residual, layer_norm_modulated};
+pub use adamw::{AdamWStep, adamw, sum_of_squares, times};
+pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
+pub use conv::{conv2d, double_sides};
+pub use cross_entropy::{cross_entropy, soft_cross_entropy};
+pub use gelu::gelu_tanh;
+pub use group_norm::{GroupNormConfig, group_norm};
+pub use linear::linear;
+
+/// Whether the hand-written operators serve this backend and element type.
+#[cfg(feature = "flex")]
+use cpu::serves;
+
+/// Whether the hand-written operators serve this backend and element type: none are built in.
+#[cfg(not(feature = "flex"))]
+fn serves<B: burn::tensor::backend::Backend>(_: burn::tensor::DType) -> bool {
+    false
+}
