@@ -1,12 +1,14 @@
-//! What the benches measure, written once for any backend: the shapes of the recipe `emoji-quick`
-//! with random weights and random pixels.
+//! What the benches measure, written once for any backend: the shapes of a recipe with random
+//! weights and random pixels.
+
+pub mod work;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::Backbone;
-use sar_rollout::generate;
+use sar_rollout::{Sampler, generate};
 use sar_tokenizer::Tokenizer;
 use sar_train::Recipe;
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
@@ -23,6 +25,7 @@ const CLASSES: usize = 9;
 #[derive(Debug)]
 pub struct Subject<A: AutodiffBackend> {
     recipe: Recipe,
+    classes: usize,
     tokenizer: Tokenizer<A::InnerBackend>,
     backbone: Backbone<A::InnerBackend>,
     device: A::Device,
@@ -34,15 +37,25 @@ impl<A: AutodiffBackend> Subject<A> {
     /// # Panics
     /// If the built-in recipe is broken.
     pub fn new(device: A::Device) -> Self {
-        let recipe = Recipe::load("emoji-quick", &[]).expect("a built-in recipe");
+        Self::of("emoji-quick", &[], CLASSES, device)
+    }
+
+    /// The models of a recipe with some settings, untrained.
+    ///
+    /// # Panics
+    /// If there is no such recipe, or a setting does not fit.
+    pub fn of(recipe: &str, settings: &[&str], classes: usize, device: A::Device) -> Self {
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
+        let recipe = Recipe::load(recipe, &settings).expect("a valid recipe");
         let seed = SeedTree::new(0);
         let tokenizer = sar_tokenizer::init(&recipe.tokenizer.model, seed, &device);
-        let config = recipe.backbone_config(CLASSES);
+        let config = recipe.backbone_config(classes);
         let backbone = sar_model::init(&config, recipe.backbone.init, seed, &device);
         Self {
             tokenizer: tokenizer.expect("a valid recipe"),
             backbone: backbone.expect("a valid recipe"),
             recipe,
+            classes,
             device,
         }
     }
@@ -55,6 +68,11 @@ impl<A: AutodiffBackend> Subject<A> {
     pub fn images(&self, b: usize) -> Tensor<A::InnerBackend, 4> {
         let side = self.recipe.data.side as usize;
         Tensor::random([b, 3, side, side], Distribution::Uniform(-1.0, 1.0), &self.device)
+    }
+
+    /// Images to latents, and the wait for them.
+    pub fn latents(&self, images_bchw: Tensor<A::InnerBackend, 4>) {
+        self.tokenizer.encode(images_bchw).into_data();
     }
 
     /// Images to the tokens of all scales, `[b, l]`.
@@ -73,9 +91,13 @@ impl<A: AutodiffBackend> Subject<A> {
 
     /// Guided sampling with the recipe's filters, tokens `[b, l]`.
     pub fn sample(&self, b: usize) -> Tensor<A::InnerBackend, 2, Int> {
-        let labels: Vec<usize> = (0..b).map(|i| i % CLASSES).collect();
+        self.sample_with(b, self.recipe.evaluation.sampler)
+    }
+
+    /// Sampling, tokens `[b, l]`.
+    pub fn sample_with(&self, b: usize, sampler: Sampler) -> Tensor<A::InnerBackend, 2, Int> {
+        let labels: Vec<usize> = (0..b).map(|i| i % self.classes).collect();
         let streams: Vec<SeedTree> = (0..b as u64).map(|i| SeedTree::new(1).at(i)).collect();
-        let sampler = self.recipe.evaluation.sampler;
         let (model, tokenizer) = (&self.backbone, &self.tokenizer);
         generate(model, tokenizer, &labels, self.scales(), sampler, &streams, &self.device)
             .tokens_bl()
@@ -100,12 +122,23 @@ impl<A: AutodiffBackend> Subject<A> {
         is_sar: bool,
         workers: usize,
     ) {
+        let sar = &self.recipe.sar.objective;
+        let objective = if is_sar { sar } else { &Objective::TeacherForcing };
+        self.step_of(tokens_bl, objective, workers);
+    }
+
+    /// One step of backbone training on tokens.
+    pub fn step_of(
+        &self,
+        tokens_bl: Tensor<A::InnerBackend, 2, Int>,
+        objective: &Objective,
+        workers: usize,
+    ) {
         let sar = &self.recipe.sar;
-        let objective = if is_sar { &sar.objective } else { &Objective::TeacherForcing };
         let loss = |model: &Backbone<A>, tokens_bl: Tensor<A::InnerBackend, 2, Int>| {
             let b = tokens_bl.dims()[0];
             let batch = TokenBatch {
-                labels: (0..b).map(|i| i % CLASSES).collect(),
+                labels: (0..b).map(|i| i % self.classes).collect(),
                 images: (0..b as u64).map(|i| SeedTree::new(3).at(i)).collect(),
                 schedule: self.scales().clone(),
                 tokens_bl,

@@ -1,4 +1,7 @@
-//! `bench`: the criterion benches of the package `sar-bench`.
+//! `bench`: the criterion benches of the package `sar-bench`, or with `--against-pytorch` its pieces
+//! of work next to PyTorch eager doing the same.
+
+mod paired;
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -6,7 +9,10 @@ use std::process::Command;
 use crate::cargo::{self, Outcome};
 
 pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
-    cargo::finish_as(command(args).current_dir(cargo::root()))
+    match args.split_first() {
+        Some((first, rest)) if first == "--against-pytorch" => paired::run(rest),
+        _ => cargo::finish_as(command(args).current_dir(cargo::root())),
+    }
 }
 
 /// `--package sar-bench` would choose other features of shared dependencies than the tests have,

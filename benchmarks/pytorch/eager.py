@@ -1,0 +1,265 @@
+"""The work that the benches compare with, in PyTorch eager: FlexVAR's tokenizer and transformer as released.
+
+`eager.py NAME` sets a piece of work up, says `ready`, and runs it once for every line on stdin; each run's seconds come on
+a line of their own, and at the end the peak memory in MB. The names are those of `benchmarks/src/work.rs`. Weights are
+random. Needs torch.
+"""
+import math
+import os
+import resource
+import sys
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+SCALES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+
+
+class ResBlock(nn.Module):
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(32, c_in, 1e-6), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(32, c_out, 1e-6), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention2d(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, c, 1e-6)
+        self.q, self.k, self.v, self.out = (nn.Conv2d(c, c, 1) for _ in range(4))
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        y = self.norm(x)
+        q, k, v = (one(y).reshape(b, c, h * w) for one in (self.q, self.k, self.v))
+        a = (q.transpose(1, 2) @ k * c**-0.5).softmax(2)
+        return x + self.out((v @ a.transpose(1, 2)).reshape(b, c, h, w))
+
+
+def middle(c):
+    return nn.Sequential(ResBlock(c, c), Attention2d(c), ResBlock(c, c))
+
+
+class Halve(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, 2)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Double(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Tokenizer(nn.Module):
+    def __init__(self, base, multipliers, blocks, z, codes, dim):
+        super().__init__()
+        c, n, encoder, decoder = base, len(multipliers), [nn.Conv2d(3, base, 3, padding=1)], []
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                encoder.append(ResBlock(c, base * multiplier))
+                c = base * multiplier
+                if level == n - 1:
+                    encoder.append(Attention2d(c))
+            if level < n - 1:
+                encoder.append(Halve(c))
+        encoder += [middle(c), nn.GroupNorm(32, c, 1e-6), nn.SiLU(), nn.Conv2d(c, z, 3, padding=1)]
+        decoder = [nn.Conv2d(z, c, 3, padding=1), middle(c)]
+        for level in reversed(range(n)):
+            for _ in range(blocks + 1):
+                decoder.append(ResBlock(c, base * multipliers[level]))
+                c = base * multipliers[level]
+                if level == n - 1:
+                    decoder.append(Attention2d(c))
+            if level > 0:
+                decoder.append(Double(c))
+        decoder += [nn.GroupNorm(32, c, 1e-6), nn.SiLU(), nn.Conv2d(c, 3, 3, padding=1)]
+        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(z, dim, 1), nn.Conv2d(dim, z, 1)
+        self.embedding = nn.Parameter(torch.randn(codes, dim))
+
+    def codes(self):
+        return F.normalize(self.embedding, dim=-1)
+
+    def encode(self, x):
+        return self.quant_conv(self.encoder(x))
+
+    def decode(self, x):
+        return self.decoder(self.post_quant_conv(x))
+
+    def nearest(self, z_nc):
+        return (F.normalize(z_nc, dim=-1) @ self.codes().T).argmax(1)
+
+    def maps(self, indices):
+        n = math.isqrt(indices.shape[1])
+        return self.codes()[indices].permute(0, 2, 1).reshape(indices.shape[0], -1, n, n)
+
+    def tokens(self, h):
+        def at(n):
+            rows = F.interpolate(h, size=(n, n), mode="area").permute(0, 2, 3, 1).reshape(-1, h.shape[1])
+            return self.nearest(rows).view(h.shape[0], -1)
+
+        return [at(n) for n in SCALES]
+
+    def inputs(self, tokens):
+        return torch.cat([self.next(i, n) for i, n in zip(tokens, SCALES[1:])], 1)
+
+    def next(self, indices, n):
+        return F.interpolate(self.maps(indices), size=(n, n), mode="bicubic").flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    def __init__(self, d, heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.scale_mul = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.fc1, self.fc2, self.ada = nn.Linear(d, 4 * d), nn.Linear(4 * d, d), nn.Linear(d, 6 * d)
+
+    def attention(self, x, mask, cache):
+        b, l, d = x.shape
+        q, k, v = self.qkv(x).view(b, l, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q = F.normalize(q, dim=-1) * self.scale_mul.clamp_max(math.log(100)).exp()
+        k = F.normalize(k, dim=-1)
+        if cache is not None:
+            if self in cache:
+                k, v = torch.cat((cache[self][0], k), 2), torch.cat((cache[self][1], v), 2)
+            cache[self] = (k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return self.proj(out.transpose(1, 2).reshape(b, l, d))
+
+    def forward(self, x, condition, mask, cache):
+        d = x.shape[-1]
+        g1, g2, s1, s2, h1, h2 = self.ada(F.silu(condition)).view(-1, 1, 6, d).unbind(2)
+        x = x + self.attention(F.layer_norm(x, (d,), eps=1e-6) * (s1 + 1) + h1, mask, cache) * g1
+        y = F.layer_norm(x, (d,), eps=1e-6) * (s2 + 1) + h2
+        return x + self.fc2(F.gelu(self.fc1(y), approximate="tanh")) * g2
+
+
+class Backbone(nn.Module):
+    def __init__(self, depth, d, heads, classes, codes, dim):
+        super().__init__()
+        self.d, self.classes = d, classes
+        self.class_emb = nn.Parameter(torch.randn(classes + 1, d) * 0.1)
+        self.pos_start, self.pos = nn.Parameter(torch.randn(1, 1, d)), nn.Parameter(torch.randn(1, d, 32, 32) * 0.1)
+        self.word_embed, self.head, self.ada = nn.Linear(dim, d), nn.Linear(d, codes), nn.Linear(d, 2 * d)
+        self.blocks = nn.ModuleList(Block(d, heads) for _ in range(depth))
+
+    def positions(self, scales):
+        maps = (F.interpolate(self.pos, size=(n, n), mode="area") for n in scales)
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+
+    def run(self, x, condition, mask=None, cache=None):
+        for block in self.blocks:
+            x = block(x, condition, mask, cache)
+        scale, shift = self.ada(F.silu(condition)).view(-1, 1, 2, self.d).unbind(2)
+        return self.head(F.layer_norm(x, (self.d,), eps=1e-6) * (scale + 1) + shift)
+
+    def forward(self, labels, inputs):
+        condition = self.class_emb[labels]
+        x = torch.cat((condition[:, None] + self.pos_start, self.word_embed(inputs)), 1) + self.positions(SCALES)
+        scale = torch.cat([torch.full((n * n,), k) for k, n in enumerate(SCALES)])
+        mask = torch.where(scale[:, None] >= scale[None], 0.0, -torch.inf)
+        return self.run(x, condition, mask)
+
+    @torch.no_grad()
+    def sample(self, tokenizer, labels, guidance=2.5):
+        b, cache, at, positions = len(labels), {}, 0, self.positions(SCALES)
+        condition = self.class_emb[torch.cat((labels, torch.full_like(labels, self.classes)))]
+        x = condition[:, None] + self.pos_start
+        for k, n in enumerate(SCALES):
+            logits = self.run(x + positions[:, at : at + n * n], condition, None, cache)
+            at += n * n
+            t = guidance * k / (len(SCALES) - 1)
+            indices = ((1 + t) * logits[:b] - t * logits[b:]).argmax(-1)
+            if k + 1 < len(SCALES):
+                x = self.word_embed(tokenizer.next(indices, SCALES[k + 1])).repeat(2, 1, 1)
+        return tokenizer.decode(tokenizer.maps(indices))
+
+
+def released(depth):
+    return Tokenizer(128, [1, 1, 2, 2, 4], 2, 256, 8912, 32), Backbone(depth, 1024, 16, 1000, 8912, 32)
+
+
+def optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+def update(model, optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+    optimizer.step()
+
+
+def setup(name):
+    image = torch.rand(1, 3, 256, 256) * 2 - 1
+    if name == "encode-256":
+        tokenizer, _ = released(1)
+        return torch.no_grad()(lambda: tokenizer.encode(image))
+    if name == "decode-256":
+        tokenizer, _ = released(1)
+        with torch.no_grad():
+            canvas = tokenizer.maps(tokenizer.tokens(tokenizer.encode(image))[-1])
+        return torch.no_grad()(lambda: tokenizer.decode(canvas))
+    if name.startswith("sample-d16-b"):
+        (tokenizer, backbone), b = released(16), int(name[len("sample-d16-b") :])
+        return lambda: backbone.sample(tokenizer, torch.arange(b))
+    if name == "tokenizer-step":
+        tokenizer = Tokenizer(32, [1, 1, 2], 1, 64, 512, 16)
+        step, images = optimizer(tokenizer), torch.rand(32, 3, 32, 32) * 2 - 1
+
+        def run():
+            h = tokenizer.encode(images)
+            z = F.normalize(h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]), dim=-1)
+            q = tokenizer.codes()[tokenizer.nearest(z.detach())]
+            through = (z + (q - z).detach()).view(32, 8, 8, -1).permute(0, 3, 1, 2)
+            error = tokenizer.decode(through) - images
+            quantiser = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+            update(tokenizer, step, error.abs().mean() + error.square().mean() + quantiser)
+
+        return run
+    if name == "teacher-step":
+        tokenizer, backbone = released(4)
+        step, labels = optimizer(backbone), torch.arange(2)
+        with torch.no_grad():
+            tokens = tokenizer.tokens(tokenizer.encode(image.repeat(2, 1, 1, 1)))
+
+        def run():
+            with torch.no_grad():
+                inputs = tokenizer.inputs(tokens[:-1])
+            logits = backbone(labels, inputs)
+            update(backbone, step, F.cross_entropy(logits.flatten(0, 1), torch.cat(tokens, 1).flatten()))
+
+        return run
+    sys.exit(f"error: there is no work `{name}`")
+
+
+def main():
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    run = setup(sys.argv[1])
+    run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+//! Named pieces of work, to be timed next to what others need for the same.
+//!
+//! `pytorch/eager.py` has the same names.
+
+use burn::tensor::backend::AutodiffBackend;
+use sar_rollout::{Choice, Guidance, Predictions, Sampler};
+use sar_train::objective::Objective;
+
+use crate::Subject;
+
+/// Guided sampling without filters, as the PyTorch side does it.
+const GREEDY: Sampler = Sampler {
+    guidance: Guidance::FlexRamp { scale: 2.5, constant_over: 16 },
+    choice: Choice::Argmax,
+};
+
+/// The released models at 256 px, depth 16.
+const D16: &str = "flexvar-d16-in256";
+
+/// Their schedule at 256 px.
+const SCALES: &str = "1_2_3_4_5_6_8_10_13_16";
+
+/// A piece of work that is set up, to be run any number of times; `None` for an unknown name.
+///
+/// | name | what one run does |
+/// |---|---|
+/// | `encode-256`, `decode-256` | one image of 256 px through the released tokenizer's shapes |
+/// | `sample-d16-b1`, `-b4` | guided sampling at depth 16, decoded |
+/// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
+/// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
+/// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
+pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>>
+where
+    A::InnerBackend: 'static,
+{
+    let at_depth = |depth: usize| {
+        // The width and the heads of depth 16 stay.
+        let depth = format!("backbone.depth={depth}");
+        let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{SCALES}\" }}");
+        Subject::<A>::of(D16, &["data.side=256", &schedule, &depth], 1000, device.clone())
+    };
+    let micro_batches = "tokenizer.optimisation.micro_batches=2";
+    Some(match name {
+        "encode-256" => {
+            let subject = at_depth(1);
+            let images = subject.images(1);
+            Box::new(move || subject.latents(images.clone()))
+        }
+        "decode-256" => {
+            let subject = at_depth(1);
+            let tokens = subject.encode(subject.images(1));
+            Box::new(move || {
+                subject.decode(tokens.clone()).into_data();
+            })
+        }
+        "sample-d16-b1" | "sample-d16-b4" => {
+            let (subject, b) = (at_depth(16), if name.ends_with('4') { 4 } else { 1 });
+            Box::new(move || {
+                subject.decode(subject.sample_with(b, GREEDY)).into_data();
+            })
+        }
+        "tokenizer-step" => {
+            let settings = ["tokenizer.loss.coarse=0.0", micro_batches];
+            let subject = Subject::<A>::of("emoji-quick", &settings, 9, device);
+            let images = subject.images(32);
+            Box::new(move || subject.tokenizer_step(images.clone(), 2))
+        }
+        _ => {
+            let objective = objective(name)?;
+            let subject = at_depth(4);
+            let tokens = subject.encode(subject.images(2));
+            Box::new(move || subject.step_of(tokens.clone(), &objective, 2))
+        }
+    })
+}
+
+fn objective(name: &str) -> Option<Objective> {
+    let with = |objective: Objective, sampled: bool| {
+        let Objective::Sar { weight, own, transitions, contrast, condition, .. } = objective else {
+            unreachable!("both presets are SAR")
+        };
+        let Objective::Sar { predictions: drawn, .. } = Objective::released() else {
+            unreachable!("both presets are SAR")
+        };
+        let predictions = if sampled { drawn } else { Predictions::TeacherArgmax };
+        Objective::Sar { weight, predictions, own, transitions, contrast, condition }
+    };
+    Some(match name {
+        "teacher-step" => Objective::TeacherForcing,
+        "sar-released-argmax" => with(Objective::released(), false),
+        "sar-released-sampled" => with(Objective::released(), true),
+        "sar-paper-argmax" => with(Objective::paper(1.0), false),
+        "sar-paper-sampled" => with(Objective::paper(1.0), true),
+        _ => return None,
+    })
+}
