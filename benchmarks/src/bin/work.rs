@@ -16,8 +16,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     run();
-    let say =
-        |text: String| writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
+    let say = |text: String| writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
     let mut talk = || -> io::Result<()> {
         say("ready".into())?;
         for line in io::stdin().lock().lines() {

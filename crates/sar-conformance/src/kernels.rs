@@ -111,6 +111,23 @@ fn keys(distance: f64) -> f64 {
     }
 }
 
+/// Sums along the first, a middle and the last axis, long and short ones.
+pub fn sums_along_every_axis_equal_f64<B: Backend>(device: &B::Device) {
+    for shape in [[14, 3, 24], [5, 2, 1], [1, 7, 33], [30, 130, 2], [3, 1, 300], [2, 40, 64]] {
+        let values = SeedTree::new(27).normals(shape.iter().product());
+        let x = tensor::<B, 3>(values.clone(), shape, device);
+        for axis in 0..3 {
+            let inner: usize = shape[axis + 1..].iter().product();
+            let mut expected = vec![0.0; values.len() / shape[axis]];
+            for (i, value) in values.iter().enumerate() {
+                expected[i / (inner * shape[axis]) * inner + i % inner] += f64::from(*value);
+            }
+            let what = format!("{shape:?} along {axis}");
+            assert_near(&what, &floats(x.clone().sum_dim(axis)), &expected, 1e-5);
+        }
+    }
+}
+
 /// Functions that hardware has shortcuts for. A reciprocal of 12 bits is enough to spoil gradients:
 /// that of a division goes through it.
 pub fn elementary_functions_have_the_accuracy_of_f32<B: Backend>(device: &B::Device) {

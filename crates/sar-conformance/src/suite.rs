@@ -21,6 +21,7 @@ macro_rules! tests {
             guidance_mixes_as_stated,
             nearest_codes_are_nearest,
             resampling_equals_its_definition,
+            sums_along_every_axis_equal_f64,
         ));
     };
     (@part $backend:ty, model) => {

@@ -26,7 +26,8 @@ pub struct ListEntry {
 /// # Errors
 /// The first line without both, counted from 1.
 pub fn parse_list(text: &str) -> Result<Vec<ListEntry>, usize> {
-    const BLANK: [char; 2] = [' ', '\t'];
+    // A carriage return too: the last line of a Windows file may end in one alone.
+    const BLANK: [char; 3] = [' ', '\t', '\r'];
     let mut entries = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let line = line.trim_matches(&BLANK[..]);
