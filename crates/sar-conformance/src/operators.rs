@@ -101,6 +101,19 @@ pub fn attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     }
 }
 
+/// A query and a key of length zero count as of length 1e-12, and so do their gradients.
+pub fn attention_of_zeros_has_finite_gradients<A: AutodiffBackend>(device: &A::Device) {
+    let config = AttentionConfig { batch: 1, heads: 1, normalise: true };
+    let mut qkv = SeedTree::new(32).normals(2 * 12);
+    qkv[..8].fill(0.0);
+    let qkv_r3d = tensor::<A, 2>(qkv, [2, 12], device).require_grad();
+    let temperature_h = tensor::<A, 1>(vec![2.0], [1], device);
+    let out = attention(qkv_r3d.clone(), temperature_h, &Visible::new(vec![1, 2]), config);
+    let gradients = out.square().sum().backward();
+    let found = floats(qkv_r3d.grad(&gradients).expect("a gradient reaches the projection"));
+    assert!(found.iter().all(|x| x.is_finite()), "{found:?}");
+}
+
 /// A pyramid attended to scale by scale is the pyramid attended to at once.
 pub fn cached_attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     let (b, h, e, scales) = (2, 3, 4, [1, 4, 9]);

@@ -23,7 +23,7 @@ pub fn layer_norm_modulated<B: Backend>(
     assert_eq!(scale_bd.dims(), shift_bd.dims(), "one scale and one shift");
     let [l, b, d] = tokens_images_channels(&x_rd, &scale_bd);
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_rd.dtype()) {
+    if crate::cpu::serves::<B>(x_rd.dtype()) {
         return crate::cpu::layer_norm_modulated(x_rd, scale_bd, shift_bd, epsilon);
     }
     let centred = x_rd.clone() - x_rd.mean_dim(1);
@@ -49,7 +49,7 @@ pub fn gated_residual<B: Backend>(
     assert_eq!(x_rd.dims(), branch_rd.dims(), "a residual and its branch");
     let [l, b, d] = tokens_images_channels(&x_rd, &gate_bd);
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_rd.dtype()) {
+    if crate::cpu::serves::<B>(x_rd.dtype()) {
         return crate::cpu::gated_residual(x_rd, branch_rd, gate_bd);
     }
     let gated = branch_rd.reshape([l, b * d]) * gate_bd.reshape([1, b * d]);
@@ -58,6 +58,9 @@ pub fn gated_residual<B: Backend>(
 
 fn tokens_images_channels<B: Backend>(x_rd: &Tensor<B, 2>, row_bd: &Tensor<B, 2>) -> [usize; 3] {
     let ([r, d], [b, channels]) = (x_rd.dims(), row_bd.dims());
-    assert!(d == channels && r % b == 0, "{r} rows of {d} for {b} images of {channels} channels");
+    assert!(
+        b > 0 && d == channels && r % b == 0,
+        "{r} rows of {d} for {b} images of {channels} channels"
+    );
     [r / b, b, d]
 }

@@ -32,6 +32,9 @@ pub struct AdamWStep {
 /// - `p_n`, `g_n` and the moments, mean and mean of squares: `[n]`
 /// - `factor_1`: `[1]`, multiplies the gradient
 /// - output: the parameter and its moments
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn adamw<B: Backend>(
     p_n: Tensor<B, 1>,
     moments_n: [Tensor<B, 1>; 2],
@@ -39,24 +42,23 @@ pub fn adamw<B: Backend>(
     factor_1: Tensor<B, 1>,
     step: AdamWStep,
 ) -> (Tensor<B, 1>, [Tensor<B, 1>; 2]) {
+    let [mean, square] = &moments_n;
+    let n = p_n.dims();
+    let fits = [mean, square, &g_n].iter().all(|x| x.dims() == n) && factor_1.dims() == [1];
+    assert!(fits, "a parameter, its moments and its gradient of one length");
     #[cfg(feature = "flex")]
     if crate::cpu::serves_untracked::<B>(p_n.dtype()) {
         return crate::cpu::adamw(p_n, moments_n, g_n, factor_1, step);
     }
     let AdamWStep { beta1, beta2, eps, decay, rate, correction } = step;
-    let g_n = times(g_n, factor_1);
+    let zero = factor_1.clone().equal_elem(0.0).expand(n);
+    let g_n = (g_n * factor_1).mask_fill(zero, 0.0);
     let [mean, square] = moments_n;
     let mean = mean * beta1 + g_n.clone() * (1.0 - beta1);
     let square = square * beta2 + g_n.square() * (1.0 - beta2);
     let denominator = square.clone().sqrt() / correction + eps;
     let p_n = p_n * (1.0 - decay) - mean.clone() / denominator * rate;
     (p_n, [mean, square])
-}
-
-/// A tensor times a factor `[1]`; zero if the factor is zero, whatever was in it.
-pub fn times<B: Backend>(x_n: Tensor<B, 1>, factor_1: Tensor<B, 1>) -> Tensor<B, 1> {
-    let zero = factor_1.clone().equal_elem(0.0).expand(x_n.dims());
-    (x_n * factor_1).mask_fill(zero, 0.0)
 }
 
 /// The sum of all squares, `[n]` to `[1]`, in an order that the length alone fixes.

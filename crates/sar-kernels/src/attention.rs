@@ -60,7 +60,7 @@ impl<B: Backend> Visible<B> {
             }
             Tensor::from_data(TensorData::new(mask, [l, l]), device)
         };
-        self.mask_ll.get_or_init(build).clone()
+        self.mask_ll.get_or_init(build).clone().to_device(device)
     }
 }
 
@@ -83,7 +83,7 @@ pub fn attention<B: Backend>(
     let [l, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, config);
     assert_eq!(l, visible.tokens(), "tokens of the rows and of what they see");
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(qkv_r3d.dtype()) {
+    if crate::cpu::serves::<B>(qkv_r3d.dtype()) {
         return crate::cpu::attention(qkv_r3d, temperature_h, &visible.ends, config);
     }
     let AttentionConfig { batch: b, heads: h, .. } = config;
@@ -100,6 +100,7 @@ pub fn attention<B: Backend>(
 #[derive(Clone, Debug)]
 pub struct KeyValueCache<B: Backend> {
     config: AttentionConfig,
+    capacity: usize,
     // Taken out while a scale is written, so that the write can happen in place.
     k_v_bhle: Option<[Tensor<B, 4>; 2]>,
     filled: usize,
@@ -109,7 +110,7 @@ impl<B: Backend> KeyValueCache<B> {
     /// An empty cache for `capacity` tokens with heads of `e` channels.
     pub fn new(config: AttentionConfig, capacity: usize, e: usize, device: &B::Device) -> Self {
         let zeros = || Tensor::zeros([config.batch, config.heads, capacity, e], device);
-        Self { config, k_v_bhle: Some([zeros(), zeros()]), filled: 0 }
+        Self { config, capacity, k_v_bhle: Some([zeros(), zeros()]), filled: 0 }
     }
 
     /// Appends `n` tokens, each of which sees all tokens so far and all new ones.
@@ -123,10 +124,10 @@ impl<B: Backend> KeyValueCache<B> {
     /// If the shapes do not fit, or the cache is full.
     pub fn attend(&mut self, qkv_r3d: Tensor<B, 2>, temperature_h: Tensor<B, 1>) -> Tensor<B, 2> {
         let [n, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, self.config);
+        let (start, end) = (self.filled, self.filled + n);
+        assert!(end <= self.capacity, "{end} tokens in a cache of {}", self.capacity);
         let [k_bhle, v_bhle] = self.k_v_bhle.take().expect("put back after every write");
-        let ([b, h, capacity, _], start) = (k_bhle.dims(), self.filled);
-        self.filled += n;
-        assert!(self.filled <= capacity, "{} tokens in a cache of {capacity}", self.filled);
+        self.filled = end;
         #[cfg(feature = "flex")]
         if crate::cpu::serves_untracked::<B>(qkv_r3d.dtype()) {
             let caches = [k_bhle, v_bhle];
@@ -136,11 +137,12 @@ impl<B: Backend> KeyValueCache<B> {
             return out_rd;
         }
         let [q_bhle, new_k, new_v] = queries_keys_values(qkv_r3d, temperature_h, self.config);
-        let place = [0..b, 0..h, start..self.filled, 0..e];
+        let AttentionConfig { batch: b, heads: h, .. } = self.config;
+        let place = [0..b, 0..h, start..end, 0..e];
         let k_bhle = k_bhle.slice_assign(place.clone(), new_k);
         let v_bhle = v_bhle.slice_assign(place, new_v);
         self.k_v_bhle = Some([k_bhle.clone(), v_bhle.clone()]);
-        let [k_bhle, v_bhle] = [k_bhle, v_bhle].map(|all| all.slice_dim(2, 0..self.filled));
+        let [k_bhle, v_bhle] = [k_bhle, v_bhle].map(|all| all.slice_dim(2, 0..end));
         let out_bhle = softmax(q_bhle.matmul(k_bhle.swap_dims(2, 3)), 3).matmul(v_bhle);
         out_bhle.permute([2, 0, 1, 3]).reshape([n * b, h * e])
     }
@@ -158,7 +160,7 @@ fn queries_keys_values<B: Backend>(
     let part = |i: usize| qkv_3bhle.clone().slice_dim(0, i..i + 1).reshape([b, h, l, e]);
     let (q_bhle, k_bhle) = (part(0), part(1));
     let temperature_1h11 = temperature_h.reshape([1, h, 1, 1]);
-    let length = |x: &Tensor<B, 4>| x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    let length = |x: &Tensor<B, 4>| x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
     let (q_bhle, k_bhle) = match normalise {
         true => {
             let (q_length, k_length) = (length(&q_bhle), length(&k_bhle));
@@ -177,7 +179,7 @@ fn tokens_and_head_dim<B: Backend>(
     let AttentionConfig { batch: b, heads: h, .. } = config;
     let [r, d3] = qkv_r3d.dims();
     assert!(
-        r % b == 0 && d3 % (3 * h) == 0 && temperature_h.dims() == [h],
+        b > 0 && r % b == 0 && d3 % (3 * h) == 0 && temperature_h.dims() == [h],
         "{r} rows of {d3} for {b} images and {h} heads"
     );
     [r / b, d3 / (3 * h)]

@@ -15,7 +15,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - k) / stride + 1]`
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// If the shapes do not fit, or a map with its padding is smaller than the kernel.
 pub fn conv2d<B: Backend>(
     x_bchw: Tensor<B, 4>,
     weight_ockk: Tensor<B, 4>,
@@ -23,11 +23,20 @@ pub fn conv2d<B: Backend>(
     stride: usize,
     padding: [usize; 4],
 ) -> Tensor<B, 4> {
+    let ([_, c, h, w], [o, inputs, k, width]) = (x_bchw.dims(), weight_ockk.dims());
+    let [top, left, bottom, right] = padding;
+    assert!(
+        c == inputs && k == width && bias_o.dims() == [o],
+        "a square convolution of {inputs} to {o}"
+    );
+    assert!(
+        stride > 0 && h + top + bottom >= k && w + left + right >= k,
+        "maps of {h}x{w} under a kernel of {k}, stride {stride}, padding {padding:?}"
+    );
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_bchw.dtype()) {
+    if crate::cpu::serves::<B>(x_bchw.dtype()) {
         return crate::cpu::conv2d(x_bchw, weight_ockk, bias_o, stride, padding);
     }
-    let [top, left, bottom, right] = padding;
     let options =
         PaddedConvOptions::asymmetric([stride, stride], [top, left], [bottom, right], [1, 1], 1);
     plain_conv2d(x_bchw, weight_ockk, Some(bias_o), options)
@@ -41,7 +50,7 @@ pub fn conv2d<B: Backend>(
 pub fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
     let [b, c, h, w] = x_bchw.dims();
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_bchw.dtype()) {
+    if crate::cpu::serves::<B>(x_bchw.dtype()) {
         return crate::cpu::double_sides(x_bchw);
     }
     let rows = x_bchw.reshape([b * c * h, 1, w, 1]).repeat_dim(1, 2).repeat_dim(3, 2);

@@ -117,8 +117,10 @@ pub(crate) fn cross_entropy<B: Backend>(
     target_r: Tensor<B, 1, Int>,
     smoothing: f64,
 ) -> Tensor<B, 1> {
-    let [rows, _] = logits_rv.dims();
-    let targets = target_r.into_data().convert::<i64>().into_vec().expect("whole numbers");
+    let [rows, classes] = logits_rv.dims();
+    let targets: Vec<i64> = target_r.into_data().convert::<i64>().into_vec().expect("integers");
+    let all = 0..classes as i64;
+    assert!(targets.iter().all(|target| all.contains(target)), "targets within {classes} classes");
     let kernel = cross_entropy::Hard { targets, smoothing: smoothing as f32 };
     run(kernel, [primitive(logits_rv)], [rows])
 }

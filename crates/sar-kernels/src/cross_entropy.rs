@@ -16,7 +16,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 /// - output: `[r]`, nats
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// If the shapes do not fit, or, on CPUs, a target is no class.
 pub fn cross_entropy<B: Backend>(
     logits_rv: Tensor<B, 2>,
     target_r: Tensor<B, 1, Int>,
@@ -25,7 +25,7 @@ pub fn cross_entropy<B: Backend>(
     let [r, _] = logits_rv.dims();
     assert_eq!(target_r.dims(), [r], "one target per row");
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(logits_rv.dtype()) {
+    if crate::cpu::serves::<B>(logits_rv.dtype()) {
         return crate::cpu::cross_entropy(logits_rv, target_r, smoothing);
     }
     let log_p_rv = log_softmax(logits_rv, 1);
@@ -57,7 +57,7 @@ pub fn soft_cross_entropy<B: Backend>(
     let [r, v] = logits_rv.dims();
     assert_eq!(target_logits_rv.dims(), [r, v], "one target distribution per row");
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(logits_rv.dtype()) {
+    if crate::cpu::serves::<B>(logits_rv.dtype()) {
         return crate::cpu::soft_cross_entropy(logits_rv, target_logits_rv);
     }
     let target_rv = softmax(target_logits_rv.detach(), 1);

@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// ```
 pub fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x.dtype()) {
+    if crate::cpu::serves::<B>(x.dtype()) {
         return crate::cpu::gelu_tanh(x);
     }
     let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();

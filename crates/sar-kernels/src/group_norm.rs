@@ -37,7 +37,7 @@ pub fn group_norm<B: Backend>(
     assert!(groups > 0 && c % groups == 0, "{c} channels in {groups} groups");
     assert_eq!((gamma_c.dims(), beta_c.dims()), ([c], [c]), "one scale and shift per channel");
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_bchw.dtype()) {
+    if crate::cpu::serves::<B>(x_bchw.dtype()) {
         return crate::cpu::group_norm(x_bchw, gamma_c, beta_c, config);
     }
     let x = x_bchw.reshape([b * groups, c / groups * h * w]);

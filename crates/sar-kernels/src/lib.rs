@@ -6,8 +6,8 @@
 //! layout that is there, gradients that recompute instead of storing. Backends are recognised by
 //! the type of their tensors, so no bound but `B: Backend` is needed to call them.
 //!
-//! What a hand-written operator returns depends on its arguments alone: not on the number of
-//! threads, and not on what else runs.
+//! What a hand-written operator returns depends on its arguments and the kind of CPU alone: not on
+//! the number of threads, and not on what else runs.
 //!
 //! | operator | used for |
 //! |---|---|
@@ -34,20 +34,10 @@ mod group_norm;
 mod linear;
 
 pub use adaln::{gated_residual, layer_norm_modulated};
-pub use adamw::{AdamWStep, adamw, sum_of_squares, times};
+pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
 pub use conv::{conv2d, double_sides};
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
 pub use linear::linear;
-
-/// Whether the hand-written operators serve this backend and element type.
-#[cfg(feature = "flex")]
-use cpu::serves;
-
-/// Whether the hand-written operators serve this backend and element type: none are built in.
-#[cfg(not(feature = "flex"))]
-fn serves<B: burn::tensor::backend::Backend>(_: burn::tensor::DType) -> bool {
-    false
-}

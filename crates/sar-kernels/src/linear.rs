@@ -24,7 +24,7 @@ pub fn linear<B: Backend>(
     let ([_, i], [rows, o]) = (x_ri.dims(), weight_io.dims());
     assert_eq!((i, bias_o.dims()), (rows, [o]), "a linear layer of {rows} to {o}");
     #[cfg(feature = "flex")]
-    if crate::serves::<B>(x_ri.dtype()) {
+    if crate::cpu::serves::<B>(x_ri.dtype()) {
         return crate::cpu::linear(x_ri, weight_io, bias_o);
     }
     x_ri.matmul(weight_io) + bias_o.unsqueeze()

@@ -3,8 +3,8 @@
 //! Shapes: b batch, c channels, h height, w width, n = h w.
 
 use burn::module::{Initializer, Module};
-use burn::nn::GroupNorm;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNorm, PaddingConfig2d};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{GroupNormConfig, conv2d, double_sides, group_norm};
@@ -19,23 +19,30 @@ pub(crate) fn conv<B: Backend>(
     kernel: usize,
     device: &B::Device,
 ) -> Conv2d<B> {
-    Conv2dConfig::new(channels, [kernel, kernel]).with_initializer(Initializer::Zeros).init(device)
+    strided_conv(channels, kernel, 1, [kernel / 2; 4], device)
 }
 
-/// Applies a convolution that keeps the size.
-pub(crate) fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    let [_, _, _, kernel] = conv.weight.dims();
-    strided(conv, x_bchw, 1, [kernel / 2; 4])
-}
-
-fn strided<B: Backend>(
-    conv: &Conv2d<B>,
-    x_bchw: Tensor<B, 4>,
+/// As [`conv`], with a stride and zeros at top, left, bottom and right.
+fn strided_conv<B: Backend>(
+    channels: [usize; 2],
+    kernel: usize,
     stride: usize,
-    padding: [usize; 4],
-) -> Tensor<B, 4> {
+    [top, left, bottom, right]: [usize; 4],
+    device: &B::Device,
+) -> Conv2d<B> {
+    Conv2dConfig::new(channels, [kernel, kernel])
+        .with_stride([stride, stride])
+        .with_padding(PaddingConfig2d::Explicit(top, left, bottom, right))
+        .with_initializer(Initializer::Zeros)
+        .init(device)
+}
+
+pub(crate) fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    let PaddingConfig2d::Explicit(top, left, bottom, right) = conv.padding else {
+        unreachable!("built with an explicit padding")
+    };
     let bias_o = conv.bias.as_ref().expect("built with a bias").val();
-    conv2d(x_bchw, conv.weight.val(), bias_o, stride, padding)
+    conv2d(x_bchw, conv.weight.val(), bias_o, conv.stride[0], [top, left, bottom, right])
 }
 
 pub(crate) fn norm<B: Backend>(channels: usize, device: &B::Device) -> GroupNorm<B> {
@@ -149,11 +156,11 @@ pub(crate) struct Downsample<B: Backend> {
 
 impl<B: Backend> Downsample<B> {
     pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
-        Self { conv: conv([channels, channels], 3, device) }
+        Self { conv: strided_conv([channels, channels], 3, 2, [0, 0, 1, 1], device) }
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        strided(&self.conv, x_bchw, 2, [0, 0, 1, 1])
+        convolve(&self.conv, x_bchw)
     }
 }
 

@@ -101,7 +101,7 @@ impl<B: Backend> Codebook<B> {
 /// # Shapes
 /// - `x_nc` and output: `[n, c]`
 pub fn normalise<B: Backend>(x_nc: Tensor<B, 2>) -> Tensor<B, 2> {
-    let length = x_nc.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+    let length = x_nc.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
     x_nc / length
 }
 

@@ -152,7 +152,7 @@ impl Attention {
                     let visible = visible.chunks(LANES).zip(saved.chunks_mut(LANES));
                     for (lane, (visible, saved)) in visible.enumerate() {
                         let scores = &mut scores[lane..];
-                        hide(scores, FORWARD, visible, 0..keys, f32::NEG_INFINITY);
+                        hide(scores, FORWARD, visible, 0..keys);
                         let rows = scores.chunks_mut(FORWARD).take(keys);
                         let m = rows.fold(
                             [f32::NEG_INFINITY; LANES],
@@ -326,7 +326,7 @@ impl Attention {
                 vectorised(
                     #[inline(always)]
                     || {
-                        hide(p, BACKWARD, visible, keys.clone(), f32::NEG_INFINITY);
+                        hide(p, BACKWARD, visible, keys.clone());
                         let rows = p.chunks_mut(BACKWARD).zip(d.chunks_mut(BACKWARD));
                         for (j, (p, d)) in rows.take(keys.len()).enumerate() {
                             if j >= seen {
@@ -486,13 +486,13 @@ impl Rows {
 
 /// Sets the scores of `keys` (vectors `stride` apart) that their queries do not see.
 #[inline(always)]
-fn hide(scores: &mut [Lanes], stride: usize, visible: &[u32], keys: Range<usize>, value: f32) {
+fn hide(scores: &mut [Lanes], stride: usize, visible: &[u32], keys: Range<usize>) {
     let first = (visible[0] as usize).max(keys.start);
     for key in first..keys.end {
         let scores = &mut scores[(key - keys.start) * stride];
         for (score, &visible) in scores.iter_mut().zip(visible) {
             if key >= visible as usize {
-                *score = value;
+                *score = f32::NEG_INFINITY;
             }
         }
     }

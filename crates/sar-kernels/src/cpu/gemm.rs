@@ -38,34 +38,24 @@ pub(crate) enum Out {
     Add,
 }
 
-/// `out = alpha a b` or `out += alpha a b`, where the rows of `out` start `out_stride` apart.
-///
-/// `threads` lets the product use the thread pool; the result is the same, bit for bit.
+/// `out = a b` or `out += a b`, row by row, on as many threads as the work is worth.
 ///
 /// # Panics
 /// If the shapes do not match, or a view is larger than its slice.
-pub(crate) fn gemm(
-    mode: Out,
-    out: &mut [f32],
-    out_stride: usize,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-    threads: bool,
-) {
+pub(crate) fn gemm(mode: Out, out: &mut [f32], a: Mat<'_>, b: Mat<'_>) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(a.cols, b.rows, "inner sides of a product");
+    assert_eq!(out.len(), m * n, "size of a product");
     for mat in [a, b] {
         if mat.rows > 0 && mat.cols > 0 {
             let last = (mat.rows - 1) * mat.row_stride + (mat.cols - 1) * mat.col_stride;
             assert!(last < mat.data.len(), "a matrix beyond its data");
         }
     }
-    if m == 0 || n == 0 {
+    if out.is_empty() {
         return;
     }
-    assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "a product beyond its data");
-    let parallel = match threads && m * n * k >= 192 * 192 * 192 {
+    let parallel = match m * n * k >= 192 * 192 * 192 {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
@@ -77,7 +67,7 @@ pub(crate) fn gemm(
             k,
             out.as_mut_ptr(),
             1,
-            out_stride as isize,
+            n as isize,
             mode == Out::Add,
             a.data.as_ptr(),
             a.col_stride as isize,
@@ -86,7 +76,7 @@ pub(crate) fn gemm(
             b.col_stride as isize,
             b.row_stride as isize,
             1.0,
-            alpha,
+            1.0,
             false,
             false,
             false,
@@ -101,13 +91,13 @@ mod tests {
 
     #[test]
     fn strided_products() {
-        // a = [[1, 2, 3], [4, 5, 6]] in rows of 4, b = its transpose.
+        // a = [[1, 2, 3], [4, 5, 6]] in rows of 4, times its transpose.
         let a = [1.0, 2.0, 3.0, 9.0, 4.0, 5.0, 6.0, 9.0];
         let a = Mat { row_stride: 4, ..Mat::new(&a, 2, 3) };
-        let mut out = vec![1.0; 6];
-        gemm(Out::Set, &mut out, 3, 2.0, a, a.t(), true);
-        assert_eq!(out, [28.0, 64.0, 1.0, 64.0, 154.0, 1.0]);
-        gemm(Out::Add, &mut out, 3, 1.0, a, a.t(), false);
-        assert_eq!(out, [42.0, 96.0, 1.0, 96.0, 231.0, 1.0]);
+        let mut out = vec![1.0; 4];
+        gemm(Out::Set, &mut out, a, a.t());
+        assert_eq!(out, [14.0, 32.0, 32.0, 77.0]);
+        gemm(Out::Add, &mut out, a, a.t());
+        assert_eq!(out, [28.0, 64.0, 64.0, 154.0]);
     }
 }

@@ -96,19 +96,16 @@ pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize, const D: usize>(
 /// first if they are shared.
 ///
 /// # Panics
-/// If the backend is not [served](serves_untracked), or a written tensor is not contiguous.
+/// If the backend is not [served](serves_untracked).
 pub(crate) fn run_in_place<B: Backend, R, const N: usize, const W: usize, const D: usize>(
     read: [FloatTensor<B>; N],
     written: [Tensor<B, D>; W],
     work: impl FnOnce([&[f32]; N], [&mut [f32]; W]) -> R,
 ) -> (R, [Tensor<B, D>; W]) {
     let read = same_type::<_, [FlexTensor; N]>(read).expect(SERVED).map(contiguous);
-    let written = written.map(primitive);
-    let mut written = same_type::<_, [FlexTensor; W]>(written).expect(SERVED);
-    for tensor in &written {
-        let whole = tensor.layout().num_elements() * size_of::<f32>() == tensor.bytes().len();
-        assert!(tensor.is_contiguous() && whole, "a tensor that is written in place is whole");
-    }
+    let written = same_type::<_, [FlexTensor; W]>(written.map(primitive)).expect(SERVED);
+    // Whole tensors pass unchanged; a view becomes one.
+    let mut written = written.map(|tensor| tensor.to_contiguous());
     let slices = written.each_mut().map(|tensor| tensor.storage_mut());
     let result = work(read.each_ref().map(values), slices);
     (result, written.map(wrap))
@@ -137,7 +134,8 @@ fn tracked<K: Kernel<N>, const N: usize>(kernel: K, inputs: [Tracked; N], shape:
             let mut reads = K::READS.into_iter();
             let state = State {
                 shapes: inputs.each_ref().map(|input| input.shape()),
-                inputs: inputs.map(|input| reads.next().unwrap_or(true).then_some(input)),
+                inputs: inputs
+                    .map(|input| reads.next().expect("as many as inputs").then_some(input)),
                 output: K::READS_OUTPUT.then(|| output.clone()),
                 saved,
             };
@@ -203,5 +201,68 @@ fn same_type<T: 'static, U: 'static>(value: T) -> Result<U, T> {
     match (&mut value as &mut dyn Any).downcast_mut::<Option<U>>() {
         Some(found) => Ok(found.take().expect("put in above")),
         None => Err(value.expect("put in above")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::{AdamWStep, adamw, gelu_tanh, linear};
+
+    type A = Autodiff<Flex>;
+
+    fn floats<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+        x.into_data().into_vec().unwrap()
+    }
+
+    #[test]
+    fn views_are_what_they_show() {
+        let device = Default::default();
+        let x = Tensor::<Flex, 2>::random([6, 4], Distribution::Default, &device);
+        let whole = |x: &Tensor<Flex, 2>| {
+            let shape = x.dims();
+            Tensor::<Flex, 1>::from_floats(floats(x.clone()).as_slice(), &device).reshape(shape)
+        };
+        let row = x.clone().slice([2..3, 0..4]);
+        for view in [
+            x.clone().slice([1..3, 0..4]),
+            x.clone().slice([0..2, 1..3]),
+            x.transpose(),
+            row.expand([5, 4]),
+        ] {
+            assert_eq!(floats(gelu_tanh(view.clone())), floats(gelu_tanh(whole(&view))));
+        }
+    }
+
+    #[test]
+    fn gradients_reach_what_is_tracked_and_add_up() {
+        let device = Default::default();
+        let square = Tensor::<A, 2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device).require_grad();
+        let bias = Tensor::<A, 1>::zeros([2], &device);
+        // x x: the gradient of its sum is 1 x^T + x^T 1.
+        let y = linear(square.clone(), square.clone(), bias.clone());
+        assert_eq!(floats(y.clone()), [7.0, 10.0, 15.0, 22.0]);
+        // An upstream gradient that is a broadcast.
+        let gradients = y.sum().backward();
+        assert_eq!(floats(square.grad(&gradients).unwrap()), [7.0, 11.0, 9.0, 13.0]);
+        assert!(bias.grad(&gradients).is_none());
+        // Nothing tracked.
+        assert_eq!(floats(linear(square.clone().detach(), square.detach(), bias)).len(), 4);
+    }
+
+    #[test]
+    fn what_is_written_in_place_is_copied_if_it_is_shared_or_a_view() {
+        let device = Default::default();
+        let base = Tensor::<Flex, 1>::from_floats([1.0, 2.0, 3.0], &device);
+        let step =
+            AdamWStep { beta1: 0.0, beta2: 0.0, eps: 0.0, decay: 0.0, rate: 0.5, correction: 1.0 };
+        let zeros = || Tensor::<Flex, 1>::zeros([2], &device);
+        let prefix = base.clone().slice(0..2);
+        let (p, _) =
+            adamw(prefix, [zeros(), zeros()], zeros() + 3.0, zeros().slice(0..1) + 1.0, step);
+        assert_eq!(floats(p), [0.5, 1.5]);
+        assert_eq!(floats(base), [1.0, 2.0, 3.0]);
     }
 }

@@ -19,7 +19,7 @@ impl Kernel<3> for Linear {
         let Self { inputs: i, outputs: o } = *self;
         let rows = x.len() / i;
         let mut y = bias.repeat(rows);
-        gemm(Out::Add, &mut y, o, 1.0, Mat::new(x, rows, i), Mat::new(weight, i, o), true);
+        gemm(Out::Add, &mut y, Mat::new(x, rows, i), Mat::new(weight, i, o));
         (y, ())
     }
 
@@ -31,7 +31,7 @@ impl Kernel<3> for Linear {
         let gradient = Mat::new(pass.gradient, rows, o);
         let product = |rows: usize, cols: usize, a: Mat<'_>, b: Mat<'_>| {
             let mut out = vec![0.0; rows * cols];
-            gemm(Out::Set, &mut out, cols, 1.0, a, b, true);
+            gemm(Out::Set, &mut out, a, b);
             Gradient::New(out)
         };
         let [of_x, of_weight, of_bias] = pass.wanted;

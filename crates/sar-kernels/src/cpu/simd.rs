@@ -67,7 +67,7 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// e^x within 2 units in the last place on the normal range; 0 below -87.3, infinite above 88.7,
+/// e^x within 2 units in the last place on the normal range; subnormal below -87.3, 0 below -104, infinite above 88.7,
 /// NaN for NaN.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (relative error
