@@ -54,7 +54,13 @@ impl<B: Backend> Positions<B> {
             Self::Grid(Grid { grid }) => {
                 let grid = grid.val();
                 let [_, d, ..] = grid.dims();
-                resample(grid, size, Filter::Area).reshape([d, size.tokens()]).transpose()
+                let map = resample(grid, size, Filter::Area);
+                // A single token has nothing to transpose, and must not be: burn 0.21's products on
+                // wgpu misread a column that is a transposed row, and the gradient would be one.
+                match size.tokens() {
+                    1 => map.reshape([1, d]),
+                    n => map.reshape([d, n]).transpose(),
+                }
             }
             Self::PerToken(PerToken { token, level, scales }) => {
                 // Sizes increase, so that a size is one level and no other.
