@@ -258,7 +258,7 @@ def main():
         start = time.perf_counter()
         run()
         print(time.perf_counter() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 //! `pytorch/eager.py` has the same names.
 
 use burn::tensor::backend::AutodiffBackend;
+use sar_core::ScaleSchedule;
 use sar_rollout::{Choice, Guidance, Predictions, Sampler};
 use sar_train::objective::Objective;
 
-use crate::Subject;
+use crate::{CLASSES, Subject};
 
 /// Guided sampling without filters, as the PyTorch side does it.
 const GREEDY: Sampler = Sampler {
@@ -17,9 +18,6 @@ const GREEDY: Sampler = Sampler {
 /// The released models at 256 px, depth 16.
 const D16: &str = "flexvar-d16-in256";
 
-/// Their schedule at 256 px.
-const SCALES: &str = "1_2_3_4_5_6_8_10_13_16";
-
 /// A piece of work that is set up, to be run any number of times; `None` for an unknown name.
 ///
 /// | name | what one run does |
@@ -29,17 +27,14 @@ const SCALES: &str = "1_2_3_4_5_6_8_10_13_16";
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
-pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>>
-where
-    A::InnerBackend: 'static,
-{
+pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>> {
     let at_depth = |depth: usize| {
         // The width and the heads of depth 16 stay.
         let depth = format!("backbone.depth={depth}");
-        let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{SCALES}\" }}");
+        let scales = ScaleSchedule::preset("256px").expect("a known preset");
+        let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{scales}\" }}");
         Subject::<A>::of(D16, &["data.side=256", &schedule, &depth], 1000, device.clone())
     };
-    let micro_batches = "tokenizer.optimisation.micro_batches=2";
     Some(match name {
         "encode-256" => {
             let subject = at_depth(1);
@@ -60,8 +55,8 @@ where
             })
         }
         "tokenizer-step" => {
-            let settings = ["tokenizer.loss.coarse=0.0", micro_batches];
-            let subject = Subject::<A>::of("emoji-quick", &settings, 9, device);
+            let settings = ["tokenizer.loss.coarse=0.0"];
+            let subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
             let images = subject.images(32);
             Box::new(move || subject.tokenizer_step(images.clone(), 2))
         }
@@ -75,22 +70,22 @@ where
 }
 
 fn objective(name: &str) -> Option<Objective> {
-    let with = |objective: Objective, sampled: bool| {
-        let Objective::Sar { weight, own, transitions, contrast, condition, .. } = objective else {
-            unreachable!("both presets are SAR")
-        };
-        let Objective::Sar { predictions: drawn, .. } = Objective::released() else {
-            unreachable!("both presets are SAR")
-        };
-        let predictions = if sampled { drawn } else { Predictions::TeacherArgmax };
-        Objective::Sar { weight, predictions, own, transitions, contrast, condition }
+    let (released, paper) = (Objective::released(), Objective::paper(1.0));
+    let with = |mut objective: Objective, drawn: Predictions| {
+        if let Objective::Sar { predictions, .. } = &mut objective {
+            *predictions = drawn;
+        }
+        objective
     };
     Some(match name {
         "teacher-step" => Objective::TeacherForcing,
-        "sar-released-argmax" => with(Objective::released(), false),
-        "sar-released-sampled" => with(Objective::released(), true),
-        "sar-paper-argmax" => with(Objective::paper(1.0), false),
-        "sar-paper-sampled" => with(Objective::paper(1.0), true),
+        "sar-released-argmax" => with(released, Predictions::TeacherArgmax),
+        "sar-released-sampled" => released,
+        "sar-paper-argmax" => paper,
+        "sar-paper-sampled" => match released {
+            Objective::Sar { predictions, .. } => with(paper, predictions),
+            Objective::TeacherForcing => unreachable!("the preset is SAR"),
+        },
         _ => return None,
     })
 }

@@ -1,8 +1,6 @@
 //! `--device`: what it takes to build for one.
 
-use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::Command;
 
 use crate::cargo;
@@ -49,7 +47,7 @@ impl Device {
             command.args(["--features", self.name]);
         }
         if self.kind == Kind::Gpu {
-            command.arg("--target-dir").arg(target_dir().join(self.name));
+            command.arg("--target-dir").arg(cargo::target_dir().join(self.name));
         }
     }
 }
@@ -87,12 +85,10 @@ pub(crate) fn without(args: &[OsString]) -> Vec<OsString> {
     args
 }
 
-fn target_dir() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| cargo::root().join("target"), PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]

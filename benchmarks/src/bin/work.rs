@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use sar_bench::work;
+use sar_train::report::peak_rss_mb;
 
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
             run();
             say(start.elapsed().as_secs_f64().to_string())?;
         }
-        say(peak_mb().map_or_else(|| "unknown".into(), |mb| mb.to_string()))
+        say(peak_rss_mb().map_or_else(|| "unknown".into(), |mb| mb.to_string()))
     };
     match talk() {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,12 +35,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Largest resident memory so far, where the system says it.
-fn peak_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kb: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kb / 1024.0)
 }

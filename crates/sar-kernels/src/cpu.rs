@@ -19,7 +19,7 @@ mod testing;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-use self::kernel::{from_values, primitive, run, run_in_place};
+use self::kernel::{from_values, primitive, read, run, run_in_place};
 use crate::{AdamWStep, AttentionConfig, GroupNormConfig};
 
 pub(crate) use self::attention::cached_attention;
@@ -151,9 +151,5 @@ pub(crate) fn adamw<B: Backend>(
 }
 
 pub(crate) fn sum_of_squares<B: Backend>(x_n: Tensor<B, 1>) -> Tensor<B, 1> {
-    let (sum, []) =
-        run_in_place::<B, _, 1, 0, 1>([primitive(x_n)], [], |[x], []: [&mut [f32]; 0]| {
-            adamw::sum_of_squares(x)
-        });
-    from_values(vec![sum], [1])
+    from_values(vec![read::<B, _>(primitive(x_n), adamw::sum_of_squares)], [1])
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::cargo::{self, Failure, Outcome};
 
 /// What a piece of work is measured against.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Against {
     /// The same in PyTorch eager.
     PyTorch,
@@ -123,9 +123,7 @@ fn python() -> Result<PathBuf, Failure> {
     if has_torch(&system) {
         return Ok(system);
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| cargo::root().join("target"), PathBuf::from);
-    let environment = target.join("pytorch");
+    let environment = cargo::target_dir().join("pytorch");
     let python = environment.join("bin/python");
     if !has_torch(&python) {
         println!("python3 has no torch: installing it in {}", environment.display());

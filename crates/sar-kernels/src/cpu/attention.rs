@@ -73,7 +73,8 @@ impl Attention {
         visible: &[u32],
     ) -> (Vec<f32>, Saved) {
         let l = self.tokens;
-        self.check(qkv, temperature, visible);
+        self.check(qkv, temperature);
+        self.check_visible(visible);
         let mut out = vec![0.0; l * self.tiles() * self.head_dim];
         let mut saved = vec![0.0; l * self.tiles()];
         let tiles = self.rows_of_tiles(&mut out, 1).into_par_iter().zip(saved.par_chunks_mut(l));
@@ -101,7 +102,7 @@ impl Attention {
         filled: usize,
     ) -> Vec<f32> {
         let (l, e, keys) = (self.tokens, self.head_dim, filled + self.tokens);
-        self.check(qkv, temperature, &vec![l as u32; l]);
+        self.check(qkv, temperature);
         let cache = self.tiles() * capacity * e;
         assert!(keys <= capacity && k_cache.len() == cache && v_cache.len() == cache, "the cache");
         let visible = vec![keys as u32; l];
@@ -216,7 +217,8 @@ impl Attention {
     ) -> (Vec<f32>, Vec<f32>) {
         const N: usize = BACKWARD * LANES;
         let (l, e, h) = (self.tokens, self.head_dim, self.heads);
-        self.check(qkv, temperature, visible);
+        self.check(qkv, temperature);
+        self.check_visible(visible);
         assert!(
             out.len() == l * self.tiles() * e && grad.len() == out.len(),
             "gradient of attention"
@@ -366,12 +368,19 @@ impl Attention {
         1 + WORK / (self.tokens * keys * self.head_dim).max(1)
     }
 
-    fn check(&self, qkv: &[f32], temperature: &[f32], visible: &[u32]) {
+    fn check(&self, qkv: &[f32], temperature: &[f32]) {
         let l = self.tokens;
         assert_eq!(qkv.len(), l * self.tiles() * 3 * self.head_dim, "the projection");
-        assert!(l > 0 && temperature.len() == self.heads && visible.len() == l, "attention");
+        assert!(l > 0 && temperature.len() == self.heads, "attention");
+    }
+
+    fn check_visible(&self, visible: &[u32]) {
+        let l = self.tokens;
         assert!(
-            visible.is_sorted() && visible[0] > 0 && visible[l - 1] as usize <= l,
+            visible.len() == l
+                && visible.is_sorted()
+                && visible[0] > 0
+                && visible[l - 1] as usize <= l,
             "visible keys"
         );
     }

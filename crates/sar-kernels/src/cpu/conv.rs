@@ -20,6 +20,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
+use super::rows::sum_in_order;
 use super::simd::{sum_of, vectorised};
 
 /// Geometry of a square convolution.
@@ -377,7 +378,7 @@ impl Correlation {
                     rows.for_each(|(sums, &bias)| sums.fill(bias));
                 }
                 let offsets = &layout.offsets[..x.len() / source * taps];
-                arch.dispatch(Strips {
+                arch.dispatch(ByRows(Strips {
                     weights: &weight[(o * self.c_in + c) * taps..],
                     weights_row: self.c_in * taps,
                     offsets,
@@ -385,7 +386,7 @@ impl Correlation {
                     sums,
                     sums_row,
                     pixels,
-                });
+                }));
                 if last {
                     for (plane, sums) in planes.iter_mut().zip(sums.chunks_exact(sums_row)) {
                         let lines = plane.chunks_exact_mut(width).zip(sums.chunks(layout.pitch));
@@ -404,9 +405,9 @@ impl Correlation {
         let grad_image = self.c_out * height * width;
         assert_eq!(x.len(), self.batch * image, "images of a convolution");
         assert_eq!(grad_out.len(), self.batch * grad_image, "gradients of a convolution");
-        let mut grad = vec![0.0; self.c_out * self.c_in * taps];
-        if grad_out.is_empty() || grad.is_empty() {
-            return grad;
+        let len = self.c_out * self.c_in * taps;
+        if grad_out.is_empty() || len == 0 {
+            return vec![0.0; len];
         }
         let layout = self.layout();
         // At least 256 pixels and at most 16 chunks.
@@ -416,7 +417,7 @@ impl Correlation {
         let group = (TILE / (layout.tiles * pixels)).clamp(1, chunk);
         let (tile_len, grads_len) = (self.tile_len(&layout), self.c_out * pixels);
         let work = |(x, grad_out): (&[f32], &[f32])| {
-            let mut grad = vec![0.0; self.c_out * self.c_in * taps];
+            let mut grad = vec![0.0; len];
             with_scratch(group * (tile_len + grads_len), |scratch| {
                 let (tile, grads) = scratch.split_at_mut(group * tile_len);
                 self.add_weight_gradient(&layout, x, grad_out, &mut grad, tile, grads);
@@ -429,13 +430,7 @@ impl Correlation {
         } else {
             x.par_chunks(xs).zip(grad_out.par_chunks(grads)).map(work).collect()
         };
-        for part in &parts {
-            vectorised(
-                #[inline(always)]
-                || grad.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
-            );
-        }
-        grad
+        sum_in_order(parts, len)
     }
 
     /// Adds the weight gradient of some images to `grad`.
@@ -481,7 +476,7 @@ impl Correlation {
                     for (o, sums) in grad.chunks_mut(ROWS * sums_row).enumerate() {
                         let rows = sums.len() / sums_row;
                         let (sums, first) = (&mut sums[c * taps..], o * ROWS * pixels);
-                        arch.dispatch(Dots {
+                        arch.dispatch(ByRows(Dots {
                             rows,
                             tiles,
                             tile_len,
@@ -492,10 +487,37 @@ impl Correlation {
                             offsets,
                             sums,
                             sums_row,
-                        });
+                        }));
                     }
                 }
             }
+        }
+    }
+}
+
+/// A product of up to [`ROWS`] rows.
+trait Product {
+    fn n_rows(&self) -> usize;
+
+    /// The product of `M` rows, `N` vectors of pixels or taps at a time.
+    fn rows<S: Simd, const M: usize, const N: usize>(self, simd: S);
+}
+
+/// Runs a product with as many vectors or taps at a time as its rows leave registers for.
+struct ByRows<P>(P);
+
+impl<P: Product> WithSimd for ByRows<P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.0.n_rows() {
+            1 => self.0.rows::<S, 1, 4>(simd),
+            2 => self.0.rows::<S, 2, 4>(simd),
+            3 => self.0.rows::<S, 3, 3>(simd),
+            4 => self.0.rows::<S, 4, 2>(simd),
+            5 => self.0.rows::<S, 5, 2>(simd),
+            _ => self.0.rows::<S, ROWS, 2>(simd),
         }
     }
 }
@@ -513,23 +535,11 @@ struct Strips<'a> {
     pixels: usize,
 }
 
-impl WithSimd for Strips<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match self.sums.len() / self.sums_row {
-            1 => self.rows::<S, 1, 4>(simd),
-            2 => self.rows::<S, 2, 4>(simd),
-            3 => self.rows::<S, 3, 3>(simd),
-            4 => self.rows::<S, 4, 2>(simd),
-            5 => self.rows::<S, 5, 2>(simd),
-            _ => self.rows::<S, ROWS, 2>(simd),
-        }
+impl Product for Strips<'_> {
+    fn n_rows(&self) -> usize {
+        self.sums.len() / self.sums_row
     }
-}
 
-impl Strips<'_> {
     #[inline(always)]
     fn rows<S: Simd, const M: usize, const N: usize>(mut self, simd: S) {
         let mut p = 0;
@@ -542,7 +552,9 @@ impl Strips<'_> {
             p += S::F32_LANES;
         }
     }
+}
 
+impl Strips<'_> {
     /// The sums of `N` vectors of pixels from `p` on.
     #[inline(always)]
     fn strip<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, p: usize) {
@@ -588,23 +600,11 @@ struct Dots<'a> {
     sums_row: usize,
 }
 
-impl WithSimd for Dots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match self.rows {
-            1 => self.rows::<S, 1, 4>(simd),
-            2 => self.rows::<S, 2, 4>(simd),
-            3 => self.rows::<S, 3, 3>(simd),
-            4 => self.rows::<S, 4, 2>(simd),
-            5 => self.rows::<S, 5, 2>(simd),
-            _ => self.rows::<S, ROWS, 2>(simd),
-        }
+impl Product for Dots<'_> {
+    fn n_rows(&self) -> usize {
+        self.rows
     }
-}
 
-impl Dots<'_> {
     #[inline(always)]
     fn rows<S: Simd, const M: usize, const N: usize>(self, simd: S) {
         for (k, offsets) in self.offsets.chunks(N).enumerate() {
@@ -660,16 +660,7 @@ impl Kernel<3> for Conv {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers in -1..1 that look random.
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
-        let next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        std::iter::repeat_with(next).take(len).collect()
-    }
+    use crate::cpu::testing::*;
 
     /// Calls `f` with the places in the output, input and weight of each product.
     fn for_each_product(c: &Conv, mut f: impl FnMut(usize, usize, usize)) {
@@ -699,20 +690,16 @@ mod tests {
         }
     }
 
-    fn assert_close(ours: &[f32], exact: &[f64], what: &str) {
-        assert_eq!(ours.len(), exact.len(), "{what}");
-        let largest = exact.iter().fold(1e-3f64, |a, x| a.max(x.abs()));
-        for (i, (&a, b)) in ours.iter().zip(exact).enumerate() {
-            assert!((f64::from(a) - b).abs() <= 1e-5 * largest, "{what} at {i}: {a} or {b}");
-        }
+    fn assert_near(ours: &[f32], exact: &[f64], what: &str) {
+        assert_close_above(what, ours, exact, 1e-5, 1e-3);
     }
 
     fn check(c: Conv) {
         let [height, width] = c.out_size();
-        let x = noise(c.batch * c.c_in * c.height * c.width, 1);
-        let weight = noise(c.c_out * c.c_in * c.kernel * c.kernel, 2);
-        let bias = noise(c.c_out, 3);
-        let grad = noise(c.batch * c.c_out * height * width, 4);
+        let x = random(c.batch * c.c_in * c.height * c.width, 1);
+        let weight = random(c.c_out * c.c_in * c.kernel * c.kernel, 2);
+        let bias = random(c.c_out, 3);
+        let grad = random(c.batch * c.c_out * height * width, 4);
         let (mut y, mut dx) = (vec![0.0f64; grad.len()], vec![0.0f64; x.len()]);
         let (mut dw, mut db) = (vec![0.0f64; weight.len()], vec![0.0f64; bias.len()]);
         for_each_product(&c, |at, from, tap| {
@@ -723,14 +710,14 @@ mod tests {
         for (at, &g) in grad.iter().enumerate() {
             db[at / (height * width) % c.c_out] += f64::from(g);
         }
-        assert_close(&c.forward(&x, &weight, None), &y, &format!("output of {c:?}"));
+        assert_near(&c.forward(&x, &weight, None), &y, &format!("output of {c:?}"));
         for (at, y) in y.iter_mut().enumerate() {
             *y += f64::from(bias[at / (height * width) % c.c_out]);
         }
-        assert_close(&c.forward(&x, &weight, Some(&bias)), &y, &format!("output of {c:?}"));
-        assert_close(&c.input_gradient(&weight, &grad), &dx, &format!("input gradient of {c:?}"));
-        assert_close(&c.weight_gradient(&x, &grad), &dw, &format!("weight gradient of {c:?}"));
-        assert_close(&c.bias_gradient(&grad), &db, &format!("bias gradient of {c:?}"));
+        assert_near(&c.forward(&x, &weight, Some(&bias)), &y, &format!("output of {c:?}"));
+        assert_near(&c.input_gradient(&weight, &grad), &dx, &format!("input gradient of {c:?}"));
+        assert_near(&c.weight_gradient(&x, &grad), &dw, &format!("weight gradient of {c:?}"));
+        assert_near(&c.bias_gradient(&grad), &db, &format!("bias gradient of {c:?}"));
     }
 
     #[test]
@@ -771,23 +758,18 @@ mod tests {
 
     #[test]
     fn threads_change_nothing() {
-        let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
         for (stride, pad) in [(1, [1; 4]), (2, [0, 0, 1, 1])] {
             let (batch, c_in, c_out, height, width) = (3, 40, 70, 48, 40);
             let c = Conv { batch, c_in, c_out, height, width, kernel: 3, stride, pad };
             let [rows, cols] = c.out_size();
-            let x = noise(batch * c_in * height * width, 1);
-            let weight = noise(c_out * c_in * 9, 2);
-            let grad = noise(batch * c_out * rows * cols, 3);
-            let all = || {
+            let x = random(batch * c_in * height * width, 1);
+            let weight = random(c_out * c_in * 9, 2);
+            let grad = random(batch * c_out * rows * cols, 3);
+            assert_same_on_threads(|| {
                 let y = c.forward(&x, &weight, None);
                 let dx = c.input_gradient(&weight, &grad);
-                [y, dx, c.weight_gradient(&x, &grad), c.bias_gradient(&grad)]
-            };
-            let (one, three) = (pool(1).install(all), pool(3).install(all));
-            for (a, b) in one.iter().zip(&three) {
-                assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()));
-            }
+                vec![y, dx, c.weight_gradient(&x, &grad), c.bias_gradient(&grad)]
+            });
         }
     }
 }

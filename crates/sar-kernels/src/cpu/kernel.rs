@@ -55,9 +55,8 @@ pub(crate) enum Gradient {
 
 /// Whether tensors of this backend and type are served by hand-written operators.
 pub(crate) fn serves<B: Backend>(dtype: DType) -> bool {
-    let tensor = TypeId::of::<FloatTensor<B>>();
-    dtype == DType::F32
-        && (tensor == TypeId::of::<FlexTensor>() || tensor == TypeId::of::<Tracked>())
+    let tracked = TypeId::of::<FloatTensor<B>>() == TypeId::of::<Tracked>();
+    serves_untracked::<B>(dtype) || (dtype == DType::F32 && tracked)
 }
 
 /// As [`serves`], for tensors of no tape only.
@@ -79,17 +78,23 @@ pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize, const D: usize>(
     inputs: [FloatTensor<B>; N],
     shape: [usize; D],
 ) -> Tensor<B, D> {
-    let output = match same_type::<_, [FlexTensor; N]>(inputs) {
+    let shape = Shape::from(shape);
+    match same_type::<_, [FlexTensor; N]>(inputs) {
         Ok(inputs) => {
             let inputs = inputs.map(contiguous);
-            let (values, _) = kernel.forward(inputs.each_ref().map(values));
-            same_type(tensor(values, Shape::from(shape))).ok()
+            let (output, _) = kernel.forward(inputs.each_ref().map(values));
+            wrap(tensor(output, shape))
         }
-        Err(inputs) => same_type::<_, [Tracked; N]>(inputs)
-            .ok()
-            .and_then(|inputs| same_type(tracked(kernel, inputs, Shape::from(shape))).ok()),
-    };
-    Tensor::from_primitive(TensorPrimitive::Float(output.expect(SERVED)))
+        Err(inputs) => wrap(tracked(kernel, same_type(inputs).expect(SERVED), shape)),
+    }
+}
+
+/// Reads a tensor of no tape.
+///
+/// # Panics
+/// If the backend is not [served](serves_untracked).
+pub(crate) fn read<B: Backend, R>(x: FloatTensor<B>, work: impl FnOnce(&[f32]) -> R) -> R {
+    work(values(&contiguous(same_type(x).expect(SERVED))))
 }
 
 /// Runs work on tensors of no tape that reads some and writes others in place; those are copied
@@ -119,7 +124,7 @@ pub(crate) fn from_values<B: Backend, const D: usize>(
     wrap(tensor(values, Shape::from(shape)))
 }
 
-fn wrap<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
+fn wrap<B: Backend, T: Debug + 'static, const D: usize>(x: T) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(same_type(x).expect(SERVED)))
 }
 

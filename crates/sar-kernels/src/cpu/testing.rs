@@ -18,8 +18,21 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
 /// That no element is off by more than `tolerance` times the largest magnitude.
 #[track_caller]
 pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    assert_close_above(what, got, want, tolerance, 1e-30);
+}
+
+/// As [`assert_close`], where the largest magnitude counts as `floor` at least: terms of that size
+/// cancel.
+#[track_caller]
+pub(crate) fn assert_close_above(
+    what: &str,
+    got: &[f32],
+    want: &[f64],
+    tolerance: f64,
+    floor: f64,
+) {
     assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(1e-30, |a: f64, x| a.max(x.abs()));
+    let scale = want.iter().fold(floor, |a, x| a.max(x.abs()));
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let off = (f64::from(got) - want).abs() / scale;
         assert!(off <= tolerance, "{what} [{i}]: {got} for {want}, off by {off:e} of the largest");
