@@ -1,10 +1,13 @@
 //! `ci`: every check of CI, the cheapest first; it stops at the first that fails.
 
+use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::cargo::{self, Outcome};
+use crate::cargo::{self, Failure, Outcome};
+use crate::device::Device;
 use crate::{arrows, licences, test};
 
 struct Step {
@@ -15,38 +18,76 @@ struct Step {
 enum Work {
     Cargo(Command),
     Check(fn() -> Outcome),
+    /// Cannot be done on this machine, and why.
+    Skipped(&'static str),
 }
 
 pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
     cargo::takes_no_arguments(verb, args)?;
     let mut times = Vec::new();
-    for mut step in steps() {
+    for mut step in steps()? {
         println!("\n==> {}: {}", step.name, step.shown());
         let start = Instant::now();
         let outcome = step.run();
-        times.push((step.name, start.elapsed()));
-        if let Err(failure) = outcome {
-            report(&times, "FAILED");
-            return Err(failure);
+        let end = match (&outcome, &step.work) {
+            (Err(_), _) => "FAILED",
+            (Ok(()), Work::Skipped(_)) => "skipped",
+            (Ok(()), _) => "ok",
+        };
+        times.push((step.name, start.elapsed(), end));
+        if outcome.is_err() {
+            report(&times, end);
+            return outcome;
         }
     }
     report(&times, "ok");
     Ok(())
 }
 
-fn steps() -> Vec<Step> {
+fn steps() -> Result<Vec<Step>, Failure> {
     use Work::{Cargo, Check};
     let clippy = "clippy --workspace --all-targets --release -- --deny warnings";
     let mut docs = words("doc --workspace --no-deps --release");
     docs.env("RUSTDOCFLAGS", "--deny warnings");
-    vec![
+    Ok(vec![
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
         Step { name: "licences", work: Check(licences::check_workspace) },
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },
-    ]
+        Step { name: "cuda", work: Cargo(cuda()) },
+        Step { name: "wgpu", work: wgpu()? },
+    ])
+}
+
+/// CUDA code is compiled only: that takes no GPU and no toolkit.
+fn cuda() -> Command {
+    let mut command = words("check --release --package sar-cli --bin sar");
+    command.args(["--package", "sar-conformance", "--test", "cuda"]);
+    Device::find("cuda").expect("known").select(&mut command);
+    command
+}
+
+/// The laws that a software driver is fast enough for.
+fn wgpu() -> Result<Work, Failure> {
+    Ok(if has_gpu_driver() {
+        Work::Cargo(test::on_device("wgpu", &[])?)
+    } else {
+        Work::Skipped("no Vulkan driver; one in software is in Debian's mesa-vulkan-drivers")
+    })
+}
+
+/// Whether wgpu finds a driver: those of Vulkan announce themselves by files, other systems have one.
+fn has_gpu_driver() -> bool {
+    let named =
+        || ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].iter().any(|name| env::var_os(name).is_some());
+    let installed = || {
+        ["/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/etc/vulkan/icd.d"]
+            .iter()
+            .any(|folder| fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()))
+    };
+    !cfg!(target_os = "linux") || named() || installed()
 }
 
 fn words(line: &str) -> Command {
@@ -58,6 +99,7 @@ impl Step {
         match &self.work {
             Work::Cargo(command) => cargo::shown(command),
             Work::Check(_) => format!("cargo xtask {}", self.name),
+            Work::Skipped(why) => format!("skipped: {why}"),
         }
     }
 
@@ -65,16 +107,16 @@ impl Step {
         match &mut self.work {
             Work::Cargo(command) => cargo::run(command.current_dir(cargo::root())),
             Work::Check(check) => check(),
+            Work::Skipped(_) => Ok(()),
         }
     }
 }
 
-/// The table of wall times; `last` says how the last step ended.
-fn report(times: &[(&str, Duration)], last: &str) {
-    let total: Duration = times.iter().map(|(_, time)| *time).sum();
+/// The table of wall times and of how each step ended; `last` says how all of it did.
+fn report(times: &[(&str, Duration, &str)], last: &str) {
+    let total: Duration = times.iter().map(|(_, time, _)| *time).sum();
     println!();
-    for (i, (name, time)) in times.iter().enumerate() {
-        let end = if i + 1 == times.len() { last } else { "ok" };
+    for (name, time, end) in times {
         println!("{name:<9} {:>8.1} s  {end}", time.as_secs_f64());
     }
     println!("{:<9} {:>8.1} s  {last}", "ci", total.as_secs_f64());
