@@ -1,9 +1,28 @@
 //! What users get wrong: one line that says what, where and what to do, exit code 2, nothing left
-//! behind.
+//! behind. `cargo xtask test --test bad_input -- --nocapture` shows the messages.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+
+const TINY: [&str; 16] = [
+    "data.side=16",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.steps=1",
+    "tokenizer.optimisation.batch=2",
+    "backbone.depth=1",
+    "backbone.width=24",
+    "backbone.heads=2",
+    "backbone.schedule.scales=1_2_4",
+    "teacher.steps=2",
+    "log.every=1",
+    "teacher.optimisation.batch=2",
+    "sar.steps=1",
+    "sar.optimisation.batch=2",
+    "sar.control=false",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+];
 
 fn sar(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap()
@@ -20,6 +39,7 @@ fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
     for part in parts {
         assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
     }
+    println!("{}", error.trim_end());
     assert!(output.stdout.is_empty());
     assert_eq!(listing(folder), before, "{args:?} left something behind");
 }
@@ -151,30 +171,41 @@ fn run_directories_and_devices() {
 }
 
 #[test]
+fn runs_that_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut settings = TINY.to_vec();
+    settings.extend(["tokenizer.steps=1000000", "log.checkpoint_steps=1"]);
+    let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
+    let mut other = Command::new(env!("CARGO_BIN_EXE_sar"))
+        .current_dir(folder)
+        .args(["train", "--run-dir", "run"])
+        .args(settings)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = folder.join("run/metrics.jsonl");
+    while !metrics.exists() && other.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // The other run writes checkpoints meanwhile: the folder is not compared.
+    let output = sar(folder, &["train", "--run-dir", "run", "--resume"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("run: is in use by another process"), "{error}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let changed = ["train", "--run-dir", "run", "--resume", "--set", "teacher.steps=5"];
+    refuses(folder, &changed, &["run/recipe.toml", "teacher.steps = 2, not 5"]);
+}
+
+#[test]
 fn weights_classes_and_sampling() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let run = folder.join("run");
-    let tiny = [
-        "data.side=16",
-        "tokenizer.model.channel_multipliers=[1,1]",
-        "tokenizer.steps=1",
-        "tokenizer.optimisation.batch=2",
-        "backbone.depth=1",
-        "backbone.width=24",
-        "backbone.heads=2",
-        "backbone.schedule.scales=1_2_4",
-        "teacher.steps=2",
-        "log.every=1",
-        "teacher.optimisation.batch=2",
-        "sar.steps=1",
-        "sar.optimisation.batch=2",
-        "sar.control=false",
-        "evaluation.samples_per_class=1",
-        "evaluation.bootstrap=100",
-    ];
     let mut args = vec!["train", "--run-dir", "run"];
-    args.extend(tiny.iter().flat_map(|setting| ["--set", *setting]));
+    args.extend(TINY.iter().flat_map(|setting| ["--set", *setting]));
     let output = sar(folder, &args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let html = fs::read_to_string(run.join("report.html")).unwrap();

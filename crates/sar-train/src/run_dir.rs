@@ -35,6 +35,8 @@ const LOCK: &str = "run.lock";
 const CHECKPOINTS: &str = "checkpoints";
 /// The end of the names of files that are being written.
 const PARTIAL: &str = ".partial";
+/// What is said of a folder that the system refuses.
+const NOT_MADE: &str = "cannot be made, choose another --run-dir";
 
 impl RunDir {
     /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
@@ -69,7 +71,7 @@ impl RunDir {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }
-        fs::create_dir_all(path).map_err(TrainError::io(path, "cannot be made"))?;
+        fs::create_dir_all(path).map_err(TrainError::io(path, NOT_MADE))?;
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
         let data = serde_json::to_string_pretty(data).expect("plain values");
@@ -106,7 +108,7 @@ impl RunDir {
             .create(true)
             .append(true)
             .open(&file)
-            .map_err(TrainError::io(&file, "cannot be written"))?;
+            .map_err(TrainError::io(&file, "cannot be written, choose another --run-dir"))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(TrainError::RunDir {
@@ -122,7 +124,7 @@ impl RunDir {
 
     fn make_checkpoints(&self) -> Result<(), TrainError> {
         let path = self.checkpoints();
-        fs::create_dir_all(&path).map_err(TrainError::io(&path, "cannot be made"))
+        fs::create_dir_all(&path).map_err(TrainError::io(&path, NOT_MADE))
     }
 
     /// The folder of checkpoints.
