@@ -13,7 +13,8 @@ fuzz_target!(|text: &str| {
             assert!(entries.is_sorted_by(|a, b| a.line < b.line));
             let lines = entries.iter().map(|entry| format!("{} {}\n", entry.path, entry.label));
             let again = parse_list(&lines.collect::<String>()).expect("just written");
-            let parts = |entry: &sar_data::list::ListEntry| (entry.path.clone(), entry.label.clone());
+            let parts =
+                |entry: &sar_data::list::ListEntry| (entry.path.clone(), entry.label.clone());
             assert!(again.iter().map(parts).eq(entries.iter().map(parts)));
         }
     }

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sar_core::ScaleSchedule;
+use sar_core::{ScaleSchedule, ScaleSize};
 
 fuzz_target!(|text: &str| {
     match text.parse::<ScaleSchedule>() {
@@ -11,7 +11,10 @@ fuzz_target!(|text: &str| {
         Ok(scales) => {
             assert_eq!(scales.to_string().parse(), Ok(scales.clone()));
             assert_eq!(scales.ranges().last().map(|range| range.end), Some(scales.n_tokens()));
-            let _ = scales.with_aspect(1.5);
+            let last = ScaleSize { width: scales.last().width + 1, ..scales.last() };
+            if let Ok(wider) = scales.with_last(last) {
+                assert_eq!(wider.last(), last);
+            }
         }
     }
 });

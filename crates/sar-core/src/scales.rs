@@ -61,7 +61,8 @@ pub enum ScheduleError {
     },
     /// A side that is no positive integer, or too large to be meant.
     #[error(
-        "'{text}' is no scale: write sides such as 1_2_3_4, or heights and widths such as 1_2x3 (each from 1 to {})",
+        "'{}' is no scale: write sides such as 1_2_3_4, or heights and widths such as 1_2x3 (each from 1 to {})",
+        text.escape_debug(),
         ScaleSchedule::MAX_SIDE
     )]
     Unreadable {
@@ -76,7 +77,7 @@ pub enum ScheduleError {
     },
 }
 
-/// An increasing list of token-map sizes that starts at a single token (SPEC of VAR, section 3.1).
+/// An increasing list of token-map sizes that starts at a single token (VAR, section 3.1).
 ///
 /// Written and serialised as `1_2_3_4`, with `HxW` for scales that are not square: `1_2x3_4x6`.
 ///
@@ -154,7 +155,7 @@ impl ScaleSchedule {
     }
 
     /// The same scales stretched so that the last has another size; scales that rounding makes equal
-    /// are one. FlexVAR samples at any of them, at other resolutions and aspect ratios (SPEC 1).
+    /// are one. FlexVAR samples at any of them, at other resolutions and aspect ratios.
     ///
     /// ```
     /// use sar_core::ScaleSchedule;
@@ -233,7 +234,7 @@ impl ScaleSchedule {
         })
     }
 
-    /// The schedule `1, s_k` of a class token and one single scale (SPEC 5, transitions).
+    /// The schedule `1, s_k` of a class token and one single scale, as a transition is trained.
     ///
     /// # Panics
     /// If `k` is 0 or not below [`len`](Self::len).
@@ -328,6 +329,7 @@ mod tests {
         check("1_2x5_4x4", "4 after 2x5");
         check("1_two", "'two' is no scale");
         check("1_0", "'0' is no scale");
+        check("1_2x\n;", "'\\n;' is no scale");
         check("1_99999999999999999999", "is no scale");
         check("1_2_", "'' is no scale");
     }
