@@ -4,7 +4,7 @@
 //! Y = U_h X U_w^T      per channel, U of shape [out, in]
 //! ```
 //! Equal to PyTorch's `interpolate` in the modes `area`, `bicubic` (a = -0.75, `align_corners =
-//! false`, edge clamp, no antialiasing) and `nearest` (SPEC 2).
+//! false`, edge clamp, no antialiasing) and `nearest`.
 //!
 //! Shapes: b batch, c channels, h height, w width.
 

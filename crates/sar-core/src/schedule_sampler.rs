@@ -1,4 +1,4 @@
-//! Random training schedules as data (FlexVAR's training; SPEC 1).
+//! Random training schedules as data (FlexVAR's training).
 
 use serde::{Deserialize, Serialize};
 
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_released_behaviour_loses_the_last_side_in_a_third_of_the_draws() {
-        // SPEC 1: a third of the draws; 591 is the mean token count over all of them.
+        // A third of the draws; 591 is the mean token count over all of them.
         let all = draws(false, 6000);
         let lost = all.iter().filter(|schedule| schedule.last().height != 16).count();
         let share = lost as f64 / all.len() as f64;

@@ -1,4 +1,4 @@
-//! Contrastive Student-Forcing Loss (SAR, section 4.2; SPEC 5).
+//! Contrastive Student-Forcing Loss (SAR, section 4.2).
 //!
 //! The student pass is drawn towards what the same model predicts when it sees the ground truth,
 //! not towards the ground truth itself.

@@ -1,4 +1,4 @@
-//! Losses of the quantiser (SPEC 3): on normalised latents and codes for FlexVAR, on the latent and
+//! Losses of the quantiser: on normalised latents and codes for FlexVAR, on the latent and
 //! what has been painted after each scale for VAR.
 //!
 //! Shapes: n latents, c code channels, v codes.

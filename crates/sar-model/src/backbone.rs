@@ -1,4 +1,4 @@
-//! The scale-wise transformer of VAR and FlexVAR (SPEC 4).
+//! The scale-wise transformer of VAR and FlexVAR.
 //!
 //! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, d width, c code channels,
 //! v codes; rows r = l b, token-major: all images of the first token, then all of
@@ -31,7 +31,7 @@ pub const LAYOUT: Layout = Layout {
     roots: &["trainer.var_wo_ddp", "model"],
 };
 
-/// What the first token is made of (SPEC 5: the student's has no start position).
+/// What the first token is made of (the student's has no start position).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstToken {
     /// Class embedding + `pos_start`: teacher forcing and sampling.

@@ -3,7 +3,7 @@
 use sar_core::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 
-/// Where positions come from (SPEC 4), and with them the schedules that a backbone runs at.
+/// Where positions come from, and with them the schedules that a backbone runs at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum PositionsConfig {
@@ -20,7 +20,7 @@ pub enum PositionsConfig {
     },
 }
 
-/// Shape of a backbone (SPEC 4).
+/// Shape of a backbone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {

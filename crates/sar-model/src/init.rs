@@ -1,4 +1,4 @@
-//! Initialisation of a backbone (SPEC 4), drawn from a seed by parameter name.
+//! Initialisation of a backbone, drawn from a seed by parameter name.
 //!
 //! | parameter | distribution |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Classifier-free guidance and its rules over the scales (SPEC 6).
+//! Classifier-free guidance and its rules over the scales.
 //!
 //! Shapes: b batch, n tokens of one scale, v codes.
 

@@ -1,4 +1,4 @@
-//! Stagger-Scale Rollout (SAR, section 4.1; SPEC 5) and the variants that the paper compares.
+//! Stagger-Scale Rollout (SAR, section 4.1) and the variants that the paper compares.
 //!
 //! One teacher pass predicts every scale; its predictions, shifted by one scale, are the input of
 //! one more pass, the student's. No gradient flows through the predictions.

@@ -1,4 +1,4 @@
-//! The blocks of encoder and decoder (SPEC 3; LlamaGen's `vq_model.py` layout).
+//! The blocks of encoder and decoder (LlamaGen's `vq_model.py` layout).
 //!
 //! Shapes: b batch, c channels, h height, w width, n = h w.
 

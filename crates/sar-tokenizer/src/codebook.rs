@@ -6,7 +6,7 @@ use burn::module::{Initializer, Module};
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-/// What makes a code near (SPEC 3).
+/// What makes a code near.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// The angle: codes and latents are l2-normalised, and the normalised code is what is looked up

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Channels per group normalisation are split into this many groups, as released (SPEC 3).
+/// Channels per group normalisation are split into this many groups, as released.
 pub const GROUPS: usize = 32;
 
-/// Which published tokenizer one is built like (SPEC 3).
+/// Which published tokenizer one is built like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Family {
@@ -40,7 +40,7 @@ impl Phi {
     }
 }
 
-/// Shape of a tokenizer (SPEC 3).
+/// Shape of a tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {

@@ -1,4 +1,4 @@
-//! What a backbone is trained for, as data (SPEC 5).
+//! What a backbone is trained for, as data.
 
 use sar_core::ScaleSchedule;
 use sar_loss::{Contrast, Reduction};

@@ -26,7 +26,7 @@ pub struct AdamWConfig {
     pub eps: f64,
 }
 
-/// Parameters that are never decayed: biases, 1-D tensors, and these (SPEC 7).
+/// Parameters that are never decayed: biases, 1-D tensors, and these.
 const UNDECAYED: [&str; 5] = ["pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul"];
 
 /// Whether a parameter belongs to the decayed group.

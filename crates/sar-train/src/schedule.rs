@@ -1,4 +1,4 @@
-//! Learning rate and weight decay as pure functions of the step (SPEC 7).
+//! Learning rate and weight decay as pure functions of the step.
 
 use serde::{Deserialize, Serialize};
 

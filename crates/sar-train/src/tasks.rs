@@ -299,7 +299,7 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
         };
         let schedules = &self.recipe.backbone.schedule;
         let inputs = sources.into_iter().enumerate().map(|(micro, source)| {
-            // A draw for each micro-batch (SPEC 1).
+            // A draw for each micro-batch.
             let schedule = schedules.draw(draws.child("schedule").at(micro as u64))?;
             Ok((source, schedule, draws))
         });

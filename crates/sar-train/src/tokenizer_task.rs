@@ -1,4 +1,4 @@
-//! Tokenizer training, first form: pixels, codebook, commitment, entropy (SPEC 3).
+//! Tokenizer training, first form: pixels, codebook, commitment, entropy.
 //!
 //! Every step reconstructs the finest scale and, of a direct tokenizer, one coarser scale that it
 //! draws; the image is compared at the size that a scale decodes to.

@@ -1,4 +1,4 @@
-//! Backbones: VAR's and FlexVAR's differ in their positions alone (SPEC 4).
+//! Backbones: VAR's and FlexVAR's differ in their positions alone.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Tokenizers: VAR's and FlexVAR's are one autoencoder under different names (SPEC 3).
+//! Tokenizers: VAR's and FlexVAR's are one autoencoder under different names.
 
 use std::collections::BTreeMap;
 

@@ -72,7 +72,8 @@ fn the_parity_cases_have_the_shapes_of_their_settings() {
     check("var_phi5", "", &var(Phi::Shared(5)), &phi5);
 }
 
-/// Published numbers of parameters (VAR: table 1 of the paper and the released cards; FlexVAR: SPEC).
+/// Published numbers of parameters (VAR: table 1 of the paper and the released cards), and for FlexVAR
+/// those of the released files.
 #[test]
 fn presets_have_the_published_numbers_of_parameters() {
     let check = |name: &str, millions: f64, tolerance: f64| {
