@@ -23,18 +23,35 @@ const D16: &str = "flexvar-d16-in256";
 /// | name | what one run does |
 /// |---|---|
 /// | `encode-256`, `decode-256` | one image of 256 px through the released tokenizer's shapes |
-/// | `sample-d16-b1`, `-b4` | guided sampling at depth 16, decoded |
+/// | `sample-d16-b1`, `sample-d4-b2-512px`, .. | guided sampling at a depth, with a batch, at a schedule, decoded |
+/// | `teacher-d4-b1-512px`, .. | a teacher-forced step at a depth, with a batch, at a schedule |
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
 pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>> {
-    let at_depth = |depth: usize| {
+    let at = |Shape { depth, px, .. }: Shape| {
         // The width and the heads of depth 16 stay.
         let depth = format!("backbone.depth={depth}");
-        let scales = ScaleSchedule::preset("256px").expect("a known preset");
+        let scales = ScaleSchedule::preset(&format!("{px}px")).expect("a known preset");
         let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{scales}\" }}");
-        Subject::<A>::of(D16, &["data.side=256", &schedule, &depth], 1000, device.clone())
+        let side = format!("data.side={px}");
+        Subject::<A>::of(D16, &[&side, &schedule, &depth], 1000, device.clone())
     };
+    let at_depth = |depth| at(Shape { depth, batch: 1, px: 256 });
+    if let Some(shape) = name.strip_prefix("sample-") {
+        let shape = Shape::read(shape)?;
+        let subject = at(shape);
+        return Some(Box::new(move || {
+            subject.decode(subject.sample_with(shape.batch, GREEDY)).into_data();
+        }));
+    }
+    if let Some(shape) = name.strip_prefix("teacher-").and_then(Shape::read) {
+        let subject = at(shape);
+        let tokens = subject.encode(subject.images(shape.batch));
+        return Some(Box::new(move || {
+            subject.step_of(tokens.clone(), &Objective::TeacherForcing, 2);
+        }));
+    }
     Some(match name {
         "encode-256" => {
             let subject = at_depth(1);
@@ -46,12 +63,6 @@ pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dy
             let tokens = subject.encode(subject.images(1));
             Box::new(move || {
                 subject.decode(tokens.clone()).into_data();
-            })
-        }
-        "sample-d16-b1" | "sample-d16-b4" => {
-            let (subject, b) = (at_depth(16), if name.ends_with('4') { 4 } else { 1 });
-            Box::new(move || {
-                subject.decode(subject.sample_with(b, GREEDY)).into_data();
             })
         }
         "tokenizer-step" => {
@@ -67,6 +78,28 @@ pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dy
             Box::new(move || subject.step_of(tokens.clone(), &objective, 2))
         }
     })
+}
+
+/// Sizes in a name.
+#[derive(Clone, Copy)]
+struct Shape {
+    depth: usize,
+    batch: usize,
+    px: usize,
+}
+
+impl Shape {
+    /// Reads `d4-b2` or `d4-b2-512px`.
+    fn read(text: &str) -> Option<Self> {
+        let (depth, rest) = text.strip_prefix('d')?.split_once("-b")?;
+        let (batch, px) = rest.split_once('-').unwrap_or((rest, "256px"));
+        let number = |text: &str| text.parse().ok();
+        Some(Self {
+            depth: number(depth)?,
+            batch: number(batch)?,
+            px: number(px.strip_suffix("px")?)?,
+        })
+    }
 }
 
 fn objective(name: &str) -> Option<Objective> {

@@ -1,7 +1,9 @@
 //! `bench`: the criterion benches of the package `sar-bench`, or with `--against-pytorch` its pieces
-//! of work next to PyTorch eager doing the same.
+//! of work next to PyTorch eager doing the same, or with `--scaling` how time and memory grow.
 
 mod paired;
+mod scaling;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -11,6 +13,10 @@ use crate::cargo::{self, Outcome};
 pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
     match args.split_first() {
         Some((first, rest)) if first == "--against-pytorch" => paired::run(rest),
+        Some((first, rest)) if first == "--scaling" => {
+            cargo::takes_no_arguments("bench --scaling", rest)?;
+            scaling::run()
+        }
         _ => cargo::finish_as(command(args).current_dir(cargo::root())),
     }
 }

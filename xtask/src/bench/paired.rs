@@ -4,12 +4,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::worker::{Worker, build, commit, date, machine, median, results, said, save, work};
 use crate::cargo::{self, Failure, Outcome};
 
 /// What a piece of work is measured against.
@@ -43,6 +43,12 @@ const ROWS: [Row; 10] = [
     Row { name: "sar-paper-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
 ];
 
+/// How files of results end; before it stands the date.
+const RESULTS: &str = "-pytorch.json";
+/// What is between these lines of the README is made from the newest results.
+const BEGIN: &str = "<!-- cargo xtask bench --against-pytorch -->";
+const END: &str = "<!-- end of it -->";
+
 /// `[NAME]..`: the rows to measure, all of them if none is named.
 pub(super) fn run(args: &[OsString]) -> Outcome {
     let named: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
@@ -53,7 +59,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     let rows = ROWS.iter().filter(|row| named.is_empty() || named.contains(&row.name));
     let ours = build()?;
     let python = python()?;
-    let mut measured = Vec::new();
+    let mut measured = newest()?;
     println!(
         "{:<22} {:>9} {:>9} {:>6}  {:>9} {:>9}",
         "work", "ours s", "theirs s", "ratio", "ours MB", "theirs MB"
@@ -74,8 +80,11 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "{:<22} {ours_s:>9.3} {theirs_s:>9.3} {ratio:>6.2}  {ours_mb:>9.0} {theirs_mb:>9.0}",
             row.name
         );
+        measured.retain(|other| other["name"] != row.name);
         measured.push(json!({
             "name": row.name,
+            "date": date(),
+            "commit": commit(),
             "against": match row.against {
                 Against::PyTorch => "PyTorch eager",
                 Against::OurTeacherStep => "our teacher step",
@@ -90,26 +99,66 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "runs": row.runs,
         }));
     }
-    save(&python, measured)
-}
-
-fn work(binary: &Path, name: &str) -> Command {
-    let mut command = Command::new(binary);
-    command.arg(name);
-    command
-}
-
-/// The binary of `sar-bench`; as part of the workspace, so that nothing is built twice.
-fn build() -> Result<PathBuf, Failure> {
-    let mut command = cargo::cargo(["build", "--release", "--workspace", "--bins"]);
-    command.args(["--message-format", "json-render-diagnostics"]);
-    let messages = cargo::output(command.current_dir(cargo::root()))?;
-    let executable = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "work")
-            .then(|| message["executable"].as_str().map(PathBuf::from))?
+    let place = |row: &Value| ROWS.iter().position(|known| row["name"] == known.name);
+    measured.sort_by_key(place);
+    let table = json!({
+        "date": date(),
+        "commit": commit(),
+        "machine": machine(),
+        "pytorch": said(&python, &["-c", "import torch; print(torch.__version__)"]),
+        "rows": measured,
     });
-    executable.ok_or_else(|| Failure::Check("cargo built no binary `work`".into()))
+    save(&format!("{}{RESULTS}", date()), &table)?;
+    in_readme(&measured)
+}
+
+/// The rows of the newest results: those that are not measured again stay, with their date and commit.
+fn newest() -> Result<Vec<Value>, Failure> {
+    let fail = |problem: String| Failure::Check(format!("{}: {problem}", results().display()));
+    let files = fs::read_dir(results()).map_err(|error| fail(error.to_string()))?;
+    let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+    let Some(name) = names.filter(|name| name.ends_with(RESULTS)).max() else {
+        return Ok(Vec::new());
+    };
+    let text =
+        fs::read_to_string(results().join(&name)).map_err(|error| fail(error.to_string()))?;
+    let table: Value =
+        serde_json::from_str(&text).map_err(|error| fail(format!("{name}: {error}")))?;
+    Ok(table["rows"].as_array().cloned().unwrap_or_default())
+}
+
+/// Puts the table into the README.
+fn in_readme(rows: &[Value]) -> Outcome {
+    let path = cargo::root().join("README.md");
+    let fail = |problem: String| Failure::Check(format!("{}: {problem}", path.display()));
+    let text = fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+    let parts =
+        text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) = parts.ok_or_else(|| fail(format!("has no {BEGIN} and {END}")))?;
+    let text = format!("{before}{BEGIN}\n{}{END}{after}", markdown(rows));
+    fs::write(&path, text).map_err(|error| fail(error.to_string()))
+}
+
+/// The table as people read it.
+fn markdown(rows: &[Value]) -> String {
+    let mut text = String::from(
+        "\n| work | against | time, ratio | limit, aim | memory, ratio |\n|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let number = |field: &str| row[field].as_f64();
+        let limits = match (number("must"), number("aim")) {
+            (Some(must), Some(aim)) => format!("{must}, {aim}"),
+            _ => String::new(),
+        };
+        text += &format!(
+            "| `{}` | {} | {:.2} | {limits} | {:.2} |\n",
+            row["name"].as_str().unwrap_or_default(),
+            row["against"].as_str().unwrap_or_default(),
+            number("ratio").unwrap_or(f64::NAN),
+            number("ours_mb").unwrap_or(f64::NAN) / number("theirs_mb").unwrap_or(f64::NAN),
+        );
+    }
+    text + "\n"
 }
 
 /// A Python that has torch: the system's, or one in a virtual environment that is made here.
@@ -135,62 +184,6 @@ fn python() -> Result<PathBuf, Failure> {
     Ok(python)
 }
 
-/// A process that runs a piece of work once for every line that it is sent.
-struct Worker {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-    name: String,
-}
-
-impl Worker {
-    fn start(mut command: Command) -> Result<Self, Failure> {
-        let name = command.get_program().display().to_string();
-        let fail = |problem: String| Failure::Check(format!("{name}: {problem}"));
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| fail(error.to_string()))?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(fail("has no pipes".into()));
-        };
-        let mut worker = Self { child, stdin: Some(stdin), stdout: BufReader::new(stdout), name };
-        match worker.line()?.as_str() {
-            "ready" => Ok(worker),
-            other => Err(Failure::Check(format!("{}: said `{other}` at its start", worker.name))),
-        }
-    }
-
-    fn line(&mut self) -> Result<String, Failure> {
-        let mut line = String::new();
-        match self.stdout.read_line(&mut line) {
-            Ok(n) if n > 0 => Ok(line.trim().into()),
-            _ => Err(Failure::Check(format!("{}: ended early", self.name))),
-        }
-    }
-
-    fn number(&mut self) -> Result<f64, Failure> {
-        let line = self.line()?;
-        line.parse().map_err(|_| Failure::Check(format!("{}: said `{line}`", self.name)))
-    }
-
-    /// The seconds of one run.
-    fn run(&mut self) -> Result<f64, Failure> {
-        let stdin = self.stdin.as_mut().expect("taken at the end only");
-        writeln!(stdin).map_err(|error| Failure::Check(format!("{}: {error}", self.name)))?;
-        self.number()
-    }
-
-    /// The peak memory, when all runs are done.
-    fn end(mut self) -> Result<f64, Failure> {
-        drop(self.stdin.take());
-        let peak = self.number();
-        let _ = self.child.wait();
-        peak
-    }
-}
-
 /// Median seconds and peak MB of two workers whose runs alternate.
 fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
     let [ours, theirs] = commands;
@@ -206,33 +199,14 @@ fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Fail
     Ok([(ours_s, ours.end()?), (theirs_s, theirs.end()?)])
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Writes the table with machine, commit and date beside the other results.
-fn save(python: &Path, rows: Vec<Value>) -> Outcome {
-    let said = |program: &str, args: &[&str]| {
-        let text = cargo::output(Command::new(program).args(args).current_dir(cargo::root()));
-        text.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
-    };
-    let date = said("date", &["-u", "+%Y-%m-%d"]);
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor =
-        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let table = json!({
-        "date": date,
-        "commit": said("git", &["rev-parse", "--short", "HEAD"]),
-        "machine": format!("{}, {cores} cores", processor.map_or("unknown", |(_, name)| name.trim())),
-        "pytorch": said(&python.display().to_string(), &["-c", "import torch; print(torch.__version__)"]),
-        "rows": rows,
-    });
-    let path = cargo::root().join(format!("benchmarks/results/{date}-pytorch.json"));
-    let text = serde_json::to_string_pretty(&table).expect("a table is JSON") + "\n";
-    fs::write(&path, text)
-        .map_err(|error| Failure::Check(format!("{}: {error}", path.display())))?;
-    println!("wrote {}", path.display());
-    Ok(())
+    #[test]
+    fn the_readme_has_the_newest_results() {
+        let readme = fs::read_to_string(cargo::root().join("README.md")).unwrap();
+        let table = markdown(&newest().unwrap());
+        assert!(readme.contains(&format!("{BEGIN}\n{table}{END}")), "make it anew:\n{table}");
+    }
 }

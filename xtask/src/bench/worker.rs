@@ -1,0 +1,133 @@
+//! Processes that do a piece of work, and where their figures go.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::cargo::{self, Failure, Outcome};
+
+/// A piece of work of `sar-bench`.
+pub(super) fn work(binary: &Path, name: &str) -> Command {
+    let mut command = Command::new(binary);
+    command.arg(name);
+    command
+}
+
+/// The binary of `sar-bench`; as part of the workspace, so that nothing is built twice.
+pub(super) fn build() -> Result<PathBuf, Failure> {
+    let mut command = cargo::cargo(["build", "--release", "--workspace", "--bins"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let messages = cargo::output(command.current_dir(cargo::root()))?;
+    let executable = messages.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "work")
+            .then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    executable.ok_or_else(|| Failure::Check("cargo built no binary `work`".into()))
+}
+
+/// A process that runs a piece of work once for every line that it is sent.
+pub(super) struct Worker {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    name: String,
+}
+
+impl Worker {
+    /// Starts it, and waits until it is set up.
+    pub(super) fn start(mut command: Command) -> Result<Self, Failure> {
+        let name = command.get_program().display().to_string();
+        let fail = |problem: String| Failure::Check(format!("{name}: {problem}"));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| fail(error.to_string()))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(fail("has no pipes".into()));
+        };
+        let mut worker = Self { child, stdin: Some(stdin), stdout: BufReader::new(stdout), name };
+        match worker.line()?.as_str() {
+            "ready" => Ok(worker),
+            other => Err(Failure::Check(format!("{}: said `{other}` at its start", worker.name))),
+        }
+    }
+
+    fn line(&mut self) -> Result<String, Failure> {
+        let mut line = String::new();
+        match self.stdout.read_line(&mut line) {
+            Ok(n) if n > 0 => Ok(line.trim().into()),
+            _ => Err(Failure::Check(format!("{}: ended early", self.name))),
+        }
+    }
+
+    fn number(&mut self) -> Result<f64, Failure> {
+        let line = self.line()?;
+        line.parse().map_err(|_| Failure::Check(format!("{}: said `{line}`", self.name)))
+    }
+
+    /// The seconds of one run.
+    pub(super) fn run(&mut self) -> Result<f64, Failure> {
+        let stdin = self.stdin.as_mut().expect("taken at the end only");
+        writeln!(stdin).map_err(|error| Failure::Check(format!("{}: {error}", self.name)))?;
+        self.number()
+    }
+
+    /// The peak memory, when all runs are done.
+    pub(super) fn end(mut self) -> Result<f64, Failure> {
+        drop(self.stdin.take());
+        let peak = self.number();
+        let _ = self.child.wait();
+        peak
+    }
+}
+
+/// The middle one; of an even number the larger of the two.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The first line that a program prints.
+pub(super) fn said(program: &Path, args: &[&str]) -> String {
+    let text = cargo::output(Command::new(program).args(args).current_dir(cargo::root()));
+    text.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+/// Today, as in 2026-01-31.
+pub(super) fn date() -> String {
+    said("date".as_ref(), &["-u", "+%Y-%m-%d"])
+}
+
+/// The commit that is checked out.
+pub(super) fn commit() -> String {
+    said("git".as_ref(), &["rev-parse", "--short", "HEAD"])
+}
+
+/// Processor and number of cores.
+pub(super) fn machine() -> String {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor =
+        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{}, {cores} cores", processor.map_or("unknown", |(_, name)| name.trim()))
+}
+
+/// Where results lie.
+pub(super) fn results() -> PathBuf {
+    cargo::root().join("benchmarks/results")
+}
+
+/// Writes a file of results.
+pub(super) fn save(name: &str, table: &Value) -> Outcome {
+    let path = results().join(name);
+    let text = serde_json::to_string_pretty(table).expect("a table is JSON") + "\n";
+    fs::write(&path, text)
+        .map_err(|error| Failure::Check(format!("{}: {error}", path.display())))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}
