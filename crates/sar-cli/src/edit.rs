@@ -17,7 +17,7 @@ use sar_train::sampling::{SampleRequest, sample_images, sample_stream};
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{
-    Files, Generator, SamplerArgs, Settings, WeightsArgs, check_out, make_out, save,
+    Files, Generator, SamplerArgs, Settings, WeightsArgs, make_out, out_folder, save,
 };
 
 /// Shown where the source is drawn anew.
@@ -51,9 +51,10 @@ pub(crate) struct Args {
     n: usize,
     #[command(flatten)]
     sampler: SamplerArgs,
-    /// A new or empty folder for grid.png, source.png and the results.
+    /// A new or empty folder for grid.png, source.png and the results [default: edits, or the next that is
+    /// free]
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -87,7 +88,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, image, what, outside, class, keep_scales, blend, n, sampler, out, device } =
         args;
     ensure!(n > 0, "--n 0: nothing to draw");
-    check_out(&out)?;
+    let out = out_folder(out, "edits")?;
     let source = read_image(&image)?;
     let part = match what {
         What { mask: Some(path), .. } => {
@@ -127,7 +128,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         What { refine: true, .. } => Part::Refine,
         _ => bail!("one of --mask, --box, --expand and --refine is needed"),
     };
-    let (settings, files) = (sampler.settings()?, weights.files()?);
+    let (settings, files) = (sampler.settings(weights.sampler())?, weights.files()?);
     let edit = Edit { files, source, part, outside, class, keep_scales, blend, n, settings, out };
     device.run(edit)
 }

@@ -9,17 +9,24 @@ use sar_core::{ScaleSchedule, ScaleSize};
 use sar_data::{RgbImage, find_class, to_png};
 use sar_rollout::{Choice, Guidance, Sampler};
 use sar_tokenizer::{Tokenizer, TokenizerConfig};
+use sar_train::Recipe;
 use sar_train::weights::{TrainedBackbone, load_backbone, load_tokenizer};
+
+use crate::first_free;
 
 /// Attention over more tokens than this asks for more memory than machines have; the largest
 /// published schedule has 9,451.
 const MOST_TOKENS: usize = 1 << 16;
 
+/// A run directory with small weights of the emoji.
+const IN_THE_BOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
+
 /// Which weights.
 #[derive(clap::Args)]
 pub(crate) struct WeightsArgs {
-    /// A run directory: its tokenizer and its refined backbone (else its teacher).
-    #[arg(long, value_name = "DIR", required_unless_present_all = ["tokenizer", "weights"])]
+    /// A run directory: its tokenizer and its refined backbone, else its teacher [default: the small
+    /// emoji weights that come with the project]
+    #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Tokenizer weights, instead of the run's.
     #[arg(long, value_name = "FILE")]
@@ -35,15 +42,18 @@ pub(crate) struct SamplerArgs {
     /// The same seed, class and image number give the same tokens whatever the batch.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Classifier-free guidance at the last scale, rising from 0; 0 for none.
-    #[arg(long, default_value_t = 2.5)]
-    guidance: f64,
-    /// Keeps the most probable codes of each token; 0 for all.
-    #[arg(long, default_value_t = 900)]
-    top_k: usize,
-    /// Keeps the codes that make up this probability; 0 for all.
-    #[arg(long, default_value_t = 0.95)]
-    top_p: f64,
+    /// Classifier-free guidance at the last scale, rising from 0; 0 for none [default: as the run's
+    /// recipe samples, else 2.5]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// Keeps the most probable codes of each token; 0 for all [default: as the run's recipe samples,
+    /// else 900]
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Keeps the codes that make up this probability; 0 for all [default: as the run's recipe samples,
+    /// else 0.95]
+    #[arg(long)]
+    top_p: Option<f64>,
     /// Mixes codes instead of drawing one: smoother and less varied pictures, for looking at only.
     #[arg(long)]
     more_smooth: bool,
@@ -76,12 +86,30 @@ pub(crate) struct Settings {
 }
 
 impl WeightsArgs {
+    fn run(&self) -> &Path {
+        self.run.as_deref().unwrap_or(Path::new(IN_THE_BOX))
+    }
+
+    /// How the recipe of the run samples, where the weights are a run's.
+    pub(crate) fn sampler(&self) -> Option<Sampler> {
+        if self.weights.is_some() {
+            return None;
+        }
+        // A recipe of another version says nothing, and is no reason not to sample.
+        let recipe = Recipe::load(self.run().join("recipe.toml").to_str()?, &[]).ok()?;
+        Some(recipe.evaluation.sampler)
+    }
+
     pub(crate) fn files(&self) -> Result<Files> {
+        ensure!(
+            self.run.is_some() || self.tokenizer.is_some() == self.weights.is_some(),
+            "--tokenizer and --weights: both are needed, or a --run that has the other"
+        );
         let of = |named: &Option<PathBuf>, names: &[&str]| -> Result<PathBuf> {
             if let Some(path) = named {
                 return Ok(path.clone());
             }
-            let run = self.run.as_deref().unwrap_or(Path::new("."));
+            let run = self.run();
             match names.iter().map(|name| run.join(name)).find(|path| path.is_file()) {
                 Some(path) => Ok(path),
                 None => bail!(
@@ -102,26 +130,46 @@ impl WeightsArgs {
 }
 
 impl SamplerArgs {
-    pub(crate) fn settings(&self) -> Result<Settings> {
+    /// The settings, with a run's own where nothing is said.
+    pub(crate) fn settings(&self, of_run: Option<Sampler>) -> Result<Settings> {
         let Self { seed, guidance, top_k, top_p, more_smooth, scales, size, batch } = self;
-        let (guidance, top_k, top_p) = (*guidance, *top_k, *top_p);
         ensure!(*batch > 0, "--batch 0: must be at least 1");
-        ensure!(
-            guidance.is_finite() && guidance >= 0.0,
-            "--guidance {guidance}: must be 0 or more"
-        );
-        ensure!((0.0..=1.0).contains(&top_p), "--top-p {top_p}: must be in [0, 1]");
-        let choice = if *more_smooth {
-            Choice::MoreSmooth { top_k, top_p }
-        } else {
-            Choice::Sample { top_k, top_p }
+        if let Some(guidance) = guidance {
+            ensure!(
+                guidance.is_finite() && *guidance >= 0.0,
+                "--guidance {guidance}: must be 0 or more"
+            );
+        }
+        if let Some(top_p) = top_p {
+            ensure!((0.0..=1.0).contains(top_p), "--top-p {top_p}: must be in [0, 1]");
+        }
+        let base = of_run.unwrap_or(Sampler {
+            guidance: Guidance::flexvar(2.5),
+            choice: Choice::Sample { top_k: 900, top_p: 0.95 },
+        });
+        let choice = match base.choice {
+            own if !more_smooth && top_k.is_none() && top_p.is_none() => own,
+            Choice::Sample { top_k: k, top_p: p } | Choice::MoreSmooth { top_k: k, top_p: p } => {
+                let (top_k, top_p) = (top_k.unwrap_or(k), top_p.unwrap_or(p));
+                if *more_smooth {
+                    Choice::MoreSmooth { top_k, top_p }
+                } else {
+                    Choice::Sample { top_k, top_p }
+                }
+            }
+            Choice::Argmax => {
+                bail!("--top-k, --top-p, --more-smooth: the run's recipe samples by argmax")
+            }
         };
         let scales = scales
             .as_deref()
             .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
         Ok(Settings {
             seed: *seed,
-            sampler: Sampler { guidance: Guidance::flexvar(guidance), choice },
+            sampler: Sampler {
+                guidance: guidance.map_or(base.guidance, Guidance::flexvar),
+                choice,
+            },
             batch: *batch,
             scales: scales.transpose()?,
             size: size.as_deref().map(pixels).transpose()?,
@@ -149,7 +197,10 @@ pub(crate) struct Generator<B: Backend> {
 impl<B: Backend> Generator<B> {
     pub(crate) fn load(files: &Files, device: &B::Device) -> Result<Self> {
         let (tokenizer, tokenizer_config) = load_tokenizer::<B>(&files.tokenizer, device)?;
-        let backbone = load_backbone::<B>(&files.weights, device)?;
+        let (backbone, assumed) = load_backbone::<B>(&files.weights, device)?;
+        for assumption in assumed {
+            eprintln!("{}: assumed {assumption}", files.weights.display());
+        }
         let theirs = (tokenizer_config.codebook_size, tokenizer_config.codebook_dim);
         let ours = (backbone.config.codebook_size, backbone.config.codebook_dim);
         ensure!(
@@ -214,12 +265,13 @@ impl<B: Backend> Generator<B> {
     }
 }
 
-/// Refuses a folder that holds anything.
-pub(crate) fn check_out(out: &Path) -> Result<()> {
+/// The folder that was named, which may hold nothing, or one of the default name that is free.
+pub(crate) fn out_folder(named: Option<PathBuf>, default: &str) -> Result<PathBuf> {
+    let Some(out) = named else { return Ok(first_free(Path::new(default))) };
     ensure!(!out.is_file(), "--out {}: is a file", out.display());
     let is_used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
     ensure!(!is_used, "--out {}: already holds files", out.display());
-    Ok(())
+    Ok(out)
 }
 
 pub(crate) fn make_out(out: &Path) -> Result<()> {
@@ -233,6 +285,41 @@ pub(crate) fn save(image: &RgbImage, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        sampler: SamplerArgs,
+    }
+
+    #[test]
+    fn what_is_said_replaces_what_the_recipe_says() {
+        use clap::Parser;
+        let recipe = Sampler {
+            guidance: Guidance::Constant { scale: 3.0 },
+            choice: Choice::Sample { top_k: 0, top_p: 0.7 },
+        };
+        let settings = |line: &str, of_run| {
+            let line = Line::parse_from(format!("sar {line}").split_whitespace());
+            line.sampler.settings(of_run).map(|settings| settings.sampler)
+        };
+        assert_eq!(settings("", Some(recipe)).unwrap(), recipe);
+        let published = Sampler {
+            guidance: Guidance::flexvar(2.5),
+            choice: Choice::Sample { top_k: 900, top_p: 0.95 },
+        };
+        assert_eq!(settings("", None).unwrap(), published);
+        assert_eq!(
+            settings("--guidance 1.5 --top-k 7 --more-smooth", Some(recipe)).unwrap(),
+            Sampler {
+                guidance: Guidance::flexvar(1.5),
+                choice: Choice::MoreSmooth { top_k: 7, top_p: 0.7 },
+            }
+        );
+        let argmax = Sampler { choice: Choice::Argmax, ..recipe };
+        assert_eq!(settings("--guidance 1", Some(argmax)).unwrap().choice, Choice::Argmax);
+        assert!(settings("--top-p 0.5", Some(argmax)).is_err());
+    }
 
     #[test]
     fn sizes_are_height_and_width() {

@@ -14,6 +14,8 @@ mod report;
 mod sample;
 mod train;
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -68,4 +70,17 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The path, or the first of `path-2`, `path-3`, … that does not exist: nothing is ever overwritten.
+fn first_free(path: &Path) -> PathBuf {
+    let numbered = (2..).map(|i| {
+        let mut name = OsString::from(path);
+        name.push(format!("-{i}"));
+        name.into()
+    });
+    std::iter::once(path.into())
+        .chain(numbered)
+        .find(|path: &PathBuf| !path.exists())
+        .expect("one of the numbers is free")
 }

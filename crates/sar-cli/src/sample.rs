@@ -13,7 +13,7 @@ use sar_train::sampling::{SampleRequest, sample_images, sample_previews, sample_
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{
-    Files, Generator, SamplerArgs, Settings, WeightsArgs, check_out, make_out, save,
+    Files, Generator, SamplerArgs, Settings, WeightsArgs, make_out, out_folder, save,
 };
 
 /// Images of a grid: more are only written one by one.
@@ -42,9 +42,9 @@ pub(crate) struct Args {
     /// Also shows every scale: previews.png, a row an image, and previews.gif.
     #[arg(long)]
     previews: bool,
-    /// A new or empty folder for grid.png and the single images.
+    /// A new or empty folder for grid.png and the single images [default: samples, or the next that is free]
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArg,
 }
@@ -52,8 +52,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, classes, unconditional, n, sampler, previews, out, device } = args;
     ensure!(n > 0, "--n 0: nothing to sample");
-    check_out(&out)?;
-    let settings = sampler.settings()?;
+    let out = out_folder(out, "samples")?;
+    let settings = sampler.settings(weights.sampler())?;
     let files = weights.files()?;
     device.run(Sample { files, classes, unconditional, n, settings, previews, out })
 }

@@ -9,10 +9,9 @@ use burn::tensor::backend::AutodiffBackend;
 use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
 
-use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::progress::Progress;
-use crate::report;
+use crate::{Verdict, first_free, report};
 
 /// What an interrupted program ends with by convention, 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
@@ -42,27 +41,20 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { recipe, run_dir, resume, dry_run, settings, device } = args;
     ensure!(!resume || run_dir.is_some(), "--resume: name the run with --run-dir");
     let own = run_dir.as_ref().filter(|_| resume).map(|dir| dir.join("recipe.toml"));
+    if let Some(own) = &own {
+        let run = own.parent().unwrap_or(own);
+        ensure!(own.is_file(), "{}: holds no run to resume, no recipe.toml", run.display());
+    }
     let recipe = match (recipe, own) {
         (Some(name), _) => Recipe::load(&name, &settings)?,
         (None, Some(own)) => Recipe::load(&own.to_string_lossy(), &settings)?,
         (None, None) => Recipe::load("emoji-quick", &settings)?,
     };
-    let run_dir = run_dir.unwrap_or_else(|| free_folder(&recipe.name));
+    let run_dir = run_dir.unwrap_or_else(|| first_free(&Path::new("runs").join(&recipe.name)));
     if dry_run {
         return device.run(DryRun { recipe, run_dir });
     }
     device.run(Train { recipe, run_dir, resume })
-}
-
-/// `runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, … that does not exist: a run never
-/// overwrites another.
-fn free_folder(name: &str) -> PathBuf {
-    let folder = Path::new("runs");
-    let numbered = (2..).map(|i| folder.join(format!("{name}-{i}")));
-    std::iter::once(folder.join(name))
-        .chain(numbered)
-        .find(|path| !path.exists())
-        .expect("one of the numbers is free")
 }
 
 struct DryRun {

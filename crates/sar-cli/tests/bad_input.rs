@@ -161,7 +161,7 @@ fn run_directories_and_devices() {
         |args: &[&str], parts: &[&str]| refuses(folder, &[&["train"], args].concat(), parts);
     train(&["--run-dir", "full"], &["full", "already holds files", "--run-dir"]);
     train(&["--run-dir", "full/thesis.tex"], &["thesis.tex", "is a file"]);
-    train(&["--run-dir", "full", "--resume"], &["recipe.toml"]);
+    train(&["--run-dir", "full", "--resume"], &["full: holds no run to resume"]);
     train(&["--resume"], &["--run-dir"]);
     train(&["--device", "abacus"], &["abacus", "flex"]);
     train(&["--device", "cuda:x"], &["cuda:x", "index"]);

@@ -159,7 +159,10 @@ fn released_and_converted_files_are_all_that_sampling_needs() {
     for case in ["flexvar_tiny", "var_tiny"] {
         let sample = |tokenizer: &str, weights: &str, out: &str| {
             let files = ["--tokenizer", tokenizer, "--weights", weights, "--out", out];
-            does(folder, &[&["sample", "--class", "3", "--n", "1"], &files[..]].concat());
+            let args = [&["sample", "--class", "3", "--n", "1"], &files[..]].concat();
+            let (_, said) = does(folder, &args);
+            let released = weights.ends_with("backbone.pth");
+            assert_eq!(said.contains("assumed the names of the 10 classes"), released, "{said}");
             fs::read(folder.join(out).join("grid.png")).unwrap()
         };
         let [tokenizer, backbone] =

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TrainError;
-use crate::released::{Known, describe as describe_released};
+use crate::released::{Description, Known, describe as describe_released};
 
 pub(crate) const KIND: &str = "kind";
 pub(crate) const CONFIG: &str = "config";
@@ -53,7 +53,8 @@ pub fn load_tokenizer<B: Backend>(
     path: &Path,
     device: &B::Device,
 ) -> Result<(Tokenizer<B>, TokenizerConfig), TrainError> {
-    let tensors = read(path, TOKENIZERS)?;
+    // The tensors of a tokenizer show all of it.
+    let (tensors, _) = read(path, TOKENIZERS)?;
     let config: TokenizerConfig = json(path, &tensors, CONFIG)?;
     let tokenizer = Tokenizer::new(&config, device)?;
     Ok((bind(tokenizer, tensors, config.layout())?, config))
@@ -93,20 +94,21 @@ pub fn save_backbone<B: Backend>(
     Ok(tensors.write_safetensors(path)?)
 }
 
-/// Reads a backbone of a run or a released one; what a released file does not show is as published.
+/// Reads a backbone of a run or a released one. What a released file does not show is taken as
+/// published, and said in words beside it; of a run's own file there is nothing to say.
 ///
 /// # Errors
 /// If the file is no backbone, or is damaged.
 pub fn load_backbone<B: Backend>(
     path: &Path,
     device: &B::Device,
-) -> Result<TrainedBackbone<B>, TrainError> {
-    let tensors = read(path, BACKBONES)?;
+) -> Result<(TrainedBackbone<B>, Vec<String>), TrainError> {
+    let (tensors, assumed) = read(path, BACKBONES)?;
     let config: BackboneConfig = json(path, &tensors, CONFIG)?;
     let classes = json(path, &tensors, CLASSES)?;
     let scales = json(path, &tensors, SCALES)?;
     let model = bind(Backbone::new(&config, device)?, tensors, &sar_model::LAYOUT)?;
-    Ok(TrainedBackbone { model, config, classes, scales })
+    Ok((TrainedBackbone { model, config, classes, scales }, assumed))
 }
 
 /// Fills a module from a file in the released names and layout, `.pth` or safetensors, whatever its
@@ -134,13 +136,13 @@ pub(crate) fn checksum<B: Backend, M: Module<B>>(module: &M, layout: &Layout) ->
 }
 
 /// Reads a file that describes itself, or a released one, which its tensors describe.
-fn read(path: &Path, kinds: [&str; 2]) -> Result<NamedTensors, TrainError> {
+fn read(path: &Path, kinds: [&str; 2]) -> Result<(NamedTensors, Vec<String>), TrainError> {
     let mut file = WeightsFile::open(path)?;
-    let metadata = if file.metadata().contains_key(KIND) {
-        file.metadata().clone()
+    let Description { metadata, assumed } = if file.metadata().contains_key(KIND) {
+        Description { metadata: file.metadata().clone(), assumed: Vec::new() }
     } else {
         let found = recognise(path, file.tensors())?;
-        describe_released(&mut file, &found, Known::default())?.metadata
+        describe_released(&mut file, &found, Known::default())?
     };
     let found = metadata.get(KIND).map_or("", String::as_str);
     if !kinds.contains(&found) {
@@ -149,7 +151,7 @@ fn read(path: &Path, kinds: [&str; 2]) -> Result<NamedTensors, TrainError> {
     }
     let mut tensors = file.read_all()?;
     *tensors.metadata_mut() = metadata;
-    Ok(tensors)
+    Ok((tensors, assumed))
 }
 
 fn describe(tensors: &mut NamedTensors, field: &'static str, value: &impl Serialize) {

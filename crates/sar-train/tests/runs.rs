@@ -197,7 +197,7 @@ fn a_sample_does_not_depend_on_its_batch() {
     run_undisturbed(&tiny(&["sar.control=false"]), &dir);
     let device = Default::default();
     let (tokenizer, _) = load_tokenizer::<B>(&dir.join("tokenizer.safetensors"), &device).unwrap();
-    let backbone = load_backbone::<B>(&dir.join("backbone-sar.safetensors"), &device).unwrap();
+    let (backbone, _) = load_backbone::<B>(&dir.join("backbone-sar.safetensors"), &device).unwrap();
     let scales: ScaleSchedule = "1_2_3_4".parse().unwrap();
     let sampler = Sampler {
         guidance: Guidance::flexvar(2.0),
