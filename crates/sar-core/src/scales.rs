@@ -98,7 +98,7 @@ impl ScaleSchedule {
     pub const MAX_SIDE: usize = 1024;
 
     /// Published schedules by name: the image side they were trained for, or FlexVAR's step counts.
-    pub const PRESETS: [(&str, &[usize]); 9] = [
+    pub const PRESETS: [(&str, &[usize]); 11] = [
         ("256px", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
         ("512px", &[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
         ("512px-zero-shot", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 23, 32]),
@@ -106,7 +106,9 @@ impl ScaleSchedule {
         ("6-steps", &[1, 2, 4, 6, 10, 16]),
         ("8-steps", &[1, 2, 3, 5, 7, 10, 13, 16]),
         ("9-steps", &[1, 2, 3, 4, 5, 7, 10, 13, 16]),
+        ("10-steps", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
         ("11-steps", &[1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16]),
+        ("12-steps", &[1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]),
         ("13-steps", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16]),
     ];
 
@@ -310,8 +312,11 @@ mod tests {
     #[test]
     fn published_token_counts() {
         assert_eq!(ScaleSchedule::preset("256px").unwrap().n_tokens(), 680);
-        for (name, _) in ScaleSchedule::PRESETS {
+        for (name, sides) in ScaleSchedule::PRESETS {
             assert_eq!(name.parse(), ScaleSchedule::preset(name));
+            if let Some(steps) = name.strip_suffix("-steps") {
+                assert_eq!((sides.len().to_string().as_str(), sides.last()), (steps, Some(&16)));
+            }
         }
     }
 
