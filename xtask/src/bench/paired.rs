@@ -45,6 +45,8 @@ const ROWS: [Row; 10] = [
 
 /// How files of results end; before it stands the date.
 const RESULTS: &str = "-pytorch.json";
+/// What is said of every row: rows of several runs stand in one table.
+const OF_THE_RUN: [&str; 4] = ["date", "commit", "machine", "pytorch"];
 /// What is between these lines of the README is made from the newest results.
 const BEGIN: &str = "<!-- cargo xtask bench --against-pytorch -->";
 const END: &str = "<!-- end of it -->";
@@ -59,6 +61,8 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     let rows = ROWS.iter().filter(|row| named.is_empty() || named.contains(&row.name));
     let ours = build()?;
     let python = python()?;
+    let torch = said(&python, &["-c", "import torch; print(torch.__version__)"]);
+    let of_the_run = [date(), commit(), machine(), torch];
     let mut measured = newest()?;
     println!(
         "{:<22} {:>9} {:>9} {:>6}  {:>9} {:>9}",
@@ -80,11 +84,11 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "{:<22} {ours_s:>9.3} {theirs_s:>9.3} {ratio:>6.2}  {ours_mb:>9.0} {theirs_mb:>9.0}",
             row.name
         );
+        // As `OF_THE_RUN` has them.
+        let [date, commit, machine, pytorch] = of_the_run.clone();
         measured.retain(|other| other["name"] != row.name);
         measured.push(json!({
             "name": row.name,
-            "date": date(),
-            "commit": commit(),
             "against": match row.against {
                 Against::PyTorch => "PyTorch eager",
                 Against::OurTeacherStep => "our teacher step",
@@ -97,22 +101,19 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "ours_mb": ours_mb,
             "theirs_mb": theirs_mb,
             "runs": row.runs,
+            "date": date,
+            "commit": commit,
+            "machine": machine,
+            "pytorch": pytorch,
         }));
     }
     let place = |row: &Value| ROWS.iter().position(|known| row["name"] == known.name);
     measured.sort_by_key(place);
-    let table = json!({
-        "date": date(),
-        "commit": commit(),
-        "machine": machine(),
-        "pytorch": said(&python, &["-c", "import torch; print(torch.__version__)"]),
-        "rows": measured,
-    });
-    save(&format!("{}{RESULTS}", date()), &table)?;
+    save(&format!("{}{RESULTS}", date()), &json!({ "rows": measured }))?;
     in_readme(&measured)
 }
 
-/// The rows of the newest results: those that are not measured again stay, with their date and commit.
+/// The rows of the newest results: those that are not measured again stay as they are.
 fn newest() -> Result<Vec<Value>, Failure> {
     let fail = |problem: String| Failure::Check(format!("{}: {problem}", results().display()));
     let files = fs::read_dir(results()).map_err(|error| fail(error.to_string()))?;
@@ -124,7 +125,16 @@ fn newest() -> Result<Vec<Value>, Failure> {
         fs::read_to_string(results().join(&name)).map_err(|error| fail(error.to_string()))?;
     let table: Value =
         serde_json::from_str(&text).map_err(|error| fail(format!("{name}: {error}")))?;
-    Ok(table["rows"].as_array().cloned().unwrap_or_default())
+    let mut rows = table["rows"].as_array().cloned().unwrap_or_default();
+    rows.retain(|row| ROWS.iter().any(|known| row["name"] == known.name));
+    for row in &mut rows {
+        for field in OF_THE_RUN {
+            if row[field].is_null() {
+                row[field] = table[field].clone();
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// Puts the table into the README.

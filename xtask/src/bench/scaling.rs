@@ -48,11 +48,17 @@ pub(super) fn run() -> Outcome {
         let memory = exponent(points.iter().map(|(size, _, mb)| (*size, *mb)));
         println!("{:<20} {:>8} {time:>9.2} {memory:>9.2}", "", "exponent");
         exponents.push(json!({ "what": what, "axis": axis, "time": time, "memory": memory }));
+        // After every series: the last ones may not fit into the memory.
+        let table = json!({
+            "date": date(),
+            "commit": commit(),
+            "machine": machine(),
+            "rows": rows,
+            "exponents": exponents,
+        });
+        save(&format!("{}-scaling.json", date()), &table)?;
     }
-    let table = json!({
-        "date": date(), "commit": commit(), "machine": machine(), "rows": rows, "exponents": exponents,
-    });
-    save(&format!("{}-scaling.json", date()), &table)
+    Ok(())
 }
 
 /// The `e` of `y = c x^e`, by least squares of the logarithms.

@@ -40,7 +40,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Starts it, and waits until it is set up.
     pub(super) fn start(mut command: Command) -> Result<Self, Failure> {
-        let name = command.get_program().display().to_string();
+        let name = cargo::shown(&command);
         let fail = |problem: String| Failure::Check(format!("{name}: {problem}"));
         let mut child = command
             .stdin(Stdio::piped())
@@ -92,7 +92,7 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The first line that a program prints.
+/// What a program prints, or `unknown`.
 pub(super) fn said(program: &Path, args: &[&str]) -> String {
     let text = cargo::output(Command::new(program).args(args).current_dir(cargo::root()));
     text.map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
