@@ -95,9 +95,13 @@ impl WeightsArgs {
         if self.weights.is_some() {
             return None;
         }
-        // A recipe of another version says nothing, and is no reason not to sample.
-        let recipe = Recipe::load(self.run().join("recipe.toml").to_str()?, &[]).ok()?;
-        Some(recipe.evaluation.sampler)
+        match Recipe::load(&self.run().join("recipe.toml").to_string_lossy(), &[]) {
+            Ok(recipe) => Some(recipe.evaluation.sampler),
+            Err(error) => {
+                eprintln!("{error}: sampling as published instead");
+                None
+            }
+        }
     }
 
     pub(crate) fn files(&self) -> Result<Files> {
@@ -119,6 +123,11 @@ impl WeightsArgs {
                 ),
             }
         };
+        ensure!(
+            self.run.is_some() || self.weights.is_some() || self.run().is_dir(),
+            "the project's own weights are not in {}; name a --run, or --tokenizer and --weights",
+            self.run().display()
+        );
         Ok(Files {
             tokenizer: of(&self.tokenizer, &["tokenizer.safetensors"])?,
             weights: of(
@@ -147,19 +156,15 @@ impl SamplerArgs {
             guidance: Guidance::flexvar(2.5),
             choice: Choice::Sample { top_k: 900, top_p: 0.95 },
         });
-        let choice = match base.choice {
-            own if !more_smooth && top_k.is_none() && top_p.is_none() => own,
-            Choice::Sample { top_k: k, top_p: p } | Choice::MoreSmooth { top_k: k, top_p: p } => {
-                let (top_k, top_p) = (top_k.unwrap_or(k), top_p.unwrap_or(p));
-                if *more_smooth {
-                    Choice::MoreSmooth { top_k, top_p }
-                } else {
-                    Choice::Sample { top_k, top_p }
-                }
-            }
-            Choice::Argmax => {
-                bail!("--top-k, --top-p, --more-smooth: the run's recipe samples by argmax")
-            }
+        let (k, p) = match base.choice {
+            Choice::Argmax => (0, 0.0),
+            Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
+        };
+        let said = (top_k.unwrap_or(k), top_p.unwrap_or(p));
+        let choice = match said {
+            (top_k, top_p) if *more_smooth => Choice::MoreSmooth { top_k, top_p },
+            (top_k, top_p) if said != (k, p) => Choice::Sample { top_k, top_p },
+            _ => base.choice,
         };
         let scales = scales
             .as_deref()
@@ -318,7 +323,8 @@ mod tests {
         );
         let argmax = Sampler { choice: Choice::Argmax, ..recipe };
         assert_eq!(settings("--guidance 1", Some(argmax)).unwrap().choice, Choice::Argmax);
-        assert!(settings("--top-p 0.5", Some(argmax)).is_err());
+        let drawn = settings("--top-p 0.5", Some(argmax)).unwrap().choice;
+        assert_eq!(drawn, Choice::Sample { top_k: 0, top_p: 0.5 });
     }
 
     #[test]

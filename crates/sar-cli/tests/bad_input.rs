@@ -190,11 +190,11 @@ fn runs_that_go_on() {
     }
     // The other run writes checkpoints meanwhile: the folder is not compared.
     let output = sar(folder, &["train", "--run-dir", "run", "--resume"]);
+    other.kill().unwrap();
+    other.wait().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("run: is in use by another process"), "{error}");
-    other.kill().unwrap();
-    other.wait().unwrap();
     let changed = ["train", "--run-dir", "run", "--resume", "--set", "teacher.steps=5"];
     refuses(folder, &changed, &["run/recipe.toml", "teacher.steps = 2, not 5"]);
 }
@@ -225,6 +225,21 @@ fn weights_classes_and_sampling() {
     from_run(&["--guidance", "nan"], &["--guidance"]);
     from_run(&["--batch", "0"], &["--batch"]);
     sample(&["--run", "nowhere"], &["nowhere", "tokenizer.safetensors"]);
+    sample(&["--tokenizer", "run/tokenizer.safetensors"], &["--weights"]);
+
+    // A run samples as its recipe does, files without a recipe as published.
+    let grid = |out: &str, args: &[&str]| {
+        let all = [&["sample", "--n", "1", "--class", "food", "--out", out], args].concat();
+        let output = sar(folder, &all);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read(folder.join(out).join("grid.png")).unwrap()
+    };
+    let files =
+        ["--tokenizer", "run/tokenizer.safetensors", "--weights", "run/backbone-sar.safetensors"];
+    let as_recipe = ["--guidance", "4", "--top-k", "0", "--top-p", "0.7"];
+    let of_run = grid("of-run", &["--run", "run"]);
+    assert_eq!(grid("as-recipe", &[&files[..], &as_recipe].concat()), of_run);
+    assert_ne!(grid("of-files", &files), of_run);
 
     let good = fs::read(run.join("backbone-sar.safetensors")).unwrap();
     let weights = |content: &[u8], parts: &[&str]| {

@@ -35,8 +35,6 @@ const LOCK: &str = "run.lock";
 const CHECKPOINTS: &str = "checkpoints";
 /// The end of the names of files that are being written.
 const PARTIAL: &str = ".partial";
-/// What is said of a folder that the system refuses.
-const NOT_MADE: &str = "cannot be made, choose another --run-dir";
 
 impl RunDir {
     /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
@@ -71,7 +69,8 @@ impl RunDir {
                 return Err(run_dir("already holds files; choose another --run-dir"));
             }
         }
-        fs::create_dir_all(path).map_err(TrainError::io(path, NOT_MADE))?;
+        fs::create_dir_all(path)
+            .map_err(TrainError::io(path, "cannot be made, choose another --run-dir"))?;
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
         let data = serde_json::to_string_pretty(data).expect("plain values");
@@ -108,7 +107,7 @@ impl RunDir {
             .create(true)
             .append(true)
             .open(&file)
-            .map_err(TrainError::io(&file, "cannot be written, choose another --run-dir"))?;
+            .map_err(TrainError::io(&file, "cannot be written"))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(TrainError::RunDir {
@@ -124,7 +123,7 @@ impl RunDir {
 
     fn make_checkpoints(&self) -> Result<(), TrainError> {
         let path = self.checkpoints();
-        fs::create_dir_all(&path).map_err(TrainError::io(&path, NOT_MADE))
+        fs::create_dir_all(&path).map_err(TrainError::io(&path, "cannot be made"))
     }
 
     /// The folder of checkpoints.
