@@ -178,6 +178,21 @@ fn released_and_converted_files_are_all_that_sampling_needs() {
 }
 
 #[test]
+fn small_weights_come_with_the_project() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (_, said) = does(folder, &["sample", "--class", "animals", "--n", "2"]);
+    assert!(!said.contains("assumed") && !said.contains("as published"), "{said}");
+    does(folder, &["sample", "--class", "animals", "--n", "2", "--seed", "1"]);
+    let [one, other] =
+        ["samples", "samples-2"].map(|out| fs::read(folder.join(out).join("grid.png")).unwrap());
+    assert_ne!(one, other, "the seed makes no difference");
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/weights/emoji");
+    let size = |name: &str| fs::metadata(weights.join(name)).unwrap().len();
+    assert!(size("tokenizer.safetensors") + size("backbone-sar.safetensors") <= 12_000_000);
+}
+
+#[test]
 fn what_cannot_be_converted() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
