@@ -128,7 +128,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         What { refine: true, .. } => Part::Refine,
         _ => bail!("one of --mask, --box, --expand and --refine is needed"),
     };
-    let (settings, files) = (sampler.settings(weights.sampler())?, weights.files()?);
+    let files = weights.files()?;
+    let settings = sampler.settings(weights.sampler())?;
     let edit = Edit { files, source, part, outside, class, keep_scales, blend, n, settings, out };
     device.run(edit)
 }

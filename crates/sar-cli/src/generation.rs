@@ -95,7 +95,11 @@ impl WeightsArgs {
         if self.weights.is_some() {
             return None;
         }
-        match Recipe::load(&self.run().join("recipe.toml").to_string_lossy(), &[]) {
+        let recipe = self.run().join("recipe.toml");
+        if !recipe.is_file() {
+            return None;
+        }
+        match Recipe::load(&recipe.to_string_lossy(), &[]) {
             Ok(recipe) => Some(recipe.evaluation.sampler),
             Err(error) => {
                 eprintln!("{error}: sampling as published instead");

@@ -53,8 +53,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, classes, unconditional, n, sampler, previews, out, device } = args;
     ensure!(n > 0, "--n 0: nothing to sample");
     let out = out_folder(out, "samples")?;
-    let settings = sampler.settings(weights.sampler())?;
     let files = weights.files()?;
+    let settings = sampler.settings(weights.sampler())?;
     device.run(Sample { files, classes, unconditional, n, settings, previews, out })
 }
 
