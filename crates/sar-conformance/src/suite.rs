@@ -76,7 +76,7 @@ macro_rules! tests {
     };
     (@part $backend:ty, $part:ident($($law:ident),+ $(,)?)) => {
         mod $part {
-            #[allow(unused_imports)]
+            #[allow(unused_imports, reason = "a backend may be named by a whole path")]
             use super::*;
             $(
                 #[test]

@@ -45,8 +45,6 @@ const ROWS: [Row; 10] = [
 
 /// How files of results end; before it stands the date.
 const RESULTS: &str = "-pytorch.json";
-/// What is said of every row: rows of several runs stand in one table.
-const OF_THE_RUN: [&str; 4] = ["date", "commit", "machine", "pytorch"];
 /// What is between these lines of the README is made from the newest results.
 const BEGIN: &str = "<!-- cargo xtask bench --against-pytorch -->";
 const END: &str = "<!-- end of it -->";
@@ -61,8 +59,8 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     let rows = ROWS.iter().filter(|row| named.is_empty() || named.contains(&row.name));
     let ours = build()?;
     let python = python()?;
-    let torch = said(&python, &["-c", "import torch; print(torch.__version__)"]);
-    let of_the_run = [date(), commit(), machine(), torch];
+    let pytorch = said(&python, &["-c", "import torch; print(torch.__version__)"]);
+    let (date, commit, machine) = (date(), commit(), machine());
     let mut measured = newest()?;
     println!(
         "{:<22} {:>9} {:>9} {:>6}  {:>9} {:>9}",
@@ -84,8 +82,6 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "{:<22} {ours_s:>9.3} {theirs_s:>9.3} {ratio:>6.2}  {ours_mb:>9.0} {theirs_mb:>9.0}",
             row.name
         );
-        // As `OF_THE_RUN` has them.
-        let [date, commit, machine, pytorch] = of_the_run.clone();
         measured.retain(|other| other["name"] != row.name);
         measured.push(json!({
             "name": row.name,
@@ -101,6 +97,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
             "ours_mb": ours_mb,
             "theirs_mb": theirs_mb,
             "runs": row.runs,
+            // Of every row: rows of several days stand in one table.
             "date": date,
             "commit": commit,
             "machine": machine,
@@ -109,7 +106,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     }
     let place = |row: &Value| ROWS.iter().position(|known| row["name"] == known.name);
     measured.sort_by_key(place);
-    save(&format!("{}{RESULTS}", date()), &json!({ "rows": measured }))?;
+    save(&format!("{date}{RESULTS}"), &json!({ "rows": measured }))?;
     in_readme(&measured)
 }
 
@@ -127,13 +124,6 @@ fn newest() -> Result<Vec<Value>, Failure> {
         serde_json::from_str(&text).map_err(|error| fail(format!("{name}: {error}")))?;
     let mut rows = table["rows"].as_array().cloned().unwrap_or_default();
     rows.retain(|row| ROWS.iter().any(|known| row["name"] == known.name));
-    for row in &mut rows {
-        for field in OF_THE_RUN {
-            if row[field].is_null() {
-                row[field] = table[field].clone();
-            }
-        }
-    }
     Ok(rows)
 }
 

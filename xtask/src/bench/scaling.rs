@@ -31,6 +31,7 @@ const SERIES: [Series; 4] = [
 
 pub(super) fn run() -> Outcome {
     let binary = build()?;
+    let (date, commit, machine) = (date(), commit(), machine());
     let mut rows: Vec<Value> = Vec::new();
     let mut exponents = Vec::new();
     for Series { what, axis, work: series } in &SERIES {
@@ -50,13 +51,13 @@ pub(super) fn run() -> Outcome {
         exponents.push(json!({ "what": what, "axis": axis, "time": time, "memory": memory }));
         // After every series: the last ones may not fit into the memory.
         let table = json!({
-            "date": date(),
-            "commit": commit(),
-            "machine": machine(),
+            "date": date,
+            "commit": commit,
+            "machine": machine,
             "rows": rows,
             "exponents": exponents,
         });
-        save(&format!("{}-scaling.json", date()), &table)?;
+        save(&format!("{date}-scaling.json"), &table)?;
     }
     Ok(())
 }
