@@ -11,7 +11,7 @@ use sar_bench::Subject;
 const BATCH: usize = 16;
 
 fn tokenizer(c: &mut Criterion) {
-    let subject = Subject::<Autodiff<Flex>>::new(Default::default());
+    let mut subject = Subject::<Autodiff<Flex>>::new(Default::default());
     let mut group = c.benchmark_group("tokenizer");
     group.throughput(Throughput::Elements(BATCH as u64));
     let images = subject.images(BATCH);
@@ -27,7 +27,7 @@ fn tokenizer(c: &mut Criterion) {
 }
 
 fn backbone(c: &mut Criterion) {
-    let subject = Subject::<Autodiff<Flex>>::new(Default::default());
+    let mut subject = Subject::<Autodiff<Flex>>::new(Default::default());
     let mut group = c.benchmark_group("backbone");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("sample, guided", |b| b.iter(|| black_box(subject.sample(BATCH))));

@@ -3,8 +3,8 @@
 
 pub mod work;
 
-use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::Backbone;
@@ -26,8 +26,8 @@ const CLASSES: usize = 9;
 pub struct Subject<A: AutodiffBackend> {
     recipe: Recipe,
     classes: usize,
-    tokenizer: Tokenizer<A::InnerBackend>,
-    backbone: Backbone<A::InnerBackend>,
+    tokenizer: Learner<A::InnerBackend, Tokenizer<A::InnerBackend>>,
+    backbone: Learner<A::InnerBackend, Backbone<A::InnerBackend>>,
     device: A::Device,
 }
 
@@ -52,12 +52,16 @@ impl<A: AutodiffBackend> Subject<A> {
         let config = recipe.backbone_config(classes);
         let backbone = sar_model::init(&config, recipe.backbone.init, seed, &device);
         Self {
-            tokenizer: tokenizer.expect("a valid recipe"),
-            backbone: backbone.expect("a valid recipe"),
+            tokenizer: Learner::new(tokenizer.expect("a valid recipe")),
+            backbone: Learner::new(backbone.expect("a valid recipe")),
             recipe,
             classes,
             device,
         }
+    }
+
+    fn tokenizer(&self) -> &Tokenizer<A::InnerBackend> {
+        self.tokenizer.model()
     }
 
     fn scales(&self) -> &ScaleSchedule {
@@ -72,7 +76,7 @@ impl<A: AutodiffBackend> Subject<A> {
 
     /// Images to latents, and the wait for them.
     pub fn latents(&self, images_bchw: Tensor<A::InnerBackend, 4>) {
-        self.tokenizer.encode(images_bchw).into_data();
+        self.tokenizer().encode(images_bchw).into_data();
     }
 
     /// Images to the tokens of all scales, `[b, l]`.
@@ -80,13 +84,13 @@ impl<A: AutodiffBackend> Subject<A> {
         &self,
         images_bchw: Tensor<A::InnerBackend, 4>,
     ) -> Tensor<A::InnerBackend, 2, Int> {
-        self.tokenizer.tokens(self.tokenizer.encode(images_bchw), self.scales())
+        self.tokenizer().tokens(self.tokenizer().encode(images_bchw), self.scales())
     }
 
     /// Tokens of all scales, `[b, l]`, to images at the finest.
     pub fn decode(&self, tokens_bl: Tensor<A::InnerBackend, 2, Int>) -> Tensor<A::InnerBackend, 4> {
-        let mut canvases = self.tokenizer.canvases(tokens_bl, self.scales());
-        self.tokenizer.decode(canvases.pop().expect("a schedule has at least one scale"))
+        let mut canvases = self.tokenizer().canvases(tokens_bl, self.scales());
+        self.tokenizer().decode(canvases.pop().expect("a schedule has at least one scale"))
     }
 
     /// Guided sampling with the recipe's filters, tokens `[b, l]`.
@@ -98,38 +102,37 @@ impl<A: AutodiffBackend> Subject<A> {
     pub fn sample_with(&self, b: usize, sampler: Sampler) -> Tensor<A::InnerBackend, 2, Int> {
         let labels: Vec<usize> = (0..b).map(|i| i % self.classes).collect();
         let streams: Vec<SeedTree> = (0..b as u64).map(|i| SeedTree::new(1).at(i)).collect();
-        let (model, tokenizer) = (&self.backbone, &self.tokenizer);
+        let (model, tokenizer) = (self.backbone.model(), self.tokenizer());
         generate(model, tokenizer, &labels, self.scales(), sampler, &streams, &self.device)
             .tokens_bl()
     }
 
     /// One step of tokenizer training on images.
-    pub fn tokenizer_step(&self, images_bchw: Tensor<A::InnerBackend, 4>, workers: usize) {
-        let recipe = &self.recipe.tokenizer;
+    pub fn tokenizer_step(&mut self, images_bchw: Tensor<A::InnerBackend, 4>, workers: usize) {
+        let (recipe, scales) = (&self.recipe.tokenizer, self.recipe.scales());
         let loss = |model: &Tokenizer<A>, images| {
             let draws = SeedTree::new(2);
-            tokenizer_loss(model, images, self.scales(), &recipe.loss, draws)
+            tokenizer_loss(model, images, scales, &recipe.loss, draws)
         };
         let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
-        let layout = recipe.model.layout();
-        step(&recipe.optimisation, &self.tokenizer, layout, inputs, workers, loss);
+        self.tokenizer.step(&recipe.optimisation, recipe.model.layout(), inputs, workers, loss);
     }
 
     /// One step of backbone training on tokens: the recipe's SAR, or teacher forcing.
     pub fn backbone_step(
-        &self,
+        &mut self,
         tokens_bl: Tensor<A::InnerBackend, 2, Int>,
         is_sar: bool,
         workers: usize,
     ) {
-        let sar = &self.recipe.sar.objective;
-        let objective = if is_sar { sar } else { &Objective::TeacherForcing };
-        self.step_of(tokens_bl, objective, workers);
+        let sar = self.recipe.sar.objective.clone();
+        let objective = if is_sar { sar } else { Objective::TeacherForcing };
+        self.step_of(tokens_bl, &objective, workers);
     }
 
     /// One step of backbone training on tokens.
     pub fn step_of(
-        &self,
+        &mut self,
         tokens_bl: Tensor<A::InnerBackend, 2, Int>,
         objective: &Objective,
         workers: usize,
@@ -140,38 +143,63 @@ impl<A: AutodiffBackend> Subject<A> {
             let batch = TokenBatch {
                 labels: (0..b).map(|i| i % self.classes).collect(),
                 images: (0..b as u64).map(|i| SeedTree::new(3).at(i)).collect(),
-                schedule: self.scales().clone(),
+                schedule: self.recipe.scales().clone(),
                 tokens_bl,
             };
-            let step = SeedTree::new(4);
             let terms: Terms<A> = backbone_loss(
                 model,
-                &self.tokenizer,
+                self.tokenizer.model(),
                 &batch,
                 objective,
                 &sar.regularisation,
-                step,
+                SeedTree::new(4),
                 &self.device,
             );
             (terms, ())
         };
         let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
-        let layout = &sar_model::LAYOUT;
-        step(&sar.optimisation, &self.backbone, layout, inputs, workers, loss);
+        self.backbone.step(&sar.optimisation, &sar_model::LAYOUT, inputs, workers, loss);
     }
 }
 
-/// One step, and the wait for the device.
-fn step<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>, I: Send, O: Send>(
-    settings: &Optimisation,
-    model: &M::InnerModule,
-    layout: &Layout,
-    inputs: Vec<I>,
-    workers: usize,
-    loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
-) {
-    let mut optimizer = AdamW::new(settings.adamw, parameters(model, layout));
-    let sum = accumulate(model, inputs, workers, loss);
-    let (_, update) = settings.update(model.clone(), &mut optimizer, sum.gradients, 0, 100);
-    update.gradient_norm.into_data();
+/// A model and its optimizer, as a stage of training keeps them.
+#[derive(Debug)]
+struct Learner<B: Backend, M> {
+    /// There between two steps.
+    model: Option<M>,
+    /// There after the first step.
+    optimizer: Option<AdamW<B>>,
+}
+
+impl<B: Backend, M: Module<B>> Learner<B, M> {
+    fn new(model: M) -> Self {
+        Self { model: Some(model), optimizer: None }
+    }
+
+    fn model(&self) -> &M {
+        self.model.as_ref().expect("there between two steps")
+    }
+
+    /// One step, and the wait for the device.
+    fn step<A, D, I: Send, O: Send>(
+        &mut self,
+        settings: &Optimisation,
+        layout: &Layout,
+        inputs: Vec<I>,
+        workers: usize,
+        loss: impl Fn(&D, I) -> (Terms<A>, O) + Sync,
+    ) where
+        A: AutodiffBackend<InnerBackend = B>,
+        D: AutodiffModule<A, InnerModule = M>,
+        M: Send,
+    {
+        let model = self.model.take().expect("there between two steps");
+        let optimizer = self
+            .optimizer
+            .get_or_insert_with(|| AdamW::new(settings.adamw, parameters(&model, layout)));
+        let sum = accumulate(&model, inputs, workers, loss);
+        let (model, update) = settings.update(model, optimizer, sum.gradients, 0, 100);
+        update.gradient_norm.into_data();
+        self.model = Some(model);
+    }
 }

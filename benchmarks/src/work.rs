@@ -46,7 +46,7 @@ pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dy
         }));
     }
     if let Some(shape) = name.strip_prefix("teacher-").and_then(Shape::read) {
-        let subject = at(shape);
+        let mut subject = at(shape);
         let tokens = subject.encode(subject.images(shape.batch));
         return Some(Box::new(move || {
             subject.step_of(tokens.clone(), &Objective::TeacherForcing, 2);
@@ -67,13 +67,13 @@ pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dy
         }
         "tokenizer-step" => {
             let settings = ["tokenizer.loss.coarse=0.0"];
-            let subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
+            let mut subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
             let images = subject.images(32);
             Box::new(move || subject.tokenizer_step(images.clone(), 2))
         }
         _ => {
             let objective = objective(name)?;
-            let subject = at_depth(4);
+            let mut subject = at_depth(4);
             let tokens = subject.encode(subject.images(2));
             Box::new(move || subject.step_of(tokens.clone(), &objective, 2))
         }
