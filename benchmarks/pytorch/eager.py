@@ -1,11 +1,13 @@
 """The work that the benches compare with, in PyTorch eager: FlexVAR's tokenizer and transformer as released.
 
-`eager.py NAME` sets a piece of work up, says `ready`, and runs it once for every line on stdin; each run's seconds come on
-a line of their own, and at the end the peak memory in MB. The names are those of `benchmarks/src/work.rs`. Weights are
-random. Needs torch.
+`eager.py NAME [DEVICE [PRECISION]]` sets a piece of work up, says `ready`, and runs it once for every line on stdin; each
+run's seconds come on a line of their own, and at the end the peak memory in MB. The names are those of
+`benchmarks/src/work.rs`; the device is `cpu` or `cuda`, the precision `f32` or, through autocast, `bf16`. Weights are random.
+Needs torch.
 """
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -168,10 +170,11 @@ class Backbone(nn.Module):
         scale, shift = self.ada(F.silu(condition)).view(-1, 1, 2, self.d).unbind(2)
         return self.head(F.layer_norm(x, (self.d,), eps=1e-6) * (scale + 1) + shift)
 
-    def forward(self, labels, inputs):
+    def forward(self, labels, inputs, scales=SCALES, start=True):
         condition = self.class_emb[labels]
-        x = torch.cat((condition[:, None] + self.pos_start, self.word_embed(inputs)), 1) + self.positions(SCALES)
-        scale = torch.cat([torch.full((n * n,), k) for k, n in enumerate(SCALES)])
+        first = condition[:, None] + self.pos_start if start else condition[:, None]
+        x = torch.cat((first, self.word_embed(inputs)), 1) + self.positions(scales)
+        scale = torch.cat([torch.full((n * n,), k) for k, n in enumerate(scales)])
         mask = torch.where(scale[:, None] >= scale[None], 0.0, -torch.inf)
         return self.run(x, condition, mask)
 
@@ -215,8 +218,9 @@ def setup(name):
         with torch.no_grad():
             canvas = tokenizer.maps(tokenizer.tokens(tokenizer.encode(image))[-1])
         return torch.no_grad()(lambda: tokenizer.decode(canvas))
-    if name.startswith("sample-d16-b"):
-        (tokenizer, backbone), b = released(16), int(name[len("sample-d16-b") :])
+    if sizes := re.fullmatch(r"sample-d(\d+)-b(\d+)", name):
+        depth, b = map(int, sizes.groups())
+        tokenizer, backbone = released(depth)
         return lambda: backbone.sample(tokenizer, torch.arange(b))
     if name == "tokenizer-step":
         tokenizer = Tokenizer(32, [1, 1, 2], 1, 64, 512, 16)
@@ -232,17 +236,27 @@ def setup(name):
             update(tokenizer, step, error.abs().mean() + error.square().mean() + quantiser)
 
         return run
-    if name == "teacher-step":
-        tokenizer, backbone = released(4)
-        step, labels = optimizer(backbone), torch.arange(2)
+    if sizes := re.fullmatch(r"(teacher-step|sar-released-argmax)(?:-d(\d+)-b(\d+))?", name):
+        depth, b = int(sizes[2] or 4), int(sizes[3] or 2)
+        tokenizer, backbone = released(depth)
+        step, labels = optimizer(backbone), torch.arange(b)
         with torch.no_grad():
-            tokens = tokenizer.tokens(tokenizer.encode(image.repeat(2, 1, 1, 1)))
+            tokens = tokenizer.tokens(tokenizer.encode(image.repeat(b, 1, 1, 1)))
 
         def run():
             with torch.no_grad():
                 inputs = tokenizer.inputs(tokens[:-1])
             logits = backbone(labels, inputs)
-            update(backbone, step, F.cross_entropy(logits.flatten(0, 1), torch.cat(tokens, 1).flatten()))
+            loss = F.cross_entropy(logits.flatten(0, 1), torch.cat(tokens, 1).flatten())
+            if sizes[1] == "sar-released-argmax":
+                # The last transition: the finest scale from what the teacher pass predicts for the one before it.
+                last, before = SCALES[-1] ** 2, SCALES[-2] ** 2
+                predicted = logits.detach().argmax(-1)
+                with torch.no_grad():
+                    student = tokenizer.next(predicted[:, -last - before : -last], SCALES[-1])
+                student = backbone(labels, student, [1, SCALES[-1]], start=False)[:, 1:]
+                loss = loss + 0.01 * F.cross_entropy(student.flatten(0, 1), predicted[:, -last:].flatten())
+            update(backbone, step, loss)
 
         return run
     sys.exit(f"error: there is no work `{name}`")
@@ -251,7 +265,16 @@ def setup(name):
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    run = setup(sys.argv[1])
+    name, device, precision = (sys.argv[1:] + ["cpu", "f32"][len(sys.argv) - 2 :])[:3]
+    torch.set_default_device(device)
+    work = setup(name)
+
+    def run():
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     run()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -102,8 +102,9 @@ impl<A: AutodiffBackend> Subject<A> {
     pub fn sample_with(&self, b: usize, sampler: Sampler) -> Tensor<A::InnerBackend, 2, Int> {
         let labels: Vec<usize> = (0..b).map(|i| i % self.classes).collect();
         let streams: Vec<SeedTree> = (0..b as u64).map(|i| SeedTree::new(1).at(i)).collect();
-        let (model, tokenizer) = (self.backbone.model(), self.tokenizer());
-        generate(model, tokenizer, &labels, self.scales(), sampler, &streams, &self.device)
+        let model = self.recipe.backbone.precision.view(self.backbone.model());
+        let tokenizer = self.tokenizer();
+        generate(&model, tokenizer, &labels, self.scales(), sampler, &streams, &self.device)
             .tokens_bl()
     }
 
@@ -116,6 +117,7 @@ impl<A: AutodiffBackend> Subject<A> {
         };
         let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
         self.tokenizer.step(&recipe.optimisation, recipe.model.layout(), inputs, workers, loss);
+        self.wait();
     }
 
     /// One step of backbone training on tokens: the recipe's SAR, or teacher forcing.
@@ -147,7 +149,7 @@ impl<A: AutodiffBackend> Subject<A> {
                 tokens_bl,
             };
             let terms: Terms<A> = backbone_loss(
-                model,
+                &self.recipe.backbone.precision.view(model),
                 self.tokenizer.model(),
                 &batch,
                 objective,
@@ -159,6 +161,12 @@ impl<A: AutodiffBackend> Subject<A> {
         };
         let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
         self.backbone.step(&sar.optimisation, &sar_model::LAYOUT, inputs, workers, loss);
+        self.wait();
+    }
+
+    /// Until the device has done all that it was given.
+    fn wait(&self) {
+        A::sync(&self.device).expect("the device finishes its work");
     }
 }
 
@@ -180,7 +188,7 @@ impl<B: Backend, M: Module<B>> Learner<B, M> {
         self.model.as_ref().expect("there between two steps")
     }
 
-    /// One step, and the wait for the device.
+    /// One step.
     fn step<A, D, I: Send, O: Send>(
         &mut self,
         settings: &Optimisation,
@@ -198,8 +206,7 @@ impl<B: Backend, M: Module<B>> Learner<B, M> {
             .optimizer
             .get_or_insert_with(|| AdamW::new(settings.adamw, parameters(&model, layout)));
         let sum = accumulate(&model, inputs, workers, loss);
-        let (model, update) = settings.update(model, optimizer, sum.gradients, 0, 100);
-        update.gradient_norm.into_data();
+        let (model, _) = settings.update(model, optimizer, sum.gradients, 0, 100);
         self.model = Some(model);
     }
 }

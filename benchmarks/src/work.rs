@@ -4,6 +4,7 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::ScaleSchedule;
+use sar_model::Precision;
 use sar_rollout::{Choice, Guidance, Predictions, Sampler};
 use sar_train::objective::Objective;
 
@@ -24,42 +25,59 @@ const D16: &str = "flexvar-d16-in256";
 /// |---|---|
 /// | `encode-256`, `decode-256` | one image of 256 px through the released tokenizer's shapes |
 /// | `sample-d16-b1`, `sample-d4-b2-512px`, .. | guided sampling at a depth, with a batch, at a schedule, decoded |
-/// | `teacher-d4-b1-512px`, .. | a teacher-forced step at a depth, with a batch, at a schedule |
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
-pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>> {
-    let at = |Shape { depth, px, .. }: Shape| {
+/// | `teacher-step-d16-b32`, `sar-released-argmax-d4-b1-512px`, .. | these steps at other sizes |
+///
+/// `precision` is that of the backbone's matrix products, `workers` the number of micro-batches side
+/// by side.
+pub fn setup<A: AutodiffBackend>(
+    name: &str,
+    precision: Precision,
+    workers: usize,
+    device: A::Device,
+) -> Option<Box<dyn FnMut()>> {
+    let (what, shape) = match name.find("-d").map(|at| name.split_at(at)) {
+        Some((what, shape)) => (what, Shape::read(&shape[1..])?),
+        None => (name, Shape { depth: 4, batch: 2, px: 256 }),
+    };
+    let at = |Shape { depth, px, batch }: Shape| {
         // The width and the heads of depth 16 stay.
         let depth = format!("backbone.depth={depth}");
         let scales = ScaleSchedule::preset(&format!("{px}px")).expect("a known preset");
         let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{scales}\" }}");
         let side = format!("data.side={px}");
-        Subject::<A>::of(D16, &[&side, &schedule, &depth], 1000, device.clone())
+        let precision = format!(
+            "backbone.precision=\"{}\"",
+            match precision {
+                Precision::F32 => "f32",
+                Precision::Bf16 => "bf16",
+            }
+        );
+        // Two or more parts for as many workers, of eight images or fewer.
+        let parts = (batch / 8).max(2);
+        let parts = if batch.is_multiple_of(parts) { parts } else { 1 };
+        let batch = format!("sar.optimisation.batch={batch}");
+        let parts = format!("sar.optimisation.micro_batches={parts}");
+        let settings = [&side, &schedule, &depth, &precision, &batch, &parts];
+        Subject::<A>::of(D16, &settings.map(String::as_str), 1000, device.clone())
     };
-    let at_depth = |depth| at(Shape { depth, batch: 1, px: 256 });
-    if let Some(shape) = name.strip_prefix("sample-") {
-        let shape = Shape::read(shape)?;
-        let subject = at(shape);
-        return Some(Box::new(move || {
-            subject.decode(subject.sample_with(shape.batch, GREEDY)).into_data();
-        }));
-    }
-    if let Some(shape) = name.strip_prefix("teacher-").and_then(Shape::read) {
-        let mut subject = at(shape);
-        let tokens = subject.encode(subject.images(shape.batch));
-        return Some(Box::new(move || {
-            subject.step_of(tokens.clone(), &Objective::TeacherForcing, 2);
-        }));
-    }
-    Some(match name {
+    let tokenizer_alone = || at(Shape { depth: 1, ..shape });
+    Some(match what {
+        "sample" => {
+            let subject = at(shape);
+            Box::new(move || {
+                subject.decode(subject.sample_with(shape.batch, GREEDY)).into_data();
+            })
+        }
         "encode-256" => {
-            let subject = at_depth(1);
+            let subject = tokenizer_alone();
             let images = subject.images(1);
             Box::new(move || subject.latents(images.clone()))
         }
         "decode-256" => {
-            let subject = at_depth(1);
+            let subject = tokenizer_alone();
             let tokens = subject.encode(subject.images(1));
             Box::new(move || {
                 subject.decode(tokens.clone()).into_data();
@@ -69,13 +87,13 @@ pub fn setup<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dy
             let settings = ["tokenizer.loss.coarse=0.0"];
             let mut subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
             let images = subject.images(32);
-            Box::new(move || subject.tokenizer_step(images.clone(), 2))
+            Box::new(move || subject.tokenizer_step(images.clone(), workers))
         }
         _ => {
-            let objective = objective(name)?;
-            let mut subject = at_depth(4);
-            let tokens = subject.encode(subject.images(2));
-            Box::new(move || subject.step_of(tokens.clone(), &objective, 2))
+            let objective = objective(what)?;
+            let mut subject = at(shape);
+            let tokens = subject.encode(subject.images(shape.batch));
+            Box::new(move || subject.step_of(tokens.clone(), &objective, workers))
         }
     })
 }

@@ -1,6 +1,8 @@
 //! `bench`: the criterion benches of the package `sar-bench`, or with `--against-pytorch` its pieces
-//! of work next to PyTorch eager doing the same, or with `--scaling` how time and memory grow.
+//! of work next to PyTorch eager doing the same, with `--gpu` that on a GPU, or with `--scaling` how
+//! time and memory grow.
 
+mod gpu;
 mod paired;
 mod scaling;
 mod worker;
@@ -13,6 +15,10 @@ use crate::cargo::{self, Outcome};
 pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
     match args.split_first() {
         Some((first, rest)) if first == "--against-pytorch" => paired::run(rest),
+        Some((first, rest)) if first == "--gpu" => {
+            cargo::takes_no_arguments("bench --gpu", rest)?;
+            gpu::run()
+        }
         Some((first, rest)) if first == "--scaling" => {
             cargo::takes_no_arguments("bench --scaling", rest)?;
             scaling::run()

@@ -65,6 +65,7 @@ fn steps() -> Result<Vec<Step>, Failure> {
 fn cuda() -> Command {
     let mut command = words("check --release --package sar-cli --bin sar");
     command.args(["--package", "sar-conformance", "--test", "cuda"]);
+    command.args(["--package", "sar-bench", "--bin", "work"]);
     Device::find("cuda").expect("known").select(&mut command);
     command
 }

@@ -30,7 +30,7 @@ const VERBS: [Verb; 11] = [
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
     Verb { name: "test", about: "run all tests, or with --device the laws of one backend; takes cargo test's arguments", run: test::run },
-    Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, or --scaling", run: bench::run },
+    Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, or --scaling", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
     Verb { name: "licences", about: "check the licences and sources of all dependencies", run: licences::run },
     Verb { name: "ci", about: "run every check of CI, the cheapest first", run: ci::run },

@@ -1,21 +1,32 @@
-//! `work NAME`: sets a piece of work up, says `ready`, and runs it once for every line on stdin;
-//! each run's seconds come on a line of their own, and at the end the peak memory in MB.
+//! `work NAME [DEVICE [PRECISION]]`: sets a piece of work up, says `ready`, and runs it once for every
+//! line on stdin; each run's seconds come on a line of their own, and at the end the peak memory in
+//! MB. The device is `flex` or, where it is built in, `cuda`; the precision `f32` or `bf16`.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use burn::backend::Autodiff;
-use burn_flex::Flex;
 use sar_bench::work;
+use sar_model::Precision;
 use sar_train::report::peak_rss_mb;
 
 fn main() -> ExitCode {
-    let name = std::env::args().nth(1).unwrap_or_default();
-    let Some(mut run) = work::setup::<Autodiff<Flex>>(&name, Default::default()) else {
-        eprintln!("error: there is no work `{name}`");
-        return ExitCode::from(2);
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let arg = |at: usize| args.get(at).map(String::as_str);
+    let name = arg(0).unwrap_or_default();
+    let precision = match arg(2).unwrap_or("f32") {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        other => return refused(&format!("there is no precision `{other}`")),
     };
+    let work = match arg(1).unwrap_or("flex") {
+        "flex" => work::setup::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),
+        #[cfg(feature = "cuda")]
+        "cuda" => work::setup::<Autodiff<burn_cuda::Cuda>>(name, precision, 1, Default::default()),
+        other => return refused(&format!("no device `{other}` is built in")),
+    };
+    let Some(mut run) = work else { return refused(&format!("there is no work `{name}`")) };
     run();
     let say = |text: String| writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
     let mut talk = || -> io::Result<()> {
@@ -35,4 +46,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn refused(why: &str) -> ExitCode {
+    eprintln!("error: {why}");
+    ExitCode::from(2)
 }

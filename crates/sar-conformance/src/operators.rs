@@ -125,7 +125,7 @@ pub fn cached_attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
         let temperature = [0.7f32, 1.0, 2.0];
         let expected = attended(&widened(&qkv), &widened(&temperature), &ends, config, e);
         let qkv_r3d = tensor::<A::InnerBackend, 2>(qkv, [l * b, 3 * d], device);
-        let mut cache = KeyValueCache::new(config, l, e, device);
+        let mut cache = KeyValueCache::new(config, l);
         let mut start = 0;
         let scales = scales.map(|n| {
             let rows = qkv_r3d.clone().slice_dim(0, start * b..(start + n) * b);

@@ -61,9 +61,11 @@ macro_rules! tests {
             gradients_of_the_backbone_equal_finite_differences,
             gradients_of_the_tokenizer_equal_finite_differences,
             micro_batches_add_up_whatever_the_workers,
+            products_in_bf16_give_nearly_the_same_gradients,
             the_quantiser_passes_gradients_straight_through,
             training_a_backbone_lowers_its_losses,
             training_a_tokenizer_lowers_its_loss,
+            training_in_bf16_follows_the_curve_of_f32,
         ));
     };
     (@part $backend:ty, parity) => {

@@ -5,10 +5,10 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use sar_core::{CodePyramid, Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::Reduction;
-use sar_model::Backbone;
+use sar_model::{Backbone, Precision};
 use sar_tokenizer::{Tokenizer, codebook};
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
 use sar_train::gradients::{Gradients, clip_factor};
@@ -349,9 +349,79 @@ pub fn training_a_tokenizer_lowers_its_loss<A: AutodiffBackend>(device: &A::Devi
     assert_falls::<A, Tokenizer<A>>(model, tiny::tokenizer_config().layout(), loss);
 }
 
+/// Gradients through matrix products in bf16 reach every parameter, in f32, and differ from those
+/// of f32 by what 8 bits of mantissa lose. Nothing is asked of a backend without the type.
+pub fn products_in_bf16_give_nearly_the_same_gradients<A: AutodiffBackend>(device: &A::Device) {
+    if !Precision::Bf16.is_supported::<Inner<A>>(device) {
+        return;
+    }
+    let tokenizer = tiny::tokenizer::<Inner<A>>(device);
+    let batch = token_batch::<Inner<A>>(0..3, device);
+    for (shared_adaln, qk_l2_norm) in [(false, true), (true, false)] {
+        let model = tiny::backbone::<Inner<A>>(shared_adaln, qk_l2_norm, device);
+        let gradients = |precision: Precision| -> Vec<Vec<f64>> {
+            let model = trainable::<A, Backbone<A>>(model.clone());
+            let view = precision.view(&model);
+            let (objective, step) = (Objective::paper(0.7), SeedTree::new(0));
+            let terms =
+                backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
+            let found = Gradients::of(terms.loss, &model);
+            let one = |gradient: Option<&Tensor<Inner<A>, 1>>| {
+                let gradient = gradient.expect("a gradient reaches every parameter");
+                assert_eq!(gradient.dtype(), DType::F32);
+                floats(gradient.clone())
+            };
+            found.iter().map(one).collect()
+        };
+        let exact = gradients(Precision::F32);
+        let half = gradients(Precision::Bf16);
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let all = norm(&mut exact.iter().flatten().copied());
+        let off = |(half, exact): (&Vec<f64>, &Vec<f64>)| {
+            norm(&mut half.iter().zip(exact).map(|(half, exact)| half - exact))
+        };
+        let off: Vec<f64> = half.iter().zip(&exact).map(off).collect();
+        let share = norm(&mut off.iter().copied()) / all;
+        assert!((1e-4..2e-2).contains(&share), "{share} of the gradients' norm");
+    }
+}
+
+/// 500 steps on batches that change: every mean over 50 steps of the loss is as near to that of f32 as
+/// another order of the batches is, at most. Nothing is asked of a backend without the type.
+pub fn training_in_bf16_follows_the_curve_of_f32<A: AutodiffBackend>(device: &A::Device) {
+    const STEPS: u64 = 500;
+    if !Precision::Bf16.is_supported::<Inner<A>>(device) {
+        return;
+    }
+    let tokenizer = tiny::tokenizer::<Inner<A>>(device);
+    let objective = Objective::paper(0.3);
+    let curve = |precision: Precision, order: &str| -> Vec<f64> {
+        let model = tiny::backbone::<Inner<A>>(false, true, device);
+        let loss = |model: &Backbone<A>, step: SeedTree| {
+            let first = step.child(order).below(0, 16);
+            let batch = token_batch::<Inner<A>>(first..first + 4, device);
+            let view = precision.view(model);
+            backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device)
+        };
+        let history = trained::<A, Backbone<A>>(model, &sar_model::LAYOUT, STEPS, loss);
+        let teacher: Vec<f64> = history.iter().map(|parts| parts[0].1).collect();
+        teacher.chunks(50).map(|chunk| chunk.iter().sum::<f64>() / 50.0).collect()
+    };
+    let exact = curve(Precision::F32, "order");
+    let distance = |other: Vec<f64>| {
+        let each = other.iter().zip(&exact).map(|(other, exact)| (other - exact).abs());
+        each.fold(0.0, f64::max)
+    };
+    let noise = distance(curve(Precision::F32, "another order"));
+    let off = distance(curve(Precision::Bf16, "order"));
+    assert!(exact[9] < 0.8 * exact[0], "{exact:?}");
+    assert!(0.0 < off && off < noise, "{off} from f32, another order {noise}, of {exact:?}");
+    println!("bf16 is {off:.4} nats from f32, another order {noise:.4}, of {exact:.3?}");
+}
+
 /// Twelve steps lower every part of the loss that is compared with fixed data.
 fn assert_falls<A, M>(
-    mut model: M::InnerModule,
+    model: M::InnerModule,
     layout: &Layout,
     loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
 ) where
@@ -359,7 +429,27 @@ fn assert_falls<A, M>(
     M: burn::module::AutodiffModule<A>,
     M::InnerModule: Module<Inner<A>> + Send,
 {
-    const STEPS: u64 = 12;
+    let history = trained::<A, M>(model, layout, 12, loss);
+    let (first, last) = (&history[0], &history[history.len() - 1]);
+    for ((name, before), (_, after)) in first.iter().zip(last) {
+        // The student's targets move with the teacher.
+        let share = if *name == "student" { 1.0 } else { 0.8 };
+        assert!(*after < share * before, "{name} went from {before} to {after}");
+    }
+}
+
+/// The parts of the loss at every step of a training.
+fn trained<A, M>(
+    mut model: M::InnerModule,
+    layout: &Layout,
+    steps: u64,
+    loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
+) -> Vec<Vec<(&'static str, f64)>>
+where
+    A: AutodiffBackend,
+    M: burn::module::AutodiffModule<A>,
+    M::InnerModule: Module<Inner<A>> + Send,
+{
     let optimisation = Optimisation {
         batch: 4,
         micro_batches: 1,
@@ -376,21 +466,16 @@ fn assert_falls<A, M>(
         clip: 2.0,
     };
     let mut optimizer = AdamW::new(optimisation.adamw, parameters(&model, layout));
-    let mut history: Vec<Vec<(&str, f64)>> = Vec::new();
-    for step in 0..STEPS {
+    let mut history = Vec::new();
+    for step in 0..steps {
         let draws = SeedTree::new(20).at(step);
         let sum =
             accumulate::<A, M, _, _>(&model, vec![()], 1, |model, ()| (loss(model, draws), ()));
         history.push(sum.parts.into_iter().map(|(name, x)| (name, floats(x)[0])).collect());
-        let (moved, _) = optimisation.update(model, &mut optimizer, sum.gradients, step, STEPS);
+        let (moved, _) = optimisation.update(model, &mut optimizer, sum.gradients, step, steps);
         model = moved;
     }
-    let (first, last) = (&history[0], &history[history.len() - 1]);
-    for ((name, before), (_, after)) in first.iter().zip(last) {
-        // The student's targets move with the teacher.
-        let share = if *name == "student" { 1.0 } else { 0.8 };
-        assert!(*after < share * before, "{name} went from {before} to {after}");
-    }
+    history
 }
 
 /// Images of the tiny world: image `i` always has the same class and tokens.

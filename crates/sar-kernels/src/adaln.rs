@@ -5,6 +5,8 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::precision::widened;
+
 /// `(x - mean) / sqrt(var + eps) * (1 + scale) + shift`: the statistics of each row (biased
 /// variance), one scale and one shift per image and channel.
 ///
@@ -22,6 +24,7 @@ pub fn layer_norm_modulated<B: Backend>(
 ) -> Tensor<B, 2> {
     assert_eq!(scale_bd.dims(), shift_bd.dims(), "one scale and one shift");
     let [l, b, d] = tokens_images_channels(&x_rd, &scale_bd);
+    let (x_rd, [scale_bd, shift_bd]) = (widened(x_rd), [scale_bd, shift_bd].map(widened));
     #[cfg(feature = "flex")]
     if crate::cpu::serves::<B>(x_rd.dtype()) {
         return crate::cpu::layer_norm_modulated(x_rd, scale_bd, shift_bd, epsilon);
@@ -48,6 +51,7 @@ pub fn gated_residual<B: Backend>(
 ) -> Tensor<B, 2> {
     assert_eq!(x_rd.dims(), branch_rd.dims(), "a residual and its branch");
     let [l, b, d] = tokens_images_channels(&x_rd, &gate_bd);
+    let [x_rd, branch_rd, gate_bd] = [x_rd, branch_rd, gate_bd].map(widened);
     #[cfg(feature = "flex")]
     if crate::cpu::serves::<B>(x_rd.dtype()) {
         return crate::cpu::gated_residual(x_rd, branch_rd, gate_bd);

@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
+use crate::precision::{cast, widened};
+
 /// Added to the scores of tokens that must not be seen; its exponential is exactly zero.
 const HIDDEN: f32 = -1e9;
 
@@ -89,10 +91,12 @@ pub fn attention<B: Backend>(
     let AttentionConfig { batch: b, heads: h, .. } = config;
     let mask_ll = visible.mask(&qkv_r3d.device());
     let [q_bhle, k_bhle, v_bhle] = queries_keys_values(qkv_r3d, temperature_h, config);
-    let scores = q_bhle.matmul(k_bhle.swap_dims(2, 3));
+    let dtype = v_bhle.dtype();
+    let scores = widened(q_bhle.matmul(k_bhle.swap_dims(2, 3)));
     // One shared row of l * l values: the broadcast that is fast everywhere.
     let scores = scores.reshape([b * h, l * l]) + mask_ll.reshape([1, l * l]);
-    let out_bhle = softmax(scores.reshape([b, h, l, l]), 3).matmul(v_bhle);
+    let shares = cast(softmax(scores.reshape([b, h, l, l]), 3), dtype);
+    let out_bhle = shares.matmul(v_bhle);
     out_bhle.permute([2, 0, 1, 3]).reshape([l * b, h * e])
 }
 
@@ -101,16 +105,16 @@ pub fn attention<B: Backend>(
 pub struct KeyValueCache<B: Backend> {
     config: AttentionConfig,
     capacity: usize,
-    // Taken out while a scale is written, so that the write can happen in place.
+    // Made for the first tokens; taken out while a scale is written, so that the write can happen in
+    // place.
     k_v_bhle: Option<[Tensor<B, 4>; 2]>,
     filled: usize,
 }
 
 impl<B: Backend> KeyValueCache<B> {
-    /// An empty cache for `capacity` tokens with heads of `e` channels.
-    pub fn new(config: AttentionConfig, capacity: usize, e: usize, device: &B::Device) -> Self {
-        let zeros = || Tensor::zeros([config.batch, config.heads, capacity, e], device);
-        Self { config, capacity, k_v_bhle: Some([zeros(), zeros()]), filled: 0 }
+    /// An empty cache for `capacity` tokens.
+    pub fn new(config: AttentionConfig, capacity: usize) -> Self {
+        Self { config, capacity, k_v_bhle: None, filled: 0 }
     }
 
     /// Appends `n` tokens, each of which sees all tokens so far and all new ones.
@@ -126,7 +130,10 @@ impl<B: Backend> KeyValueCache<B> {
         let [n, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, self.config);
         let (start, end) = (self.filled, self.filled + n);
         assert!(end <= self.capacity, "{end} tokens in a cache of {}", self.capacity);
-        let [k_bhle, v_bhle] = self.k_v_bhle.take().expect("put back after every write");
+        let AttentionConfig { batch: b, heads: h, .. } = self.config;
+        let (dtype, device) = (qkv_r3d.dtype(), qkv_r3d.device());
+        let zeros = || Tensor::zeros([b, h, self.capacity, e], (&device, dtype));
+        let [k_bhle, v_bhle] = self.k_v_bhle.take().unwrap_or_else(|| [zeros(), zeros()]);
         self.filled = end;
         #[cfg(feature = "flex")]
         if crate::cpu::serves_untracked::<B>(qkv_r3d.dtype()) {
@@ -137,13 +144,13 @@ impl<B: Backend> KeyValueCache<B> {
             return out_rd;
         }
         let [q_bhle, new_k, new_v] = queries_keys_values(qkv_r3d, temperature_h, self.config);
-        let AttentionConfig { batch: b, heads: h, .. } = self.config;
         let place = [0..b, 0..h, start..end, 0..e];
         let k_bhle = k_bhle.slice_assign(place.clone(), new_k);
         let v_bhle = v_bhle.slice_assign(place, new_v);
         self.k_v_bhle = Some([k_bhle.clone(), v_bhle.clone()]);
         let [k_bhle, v_bhle] = [k_bhle, v_bhle].map(|all| all.slice_dim(2, 0..end));
-        let out_bhle = softmax(q_bhle.matmul(k_bhle.swap_dims(2, 3)), 3).matmul(v_bhle);
+        let shares = softmax(widened(q_bhle.matmul(k_bhle.swap_dims(2, 3))), 3);
+        let out_bhle = cast(shares, dtype).matmul(v_bhle);
         out_bhle.permute([2, 0, 1, 3]).reshape([n * b, h * e])
     }
 }
@@ -158,8 +165,8 @@ fn queries_keys_values<B: Backend>(
     let AttentionConfig { batch: b, heads: h, normalise } = config;
     let qkv_3bhle = qkv_r3d.reshape([l, b, 3, h, e]).permute([2, 1, 3, 0, 4]);
     let part = |i: usize| qkv_3bhle.clone().slice_dim(0, i..i + 1).reshape([b, h, l, e]);
-    let (q_bhle, k_bhle) = (part(0), part(1));
-    let temperature_1h11 = temperature_h.reshape([1, h, 1, 1]);
+    let (q_bhle, k_bhle, v_bhle) = (widened(part(0)), widened(part(1)), part(2));
+    let temperature_1h11 = widened(temperature_h).reshape([1, h, 1, 1]);
     let length = |x: &Tensor<B, 4>| x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
     let (q_bhle, k_bhle) = match normalise {
         true => {
@@ -168,7 +175,8 @@ fn queries_keys_values<B: Backend>(
         }
         false => (q_bhle * temperature_1h11, k_bhle),
     };
-    [q_bhle, k_bhle, part(2)]
+    let dtype = v_bhle.dtype();
+    [cast(q_bhle, dtype), cast(k_bhle, dtype), v_bhle]
 }
 
 fn tokens_and_head_dim<B: Backend>(

@@ -3,6 +3,8 @@
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
+use crate::precision::widened;
+
 /// `-log p(target)` of every row, with label smoothing as in PyTorch.
 ///
 /// ```text
@@ -24,6 +26,7 @@ pub fn cross_entropy<B: Backend>(
 ) -> Tensor<B, 1> {
     let [r, _] = logits_rv.dims();
     assert_eq!(target_r.dims(), [r], "one target per row");
+    let logits_rv = widened(logits_rv);
     #[cfg(feature = "flex")]
     if crate::cpu::serves::<B>(logits_rv.dtype()) {
         return crate::cpu::cross_entropy(logits_rv, target_r, smoothing);
@@ -56,6 +59,7 @@ pub fn soft_cross_entropy<B: Backend>(
 ) -> Tensor<B, 1> {
     let [r, v] = logits_rv.dims();
     assert_eq!(target_logits_rv.dims(), [r, v], "one target distribution per row");
+    let [logits_rv, target_logits_rv] = [logits_rv, target_logits_rv].map(widened);
     #[cfg(feature = "flex")]
     if crate::cpu::serves::<B>(logits_rv.dtype()) {
         return crate::cpu::soft_cross_entropy(logits_rv, target_logits_rv);

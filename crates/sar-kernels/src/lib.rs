@@ -6,6 +6,10 @@
 //! layout that is there, gradients that recompute instead of storing. Backends are recognised by
 //! the type of their tensors, so no bound but `B: Backend` is needed to call them.
 //!
+//! Half precision (`f16`, `bf16`) is for matrix products: [`linear`] computes in the type of its
+//! weights, attention multiplies in the type of its rows; norms, softmax, residuals and losses are
+//! computed in single precision whatever comes in.
+//!
 //! What a hand-written operator returns depends on its arguments and the kind of CPU alone: not on
 //! the number of threads, and not on what else runs.
 //!
@@ -32,6 +36,7 @@ mod cross_entropy;
 mod gelu;
 mod group_norm;
 mod linear;
+mod precision;
 
 pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
@@ -41,3 +46,4 @@ pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
 pub use linear::linear;
+pub use precision::widened;

@@ -2,7 +2,9 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-/// Applies a linear layer to rows.
+use crate::precision::cast;
+
+/// Applies a linear layer to rows, in the type of its weights.
 ///
 /// ```text
 /// y = x W + b
@@ -23,8 +25,10 @@ pub fn linear<B: Backend>(
 ) -> Tensor<B, 2> {
     let ([_, i], [rows, o]) = (x_ri.dims(), weight_io.dims());
     assert_eq!((i, bias_o.dims()), (rows, [o]), "a linear layer of {rows} to {o}");
+    let dtype = weight_io.dtype();
+    let (x_ri, bias_o) = (cast(x_ri, dtype), cast(bias_o, dtype));
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x_ri.dtype()) {
+    if crate::cpu::serves::<B>(dtype) {
         return crate::cpu::linear(x_ri, weight_io, bias_o);
     }
     x_ri.matmul(weight_io) + bias_o.unsqueeze()

@@ -6,7 +6,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::ScaleSchedule;
-use sar_kernels::{AttentionConfig, KeyValueCache, Visible, attention, linear};
+use sar_kernels::{AttentionConfig, KeyValueCache, Visible, attention, linear, widened};
 
 use crate::BackboneConfig;
 
@@ -73,9 +73,9 @@ impl<B: Backend> Attention<B> {
         apply(&self.proj, out_rd)
     }
 
-    /// The empty cache of a pyramid of `capacity` tokens with heads of `e` channels.
-    pub(crate) fn cache(&self, batch: usize, capacity: usize, e: usize) -> KeyValueCache<B> {
-        KeyValueCache::new(self.config(batch), capacity, e, &self.q_bias.device())
+    /// The empty cache of a pyramid of `capacity` tokens.
+    pub(crate) fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache<B> {
+        KeyValueCache::new(self.config(batch), capacity)
     }
 
     fn config(&self, batch: usize) -> AttentionConfig {
@@ -93,6 +93,11 @@ impl<B: Backend> Attention<B> {
             }
         }
     }
+}
+
+/// A linear layer with bias, applied to rows; in single precision, whatever that of the layer is.
+pub(crate) fn project<B: Backend>(layer: &Linear<B>, x_ri: Tensor<B, 2>) -> Tensor<B, 2> {
+    widened(apply(layer, x_ri))
 }
 
 /// A linear layer with bias, applied to rows.

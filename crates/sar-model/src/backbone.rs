@@ -12,7 +12,7 @@ use sar_core::{ScaleModel, ScaleSchedule, ScaleSize};
 use sar_kernels::{KeyValueCache, layer_norm_modulated};
 use sar_weights::Layout;
 
-use crate::attention::{Sight, apply, linear_layer, scale_causal};
+use crate::attention::{Sight, linear_layer, project, scale_causal};
 use crate::block::{Block, EPSILON, Modulation};
 use crate::positions::Positions;
 use crate::{BackboneConfig, BackboneConfigError, StochasticDepth};
@@ -67,7 +67,6 @@ pub struct Backbone<B: Backend> {
     head_nm: HeadNorm<B>,
     head: Linear<B>,
     width: usize,
-    heads: usize,
 }
 
 /// The adaptive layer norm before the head.
@@ -106,7 +105,6 @@ impl<B: Backend> Backbone<B> {
             head_nm: HeadNorm { ada_lin: linear_layer(d, 2 * d, true, device) },
             head: linear_layer(d, config.codebook_size, true, device),
             width: d,
-            heads: config.heads,
         })
     }
 
@@ -192,8 +190,8 @@ impl<B: Backend> Backbone<B> {
         let shared_b6d = self
             .shared_ada_lin
             .as_ref()
-            .map(|shared| apply(shared, activated_bd.clone()).reshape([b, 6, d]));
-        let head_b2d = apply(&self.head_nm.ada_lin, activated_bd.clone()).reshape([b, 2, d]);
+            .map(|shared| project(shared, activated_bd.clone()).reshape([b, 6, d]));
+        let head_b2d = project(&self.head_nm.ada_lin, activated_bd.clone()).reshape([b, 2, d]);
         let head = |i: usize| head_b2d.clone().slice_dim(1, i..i + 1).reshape([b, d]);
         Condition {
             blocks: self
@@ -215,14 +213,14 @@ impl<B: Backend> Backbone<B> {
     /// Code maps to rows: `[b, n, c]` to `[n b, d]`.
     fn embed(&self, inputs_bnc: Tensor<B, 3>) -> Tensor<B, 2> {
         let [b, n, c] = inputs_bnc.dims();
-        apply(&self.word_embed, inputs_bnc.swap_dims(0, 1).reshape([n * b, c]))
+        project(&self.word_embed, inputs_bnc.swap_dims(0, 1).reshape([n * b, c]))
     }
 
     /// Rows to logits in image-major order: `[n b, d]` to `[b, n, v]`.
     fn logits(&self, y_rd: Tensor<B, 2>, n: usize, b: usize) -> Tensor<B, 3> {
         let d = self.width;
         let y_rd = y_rd.reshape([n, b, d]).swap_dims(0, 1).reshape([b * n, d]);
-        let logits_rv = apply(&self.head, y_rd);
+        let logits_rv = project(&self.head, y_rd);
         let [_, v] = logits_rv.dims();
         logits_rv.reshape([b, n, v])
     }
@@ -253,13 +251,13 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
 
     fn begin(&self, labels_b: Tensor<B, 1, Int>, schedule: &ScaleSchedule) -> PartialPass<B> {
         let [b] = labels_b.dims();
-        let (capacity, e) = (schedule.n_tokens(), self.width / self.heads);
+        let capacity = schedule.n_tokens();
         PartialPass {
             schedule: schedule.clone(),
             next_scale: 0,
             condition: self.condition(labels_b),
             positions_ld: self.positions(schedule),
-            blocks: self.blocks.iter().map(|block| block.cache(b, capacity, e)).collect(),
+            blocks: self.blocks.iter().map(|block| block.cache(b, capacity)).collect(),
         }
     }
 

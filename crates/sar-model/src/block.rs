@@ -12,7 +12,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{KeyValueCache, gated_residual, gelu_tanh, layer_norm_modulated};
 
 use crate::BackboneConfig;
-use crate::attention::{Attention, Sight, apply, linear_layer};
+use crate::attention::{Attention, Sight, apply, linear_layer, project};
 
 /// Epsilon of every layer norm.
 pub(crate) const EPSILON: f64 = 1e-6;
@@ -93,7 +93,7 @@ impl<B: Backend> Block<B> {
     ) -> Modulation<B> {
         let [b, d] = activated_bd.dims();
         Modulation::split(match (&self.ada_lin, &self.ada_gss, shared_b6d) {
-            (Some(own), ..) => apply(own, activated_bd.clone()).reshape([b, 6, d]),
+            (Some(own), ..) => project(own, activated_bd.clone()).reshape([b, 6, d]),
             (None, Some(offset), Some(shared)) => offset.val().reshape([1, 6, d]) + shared.clone(),
             _ => unreachable!("a block has its own projection or an offset to the shared one"),
         })
@@ -115,8 +115,8 @@ impl<B: Backend> Block<B> {
     }
 
     /// The empty cache of a pyramid of `capacity` tokens.
-    pub(crate) fn cache(&self, batch: usize, capacity: usize, e: usize) -> KeyValueCache<B> {
-        self.attn.cache(batch, capacity, e)
+    pub(crate) fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache<B> {
+        self.attn.cache(batch, capacity)
     }
 }
 

@@ -7,9 +7,11 @@ mod block;
 pub mod config;
 mod init;
 mod positions;
+mod precision;
 mod stochastic_depth;
 
 pub use backbone::{Backbone, FirstToken, LAYOUT, PartialPass, Pass};
 pub use config::{BackboneConfig, BackboneConfigError, PositionsConfig};
 pub use init::{Init, init};
+pub use precision::Precision;
 pub use stochastic_depth::StochasticDepth;

@@ -29,6 +29,11 @@ pub enum TrainError {
     /// The backbone cannot be built.
     #[error("backbone.{0}")]
     Backbone(#[from] BackboneConfigError),
+    /// The device does not compute in the recipe's precision.
+    #[error(
+        "backbone.precision: this device has no matrix products of the type; use \"f32\", or another device"
+    )]
+    Precision,
     /// A random schedule could not be drawn.
     #[error("backbone.schedule: {0}")]
     Schedule(#[from] sar_core::ScheduleError),

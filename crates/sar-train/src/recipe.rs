@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::DataRecipe;
-use sar_model::{BackboneConfig, Init, PositionsConfig};
+use sar_model::{BackboneConfig, Init, PositionsConfig, Precision};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
@@ -128,6 +128,9 @@ pub struct BackboneRecipe {
     pub positions: PositionsRecipe,
     /// Initialisation.
     pub init: Init,
+    /// Type of the matrix products in training; evaluation is in single precision.
+    #[serde(default)]
+    pub precision: Precision,
     /// The scales of each training step; its `scales` are also those of sampling and evaluation.
     pub schedule: TrainingSchedule,
 }
@@ -309,6 +312,7 @@ impl Recipe {
             qk_l2_norm,
             positions,
             init: _,
+            precision: _,
             schedule: _,
         } = self.backbone;
         BackboneConfig {

@@ -317,7 +317,7 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
             }
         };
         let terms = backbone_loss(
-            model,
+            &self.recipe.backbone.precision.view(model),
             self.tokenizer,
             &tokens,
             self.how.objective,

@@ -4,12 +4,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::worker::{Worker, build, commit, date, machine, median, results, said, save, work};
+use super::worker::{
+    build, commit, date, eager, in_turns, machine, python, results, said, save, work,
+};
 use crate::cargo::{self, Failure, Outcome};
 
 /// What a piece of work is measured against.
@@ -37,8 +37,8 @@ const ROWS: [Row; 10] = [
     Row { name: "sample-d16-b4", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 3 },
     Row { name: "tokenizer-step", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 9 },
     Row { name: "teacher-step", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 5 },
-    Row { name: "sar-released-argmax", against: Against::OurTeacherStep, limits: Some([1.45, 1.4]), runs: 5 },
-    Row { name: "sar-paper-argmax", against: Against::OurTeacherStep, limits: Some([2.1, 2.0]), runs: 5 },
+    Row { name: "sar-released-argmax", against: Against::OurTeacherStep, limits: Some([1.45, 1.4]), runs: 9 },
+    Row { name: "sar-paper-argmax", against: Against::OurTeacherStep, limits: Some([2.1, 2.0]), runs: 9 },
     Row { name: "sar-released-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
     Row { name: "sar-paper-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
 ];
@@ -68,11 +68,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     );
     for row in rows {
         let theirs = match row.against {
-            Against::PyTorch => {
-                let mut command = Command::new(&python);
-                command.arg(cargo::root().join("benchmarks/pytorch/eager.py")).arg(row.name);
-                command
-            }
+            Against::PyTorch => eager(&python, row.name),
             Against::OurTeacherStep => work(&ours, "teacher-step"),
         };
         let [(ours_s, ours_mb), (theirs_s, theirs_mb)] =
@@ -159,44 +155,6 @@ fn markdown(rows: &[Value]) -> String {
         );
     }
     text + "\n"
-}
-
-/// A Python that has torch: the system's, or one in a virtual environment that is made here.
-fn python() -> Result<PathBuf, Failure> {
-    let has_torch = |python: &Path| {
-        let mut command = Command::new(python);
-        command.args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    let system = PathBuf::from("python3");
-    if has_torch(&system) {
-        return Ok(system);
-    }
-    let environment = cargo::target_dir().join("pytorch");
-    let python = environment.join("bin/python");
-    if !has_torch(&python) {
-        println!("python3 has no torch: installing it in {}", environment.display());
-        cargo::run(Command::new(&system).args(["-m", "venv"]).arg(&environment))?;
-        cargo::run(
-            Command::new(&python).args(["-m", "pip", "install", "--quiet", "torch", "numpy"]),
-        )?;
-    }
-    Ok(python)
-}
-
-/// Median seconds and peak MB of two workers whose runs alternate.
-fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
-    let [ours, theirs] = commands;
-    let mut workers = [Worker::start(ours)?, Worker::start(theirs)?];
-    let mut seconds = [Vec::new(), Vec::new()];
-    for _ in 0..runs {
-        for (worker, seconds) in workers.iter_mut().zip(&mut seconds) {
-            seconds.push(worker.run()?);
-        }
-    }
-    let [ours, theirs] = workers;
-    let [ours_s, theirs_s] = seconds.map(median);
-    Ok([(ours_s, ours.end()?), (theirs_s, theirs.end()?)])
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ const SERIES: [Series; 4] = [
         ("sample-d4-b1-256px", 4, 5), ("sample-d8-b1-256px", 8, 3), ("sample-d16-b1-256px", 16, 3),
     ] },
     Series { what: "teacher-forced step", axis: "tokens", work: [
-        ("teacher-d4-b1-256px", 680, 5), ("teacher-d4-b1-512px", 2240, 3), ("teacher-d4-b1-1024px", 9451, 1),
+        ("teacher-step-d4-b1-256px", 680, 5), ("teacher-step-d4-b1-512px", 2240, 3), ("teacher-step-d4-b1-1024px", 9451, 1),
     ] },
 ];
 

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde_json::Value;
 
 use crate::cargo::{self, Failure, Outcome};
+use crate::device::Device;
 
 /// A piece of work of `sar-bench`.
 pub(super) fn work(binary: &Path, name: &str) -> Command {
@@ -18,7 +19,17 @@ pub(super) fn work(binary: &Path, name: &str) -> Command {
 
 /// The binary of `sar-bench`; as part of the workspace, so that nothing is built twice.
 pub(super) fn build() -> Result<PathBuf, Failure> {
-    let mut command = cargo::cargo(["build", "--release", "--workspace", "--bins"]);
+    built(cargo::cargo(["build", "--release", "--workspace", "--bins"]))
+}
+
+/// The binary of `sar-bench` with a device that is not built by default.
+pub(super) fn build_for(device: &Device) -> Result<PathBuf, Failure> {
+    let mut command = cargo::cargo(["build", "--release", "--package", "sar-bench", "--bins"]);
+    device.select(&mut command);
+    built(command)
+}
+
+fn built(mut command: Command) -> Result<PathBuf, Failure> {
     command.args(["--message-format", "json-render-diagnostics"]);
     let messages = cargo::output(command.current_dir(cargo::root()))?;
     let executable = messages.lines().find_map(|line| {
@@ -86,6 +97,21 @@ impl Worker {
     }
 }
 
+/// Median seconds and peak MB of two workers whose runs alternate.
+pub(super) fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
+    let [ours, theirs] = commands;
+    let mut workers = [Worker::start(ours)?, Worker::start(theirs)?];
+    let mut seconds = [Vec::new(), Vec::new()];
+    for _ in 0..runs {
+        for (worker, seconds) in workers.iter_mut().zip(&mut seconds) {
+            seconds.push(worker.run()?);
+        }
+    }
+    let [ours, theirs] = workers;
+    let [ours_s, theirs_s] = seconds.map(median);
+    Ok([(ours_s, ours.end()?), (theirs_s, theirs.end()?)])
+}
+
 /// The middle one; of an even number the larger of the two.
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -130,4 +156,33 @@ pub(super) fn save(name: &str, table: &Value) -> Outcome {
         .map_err(|error| Failure::Check(format!("{}: {error}", path.display())))?;
     println!("wrote {}", path.display());
     Ok(())
+}
+/// A Python that has torch: the system's, or one in a virtual environment that is made here.
+pub(super) fn python() -> Result<PathBuf, Failure> {
+    let has_torch = |python: &Path| {
+        let mut command = Command::new(python);
+        command.args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let system = PathBuf::from("python3");
+    if has_torch(&system) {
+        return Ok(system);
+    }
+    let environment = cargo::target_dir().join("pytorch");
+    let python = environment.join("bin/python");
+    if !has_torch(&python) {
+        println!("python3 has no torch: installing it in {}", environment.display());
+        cargo::run(Command::new(&system).args(["-m", "venv"]).arg(&environment))?;
+        cargo::run(
+            Command::new(&python).args(["-m", "pip", "install", "--quiet", "torch", "numpy"]),
+        )?;
+    }
+    Ok(python)
+}
+
+/// A piece of work in PyTorch eager.
+pub(super) fn eager(python: &Path, name: &str) -> Command {
+    let mut command = Command::new(python);
+    command.arg(cargo::root().join("benchmarks/pytorch/eager.py")).arg(name);
+    command
 }

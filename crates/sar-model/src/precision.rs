@@ -1,0 +1,72 @@
+//! In which type the matrix products of a backbone are computed.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::Backbone;
+
+/// The type of matrix products: of linear layers, and of queries, keys and values.
+///
+/// Parameters stay in single precision, and so do embeddings, norms, softmax, residuals and logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// `bfloat16`: the range of single precision, 8 bits of mantissa.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether the backend computes in it.
+    pub fn is_supported<B: Backend>(self, device: &B::Device) -> bool {
+        B::supports_dtype(device, self.dtype())
+    }
+
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// A backbone whose linear layers have this type: for one step or a number of passes, made from
+    /// the parameters each time that these have changed.
+    ///
+    /// With a tape, gradients flow to the parameters that it was made from, in their own type.
+    pub fn view<B: Backend>(self, model: &Backbone<B>) -> Backbone<B> {
+        let model = model.clone();
+        match self {
+            Self::F32 => model,
+            Self::Bf16 => model.map(&mut LinearLayers { dtype: self.dtype(), is_inside: false }),
+        }
+    }
+}
+
+/// Casts the parameters of linear layers.
+struct LinearLayers {
+    dtype: DType,
+    is_inside: bool,
+}
+
+const LINEAR: &str = "Struct:Linear";
+
+impl<B: Backend> ModuleMapper<B> for LinearLayers {
+    fn enter_module(&mut self, _name: &str, container_type: &str) {
+        self.is_inside |= container_type == LINEAR;
+    }
+
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.is_inside &= container_type != LINEAR;
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        match self.is_inside {
+            true => param.map(|tensor| tensor.cast(self.dtype)),
+            false => param,
+        }
+    }
+}
