@@ -10,11 +10,10 @@ use crate::Backbone;
 /// The type of matrix products: of linear layers, and of queries, keys and values.
 ///
 /// Parameters stay in single precision, and so do embeddings, norms, softmax, residuals and logits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.
-    #[default]
     F32,
     /// `bfloat16`: the range of single precision, 8 bits of mantissa.
     Bf16,

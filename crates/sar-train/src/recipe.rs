@@ -129,7 +129,6 @@ pub struct BackboneRecipe {
     /// Initialisation.
     pub init: Init,
     /// Type of the matrix products in training; evaluation is in single precision.
-    #[serde(default)]
     pub precision: Precision,
     /// The scales of each training step; its `scales` are also those of sampling and evaluation.
     pub schedule: TrainingSchedule,
