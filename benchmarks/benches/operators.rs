@@ -1,9 +1,9 @@
 //! Operators one by one, as the CPU backend serves them, at the shapes of depth 16 and 256 px.
 //!
 //! `forward` is timed without a tape, `with gradients` with one, the backward pass and the sum that it
-//! starts from included. Matrix products count floating-point operations (forward, and three times
-//! that with gradients), everything else bytes of its largest tensor, so `floor` has the rates that
-//! both can be held against: a bare matrix product and a bare copy.
+//! starts from included. Matrix products, convolutions and attention count floating-point operations,
+//! everything else bytes of its largest tensor (AdamW: of all four), so `floor` has the rates that both
+//! can be held against: a bare matrix product and a bare copy.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Int, Tensor};
 use burn_flex::Flex;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sar_core::{Filter, ScaleSize, resample};
+use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
 use sar_kernels::{
     AdamWStep, AttentionConfig, GroupNormConfig, KeyValueCache, Visible, adamw, attention, conv2d,
     cross_entropy, double_sides, gated_residual, gelu_tanh, group_norm, layer_norm_modulated,
@@ -29,7 +29,8 @@ const ROWS: usize = TOKENS * BATCH;
 const DIM: usize = 1024;
 const HEADS: usize = 16;
 const CODES: usize = 8912;
-const SIDES: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+/// No inputs of a second rank.
+const NONE: [[usize; 1]; 0] = [];
 
 /// Values in [-1, 1].
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<A, D> {
@@ -97,19 +98,12 @@ fn transformer(c: &mut Criterion) {
         let shapes = ([[ROWS, i], [i, o]], [[o]]);
         operator(c, name, products(i, o), shapes, |[x, w], [bias]| linear(x, w, bias));
     }
-    let ends = SIDES.iter().scan(0, |end, side| {
-        *end += side * side;
-        Some(vec![*end; side * side])
-    });
-    let visible = Visible::new(ends.flatten().collect());
+    let schedule = ScaleSchedule::preset("256px").expect("a known preset");
+    let ends: Vec<usize> =
+        schedule.ranges().flat_map(|range| vec![range.end; range.len()]).collect();
+    let seen: usize = ends.iter().sum();
+    let visible = Visible::new(ends);
     let config = AttentionConfig { batch: BATCH, heads: HEADS, normalise: true };
-    let seen: usize = {
-        let starts = SIDES.iter().scan(0, |end, side| {
-            *end += side * side;
-            Some(side * side * *end)
-        });
-        starts.sum()
-    };
     // Two products forward; five backward, of which the scores are computed again.
     let flops = |passes: u64| {
         let products = if passes == 1 { 2 } else { 7 };
@@ -118,7 +112,7 @@ fn transformer(c: &mut Criterion) {
     operator(c, "attention", flops, ([[ROWS, 3 * DIM]], [[HEADS]]), |[qkv], [temperature]| {
         attention(qkv, temperature, &visible, config)
     });
-    let rows = ([[ROWS, DIM], [BATCH, DIM], [BATCH, DIM]], [[0]; 0]);
+    let rows = ([[ROWS, DIM], [BATCH, DIM], [BATCH, DIM]], NONE);
     operator(
         c,
         "layer norm, modulated",
@@ -126,7 +120,7 @@ fn transformer(c: &mut Criterion) {
         rows,
         |[x, scale, shift], []| layer_norm_modulated(x, scale, shift, 1e-6),
     );
-    let rows = ([[ROWS, DIM], [ROWS, DIM], [BATCH, DIM]], [[0]; 0]);
+    let rows = ([[ROWS, DIM], [ROWS, DIM], [BATCH, DIM]], NONE);
     operator(
         c,
         "gated residual",
@@ -134,20 +128,18 @@ fn transformer(c: &mut Criterion) {
         rows,
         |[x, branch, gate], []| gated_residual(x, branch, gate),
     );
-    let rows = ([[ROWS, 4 * DIM]], [[0]; 0]);
+    let rows = ([[ROWS, 4 * DIM]], NONE);
     operator(c, "gelu", |_| bytes(4 * ROWS * DIM), rows, |[x], []| gelu_tanh(x));
 
     let mut group = c.benchmark_group("cached attention");
-    group.throughput(bytes(256 * 3 * DIM * BATCH));
-    let (qkv, temperature) = (plain([TOKENS * BATCH, 3 * DIM]), plain([HEADS]));
+    group.throughput(bytes(ROWS * 3 * DIM));
+    let (qkv, temperature) = (plain([ROWS, 3 * DIM]), plain([HEADS]));
     group.bench_function("all scales", |b| {
         b.iter(|| {
             let mut cache = KeyValueCache::new(config, TOKENS);
-            let mut start = 0;
-            for n in SIDES.map(|side| side * side * BATCH) {
-                let rows = qkv.clone().slice(start..start + n);
+            for range in schedule.ranges() {
+                let rows = qkv.clone().slice(range.start * BATCH..range.end * BATCH);
                 black_box(cache.attend(rows, temperature.clone()));
-                start += n;
             }
         });
     });
@@ -173,9 +165,9 @@ fn tokenizer(c: &mut Criterion) {
             |[x], [gamma, beta]| group_norm(x, gamma, beta, config),
         );
     }
-    let shapes = ([[1, 128, 128, 128]], [[0]; 0]);
+    let shapes = ([[1, 128, 128, 128]], NONE);
     operator(c, "doubled sides", |_| bytes(128 << 16), shapes, |[x], []| double_sides(x));
-    let (shapes, size) = (([[BATCH, 32, 16, 16]], [[0]; 0]), ScaleSize::square(13));
+    let (shapes, size) = (([[BATCH, 32, 16, 16]], NONE), ScaleSize::square(13));
     operator(
         c,
         "resampling",
@@ -187,7 +179,7 @@ fn tokenizer(c: &mut Criterion) {
 
 fn objectives(c: &mut Criterion) {
     let targets: Tensor<A, 1, Int> = Tensor::arange(0..ROWS as i64, &Default::default());
-    let logits = || ([[ROWS, CODES]], [[0]; 0]);
+    let logits = || ([[ROWS, CODES]], NONE);
     operator(
         c,
         "cross-entropy",

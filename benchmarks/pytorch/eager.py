@@ -262,10 +262,9 @@ def setup(name):
     sys.exit(f"error: there is no work `{name}`")
 
 
-def main():
+def main(name, device="cpu", precision="f32"):
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    name, device, precision = (sys.argv[1:] + ["cpu", "f32"][len(sys.argv) - 2 :])[:3]
     torch.set_default_device(device)
     work = setup(name)
 
@@ -285,4 +284,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

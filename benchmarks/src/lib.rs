@@ -7,7 +7,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_model::Backbone;
+use sar_model::{Backbone, Precision};
 use sar_rollout::{Sampler, generate};
 use sar_tokenizer::Tokenizer;
 use sar_train::Recipe;
@@ -58,6 +58,12 @@ impl<A: AutodiffBackend> Subject<A> {
             classes,
             device,
         }
+    }
+
+    /// The same, with the backbone's matrix products in another type.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.recipe.backbone.precision = precision;
+        self
     }
 
     fn tokenizer(&self) -> &Tokenizer<A::InnerBackend> {

@@ -48,20 +48,14 @@ pub fn setup<A: AutodiffBackend>(
         let scales = ScaleSchedule::preset(&format!("{px}px")).expect("a known preset");
         let schedule = format!("backbone.schedule={{ kind = \"fixed\", scales = \"{scales}\" }}");
         let side = format!("data.side={px}");
-        let precision = format!(
-            "backbone.precision=\"{}\"",
-            match precision {
-                Precision::F32 => "f32",
-                Precision::Bf16 => "bf16",
-            }
-        );
         // Two or more parts for as many workers, of eight images or fewer.
         let parts = (batch / 8).max(2);
         let parts = if batch.is_multiple_of(parts) { parts } else { 1 };
         let batch = format!("sar.optimisation.batch={batch}");
         let parts = format!("sar.optimisation.micro_batches={parts}");
-        let settings = [&side, &schedule, &depth, &precision, &batch, &parts];
+        let settings = [&side, &schedule, &depth, &batch, &parts];
         Subject::<A>::of(D16, &settings.map(String::as_str), 1000, device.clone())
+            .with_precision(precision)
     };
     let tokenizer_alone = || at(Shape { depth: 1, ..shape });
     Some(match what {

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::worker::{build_for, commit, date, eager, in_turns, python, said, save, work};
+use super::worker::{
+    build_for, commit, date, eager, in_turns, python, said, save, torch_version, work,
+};
 use crate::cargo::{Failure, Outcome};
 use crate::device::Device;
 
@@ -24,7 +26,8 @@ pub(super) fn run() -> Outcome {
         return Err(Failure::Check(why.into()));
     }
     let python = python()?;
-    let pytorch = said(&python, &["-c", "import torch; print(torch.__version__)"]);
+    let (date, commit) = (date(), commit());
+    let pytorch = torch_version(&python);
     println!("{gpu}\n{:<28} {:>9} {:>9} {:>6}", "work, bf16", "ours s", "theirs s", "ratio");
     let mut rows: Vec<Value> = Vec::new();
     for (name, runs) in ROWS {
@@ -38,10 +41,10 @@ pub(super) fn run() -> Outcome {
             "name": name, "ours_s": ours_s, "theirs_s": theirs_s, "ratio": ratio, "runs": runs,
         }));
         let table = json!({
-            "date": date(), "commit": commit(), "gpu": gpu, "pytorch": pytorch, "rows": rows,
+            "date": date, "commit": commit, "gpu": gpu, "pytorch": pytorch, "rows": rows,
         });
         // After every row: the last ones may not fit into the memory.
-        save(&format!("{}-gpu.json", date()), &table)?;
+        save(&format!("{date}-gpu.json"), &table)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::worker::{
-    build, commit, date, eager, in_turns, machine, python, results, said, save, work,
+    build, commit, date, eager, in_turns, machine, python, results, save, torch_version, work,
 };
 use crate::cargo::{self, Failure, Outcome};
 
@@ -59,7 +59,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     let rows = ROWS.iter().filter(|row| named.is_empty() || named.contains(&row.name));
     let ours = build()?;
     let python = python()?;
-    let pytorch = said(&python, &["-c", "import torch; print(torch.__version__)"]);
+    let pytorch = torch_version(&python);
     let (date, commit, machine) = (date(), commit(), machine());
     let mut measured = newest()?;
     println!(

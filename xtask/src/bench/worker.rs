@@ -157,6 +157,7 @@ pub(super) fn save(name: &str, table: &Value) -> Outcome {
     println!("wrote {}", path.display());
     Ok(())
 }
+
 /// A Python that has torch: the system's, or one in a virtual environment that is made here.
 pub(super) fn python() -> Result<PathBuf, Failure> {
     let has_torch = |python: &Path| {
@@ -178,6 +179,11 @@ pub(super) fn python() -> Result<PathBuf, Failure> {
         )?;
     }
     Ok(python)
+}
+
+/// The version of its torch.
+pub(super) fn torch_version(python: &Path) -> String {
+    said(python, &["-c", "import torch; print(torch.__version__)"])
 }
 
 /// A piece of work in PyTorch eager.
