@@ -1,9 +1,12 @@
 //! How time and memory grow with tokens, batch and depth.
 
+use std::collections::HashMap;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::worker::{Worker, build, commit, date, machine, median, save, work};
-use crate::cargo::Outcome;
+use crate::cargo::{Failure, Outcome};
 
 /// Pieces of work that differ in one size.
 struct Series {
@@ -34,13 +37,17 @@ pub(super) fn run() -> Outcome {
     let (date, commit, machine) = (date(), commit(), machine());
     let mut rows: Vec<Value> = Vec::new();
     let mut exponents = Vec::new();
+    // Series share their smallest piece: it is run once.
+    let mut measured: HashMap<&str, (f64, f64)> = HashMap::new();
     for Series { what, axis, work: series } in &SERIES {
         println!("\n{what:<20} {axis:>8} {:>9} {:>9}", "s", "MB");
         let mut points = Vec::new();
         for (name, size, runs) in series {
-            let mut worker = Worker::start(work(&binary, name))?;
-            let seconds = (0..*runs).map(|_| worker.run()).collect::<Result<_, _>>()?;
-            let (seconds, mb) = (median(seconds), worker.end()?);
+            let (seconds, mb) = match measured.get(name) {
+                Some(before) => *before,
+                None => measure(&binary, name, *runs)?,
+            };
+            measured.insert(name, (seconds, mb));
             println!("{name:<20} {size:>8} {seconds:>9.3} {mb:>9.0}");
             rows.push(json!({ "name": name, "axis": axis, "size": size, "s": seconds, "mb": mb, "runs": runs }));
             points.push((f64::from(*size), seconds, mb));
@@ -60,6 +67,13 @@ pub(super) fn run() -> Outcome {
         save(&format!("{date}-scaling.json"), &table)?;
     }
     Ok(())
+}
+
+/// The median time in s of some runs of a piece of work, and the memory in MB at its peak.
+fn measure(binary: &Path, name: &str, runs: usize) -> Result<(f64, f64), Failure> {
+    let mut worker = Worker::start(work(binary, name))?;
+    let seconds = (0..runs).map(|_| worker.run()).collect::<Result<_, _>>()?;
+    Ok((median(seconds), worker.end()?))
 }
 
 /// The `e` of `y = c x^e`, by least squares of the logarithms.
