@@ -54,6 +54,8 @@ enum Verdict {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "flex")]
+    sar_kernels::keep_freed_memory();
     let outcome = match Cli::parse().verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),

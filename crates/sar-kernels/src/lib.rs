@@ -42,6 +42,8 @@ pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
 pub use conv::{conv2d, double_sides};
+#[cfg(feature = "flex")]
+pub use cpu::keep_freed_memory;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
