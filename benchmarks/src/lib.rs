@@ -211,8 +211,8 @@ impl<B: Backend, M: Module<B>> Learner<B, M> {
         let optimizer = self
             .optimizer
             .get_or_insert_with(|| AdamW::new(settings.adamw, parameters(&model, layout)));
-        let sum = accumulate(&model, inputs, workers, loss);
-        let (model, _) = settings.update(model, optimizer, sum.gradients, 0, 100);
+        let sum = accumulate(&model, inputs, workers, 1.0, loss);
+        let (model, _) = settings.update(model, optimizer, sum.gradients, (0, 100), None);
         self.model = Some(model);
     }
 }

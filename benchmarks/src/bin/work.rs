@@ -1,6 +1,6 @@
 //! `work NAME [DEVICE [PRECISION]]`: sets a piece of work up, says `ready`, and runs it once for every
 //! line on stdin; each run's seconds come on a line of their own, and at the end the peak memory in
-//! MB. The device is `flex` or, where it is built in, `cuda`; the precision `f32` or `bf16`.
+//! MB. The device is `flex` or, where it is built in, `cuda`; the precision `f32`, `bf16` or `f16`.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
@@ -12,13 +12,13 @@ use sar_model::Precision;
 use sar_train::report::peak_rss_mb;
 
 fn main() -> ExitCode {
+    sar_kernels::keep_freed_memory();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize| args.get(at).map(String::as_str);
     let name = arg(0).unwrap_or_default();
-    let precision = match arg(2).unwrap_or("f32") {
-        "f32" => Precision::F32,
-        "bf16" => Precision::Bf16,
-        other => return refused(&format!("there is no precision `{other}`")),
+    let precision: Precision = match arg(2).unwrap_or("f32").parse() {
+        Ok(precision) => precision,
+        Err(error) => return refused(&error),
     };
     let work = match arg(1).unwrap_or("flex") {
         "flex" => work::setup::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::backend::Backend;
 use sar_core::{ScaleSchedule, ScaleSize};
 use sar_data::{RgbImage, find_class, to_png};
+use sar_model::Precision;
 use sar_rollout::{Choice, Guidance, Sampler};
 use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_train::Recipe;
@@ -34,6 +35,9 @@ pub(crate) struct WeightsArgs {
     /// Backbone weights, instead of the run's.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
+    /// Of the transformer's matrix products: f32, or bf16 or f16 where the device has them.
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
 }
 
 /// How tokens are drawn.
@@ -73,6 +77,7 @@ pub(crate) struct SamplerArgs {
 pub(crate) struct Files {
     tokenizer: PathBuf,
     weights: PathBuf,
+    precision: Precision,
 }
 
 /// How tokens are drawn, checked.
@@ -138,6 +143,7 @@ impl WeightsArgs {
                 &self.weights,
                 &["backbone-sar.safetensors", "backbone-teacher.safetensors"],
             )?,
+            precision: self.precision,
         })
     }
 }
@@ -205,8 +211,14 @@ pub(crate) struct Generator<B: Backend> {
 
 impl<B: Backend> Generator<B> {
     pub(crate) fn load(files: &Files, device: &B::Device) -> Result<Self> {
+        let precision = files.precision;
+        ensure!(
+            precision.is_supported::<B>(device),
+            "--precision {precision}: this device has no matrix products of the type; leave it out, or \
+             use another --device"
+        );
         let (tokenizer, tokenizer_config) = load_tokenizer::<B>(&files.tokenizer, device)?;
-        let (backbone, assumed) = load_backbone::<B>(&files.weights, device)?;
+        let (mut backbone, assumed) = load_backbone::<B>(&files.weights, device)?;
         for assumption in assumed {
             eprintln!("{}: assumed {assumption}", files.weights.display());
         }
@@ -222,6 +234,7 @@ impl<B: Backend> Generator<B> {
             theirs.0,
             theirs.1,
         );
+        backbone.model = precision.view(&backbone.model);
         Ok(Self { tokenizer, tokenizer_config, backbone })
     }
 

@@ -55,17 +55,19 @@ macro_rules! tests {
     };
     (@part $backend:ty, training) => {
         $crate::tests!(@part $backend, training(
+            a_scaled_loss_has_the_same_gradients,
+            a_step_that_overflowed_is_not_taken,
             adamw_equals_its_equations,
             clipping_limits_the_norm,
             gradients_of_resampling_are_its_transpose,
             gradients_of_the_backbone_equal_finite_differences,
             gradients_of_the_tokenizer_equal_finite_differences,
             micro_batches_add_up_whatever_the_workers,
-            products_in_bf16_give_nearly_the_same_gradients,
+            products_in_half_precision_give_nearly_the_same_gradients,
             the_quantiser_passes_gradients_straight_through,
             training_a_backbone_lowers_its_losses,
             training_a_tokenizer_lowers_its_loss,
-            training_in_bf16_follows_the_curve_of_f32,
+            training_in_half_precision_follows_the_curve_of_f32,
         ));
     };
     (@part $backend:ty, parity) => {

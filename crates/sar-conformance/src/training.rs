@@ -12,6 +12,7 @@ use sar_model::{Backbone, Precision};
 use sar_tokenizer::{Tokenizer, codebook};
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
 use sar_train::gradients::{Gradients, clip_factor};
+use sar_train::loss_scale::LossScale;
 use sar_train::objective::{Objective, Regularisation};
 use sar_train::optim::{AdamW, AdamWConfig};
 use sar_train::recipe::TokenizerLoss;
@@ -304,7 +305,7 @@ pub fn micro_batches_add_up_whatever_the_workers<A: AutodiffBackend>(device: &A:
                 backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
             (terms, ())
         };
-        let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches.collect(), workers, loss);
+        let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches.collect(), workers, 1.0, loss);
         sum.gradients.iter().flatten().map(|gradient| floats(gradient.clone())).collect()
     };
     let whole = run(4, 1);
@@ -349,23 +350,23 @@ pub fn training_a_tokenizer_lowers_its_loss<A: AutodiffBackend>(device: &A::Devi
     assert_falls::<A, Tokenizer<A>>(model, tiny::tokenizer_config().layout(), loss);
 }
 
-/// Gradients through matrix products in bf16 reach every parameter, in f32, and differ from those
-/// of f32 by what 8 bits of mantissa lose. Nothing is asked of a backend without the type.
-pub fn products_in_bf16_give_nearly_the_same_gradients<A: AutodiffBackend>(device: &A::Device) {
-    if !Precision::Bf16.is_supported::<Inner<A>>(device) {
-        return;
-    }
+/// Gradients through matrix products in half precision reach every parameter, in f32, and differ from
+/// those of f32 by what the mantissa loses, 8 bits of it or 11. Nothing is asked of a backend without
+/// the types.
+pub fn products_in_half_precision_give_nearly_the_same_gradients<A: AutodiffBackend>(
+    device: &A::Device,
+) {
     let tokenizer = tiny::tokenizer::<Inner<A>>(device);
     let batch = token_batch::<Inner<A>>(0..3, device);
     for (shared_adaln, qk_l2_norm) in [(false, true), (true, false)] {
         let model = tiny::backbone::<Inner<A>>(shared_adaln, qk_l2_norm, device);
-        let gradients = |precision: Precision| -> Vec<Vec<f64>> {
+        let gradients = |precision: Precision, factor: f64| -> Vec<Vec<f64>> {
             let model = trainable::<A, Backbone<A>>(model.clone());
             let view = precision.view(&model);
             let (objective, step) = (Objective::paper(0.7), SeedTree::new(0));
             let terms =
                 backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
-            let found = Gradients::of(terms.loss, &model);
+            let found = Gradients::of(terms.loss * factor, &model).scale(1.0 / factor);
             let one = |gradient: Option<&Tensor<Inner<A>, 1>>| {
                 let gradient = gradient.expect("a gradient reaches every parameter");
                 assert_eq!(gradient.dtype(), DType::F32);
@@ -373,24 +374,35 @@ pub fn products_in_bf16_give_nearly_the_same_gradients<A: AutodiffBackend>(devic
             };
             found.iter().map(one).collect()
         };
-        let exact = gradients(Precision::F32);
-        let half = gradients(Precision::Bf16);
+        let exact = gradients(Precision::F32, 1.0);
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let all = norm(&mut exact.iter().flatten().copied());
-        let off = |(half, exact): (&Vec<f64>, &Vec<f64>)| {
-            norm(&mut half.iter().zip(exact).map(|(half, exact)| half - exact))
-        };
-        let off: Vec<f64> = half.iter().zip(&exact).map(off).collect();
-        let share = norm(&mut off.iter().copied()) / all;
-        assert!((1e-4..2e-2).contains(&share), "{share} of the gradients' norm");
+        for (precision, factor, bounds) in [
+            (Precision::Bf16, 1.0, 1e-4..2e-2),
+            (Precision::F16, LossScale::new().factor(), 1e-5..2.5e-3),
+        ] {
+            if !precision.is_supported::<Inner<A>>(device) {
+                continue;
+            }
+            let half = gradients(precision, factor);
+            let off = |(half, exact): (&Vec<f64>, &Vec<f64>)| {
+                norm(&mut half.iter().zip(exact).map(|(half, exact)| half - exact))
+            };
+            let off: Vec<f64> = half.iter().zip(&exact).map(off).collect();
+            let share = norm(&mut off.iter().copied()) / all;
+            assert!(bounds.contains(&share), "{precision}: {share} of the gradients' norm");
+        }
     }
 }
 
 /// 500 steps on batches that change: every mean over 50 steps of the loss is as near to that of f32 as
-/// another order of the batches is, at most. Nothing is asked of a backend without the type.
-pub fn training_in_bf16_follows_the_curve_of_f32<A: AutodiffBackend>(device: &A::Device) {
+/// another order of the batches is, at most. Nothing is asked of a backend without the types.
+pub fn training_in_half_precision_follows_the_curve_of_f32<A: AutodiffBackend>(device: &A::Device) {
     const STEPS: u64 = 500;
-    if !Precision::Bf16.is_supported::<Inner<A>>(device) {
+    let half = [Precision::Bf16, Precision::F16];
+    let half = half.into_iter().filter(|precision| precision.is_supported::<Inner<A>>(device));
+    let half: Vec<_> = half.collect();
+    if half.is_empty() {
         return;
     }
     let tokenizer = tiny::tokenizer::<Inner<A>>(device);
@@ -403,7 +415,8 @@ pub fn training_in_bf16_follows_the_curve_of_f32<A: AutodiffBackend>(device: &A:
             let view = precision.view(model);
             backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device)
         };
-        let history = trained::<A, Backbone<A>>(model, &sar_model::LAYOUT, STEPS, loss);
+        let scale = (precision == Precision::F16).then(LossScale::new);
+        let history = trained::<A, Backbone<A>>(model, &sar_model::LAYOUT, STEPS, scale, loss);
         let teacher: Vec<f64> = history.iter().map(|parts| parts[0].1).collect();
         teacher.chunks(50).map(|chunk| chunk.iter().sum::<f64>() / 50.0).collect()
     };
@@ -413,10 +426,62 @@ pub fn training_in_bf16_follows_the_curve_of_f32<A: AutodiffBackend>(device: &A:
         each.fold(0.0, f64::max)
     };
     let noise = distance(curve(Precision::F32, "another order"));
-    let off = distance(curve(Precision::Bf16, "order"));
     assert!(exact[9] < 0.8 * exact[0], "{exact:?}");
-    assert!(0.0 < off && off < noise, "{off} from f32, another order {noise}, of {exact:?}");
-    println!("bf16 is {off:.4} nats from f32, another order {noise:.4}, of {exact:.3?}");
+    for precision in half {
+        let off = distance(curve(precision, "order"));
+        assert!(
+            0.0 < off && off < noise,
+            "{precision}: {off}, another order {noise}, of {exact:?}"
+        );
+        println!("{precision} is {off:.4} nats from f32, another order {noise:.4}: {exact:.3?}");
+    }
+}
+
+/// A loss that is scaled by a power of two has the same gradients, bit for bit.
+pub fn a_scaled_loss_has_the_same_gradients<A: AutodiffBackend>(device: &A::Device) {
+    let tokenizer = tiny::tokenizer::<Inner<A>>(device);
+    let model = tiny::backbone::<Inner<A>>(false, true, device);
+    let gradients = |factor: f64| -> Vec<Vec<f64>> {
+        let batches = vec![0..2, 2..4];
+        let loss = |model: &Backbone<A>, images| {
+            let batch = token_batch::<Inner<A>>(images, device);
+            let (objective, step) = (Objective::paper(0.7), SeedTree::new(0));
+            let terms =
+                backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
+            (terms, ())
+        };
+        let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches, 1, factor, loss);
+        sum.gradients.iter().flatten().map(|gradient| floats(gradient.clone())).collect()
+    };
+    assert_eq!(gradients(1.0), gradients(2048.0));
+}
+
+/// A step whose scaled gradients overflowed moves nothing, remembers nothing and halves the scale; the
+/// next one is as if it had not been.
+pub fn a_step_that_overflowed_is_not_taken<A: AutodiffBackend>(device: &A::Device) {
+    let layer = linear::<Inner<A>>(device);
+    let settings = optimisation();
+    let mut optimizer = AdamW::new(settings.adamw, parameters(&layer, &BARE));
+    let mut untouched = optimizer.clone();
+    let mut scale = LossScale::new();
+    let gradients =
+        |step: u64| linear_and_gradients::<A>(&layer, SeedTree::new(22).at(step), device).0;
+    for bad in [f64::INFINITY, f64::NAN] {
+        let bad = gradients(0).scale(bad);
+        let scale = Some(&mut scale);
+        let (after, update) = settings.update(layer.clone(), &mut optimizer, bad, (0, 10), scale);
+        assert!(update.is_skipped);
+        assert_eq!(values(&after), values(&layer));
+        assert!(optimizer.moments().all(|(_, moments)| moments.is_none()));
+    }
+    assert_eq!((scale.factor(), scale.skipped()), (512.0, 2));
+    let scale = Some(&mut scale);
+    let (after, update) =
+        settings.update(layer.clone(), &mut optimizer, gradients(1), (0, 10), scale);
+    assert!(!update.is_skipped);
+    let (expected, _) = settings.update(layer.clone(), &mut untouched, gradients(1), (0, 10), None);
+    assert_eq!(values(&after), values(&expected));
+    assert_ne!(values(&after), values(&layer));
 }
 
 /// Twelve steps lower every part of the loss that is compared with fixed data.
@@ -429,7 +494,7 @@ fn assert_falls<A, M>(
     M: burn::module::AutodiffModule<A>,
     M::InnerModule: Module<Inner<A>> + Send,
 {
-    let history = trained::<A, M>(model, layout, 12, loss);
+    let history = trained::<A, M>(model, layout, 12, None, loss);
     let (first, last) = (&history[0], &history[history.len() - 1]);
     for ((name, before), (_, after)) in first.iter().zip(last) {
         // The student's targets move with the teacher.
@@ -438,19 +503,8 @@ fn assert_falls<A, M>(
     }
 }
 
-/// The parts of the loss at every step of a training.
-fn trained<A, M>(
-    mut model: M::InnerModule,
-    layout: &Layout,
-    steps: u64,
-    loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
-) -> Vec<Vec<(&'static str, f64)>>
-where
-    A: AutodiffBackend,
-    M: burn::module::AutodiffModule<A>,
-    M::InnerModule: Module<Inner<A>> + Send,
-{
-    let optimisation = Optimisation {
+fn optimisation() -> Optimisation {
+    Optimisation {
         batch: 4,
         micro_batches: 1,
         lr: LrSchedule {
@@ -464,15 +518,35 @@ where
         adamw: AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 },
         ema: 0.0,
         clip: 2.0,
-    };
+    }
+}
+
+/// The parts of the loss at every step of a training.
+fn trained<A, M>(
+    mut model: M::InnerModule,
+    layout: &Layout,
+    steps: u64,
+    mut loss_scale: Option<LossScale>,
+    loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
+) -> Vec<Vec<(&'static str, f64)>>
+where
+    A: AutodiffBackend,
+    M: burn::module::AutodiffModule<A>,
+    M::InnerModule: Module<Inner<A>> + Send,
+{
+    let optimisation = optimisation();
     let mut optimizer = AdamW::new(optimisation.adamw, parameters(&model, layout));
     let mut history = Vec::new();
     for step in 0..steps {
         let draws = SeedTree::new(20).at(step);
-        let sum =
-            accumulate::<A, M, _, _>(&model, vec![()], 1, |model, ()| (loss(model, draws), ()));
+        let factor = loss_scale.map_or(1.0, |scale| scale.factor());
+        let sum = accumulate::<A, M, _, _>(&model, vec![()], 1, factor, |model, ()| {
+            (loss(model, draws), ())
+        });
         history.push(sum.parts.into_iter().map(|(name, x)| (name, floats(x)[0])).collect());
-        let (moved, _) = optimisation.update(model, &mut optimizer, sum.gradients, step, steps);
+        let at = (step, steps);
+        let scale = loss_scale.as_mut();
+        let (moved, _) = optimisation.update(model, &mut optimizer, sum.gradients, at, scale);
         model = moved;
     }
     history

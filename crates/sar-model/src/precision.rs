@@ -1,5 +1,8 @@
 //! In which type the matrix products of a backbone are computed.
 
+use std::fmt;
+use std::str::FromStr;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
@@ -17,9 +20,36 @@ pub enum Precision {
     F32,
     /// `bfloat16`: the range of single precision, 8 bits of mantissa.
     Bf16,
+    /// Half precision: 11 bits of mantissa, and a range that gradients only fit in with a scaled loss.
+    F16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    /// Reads `f32`, `bf16` or `f16`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::F32, Self::Bf16, Self::F16];
+        let found = known.into_iter().find(|precision| precision.name() == name);
+        found.ok_or_else(|| format!("'{name}' is no precision; there are f32, bf16 and f16"))
+    }
 }
 
 impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
     /// Whether the backend computes in it.
     pub fn is_supported<B: Backend>(self, device: &B::Device) -> bool {
         B::supports_dtype(device, self.dtype())
@@ -29,6 +59,7 @@ impl Precision {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
         }
     }
 
@@ -40,7 +71,9 @@ impl Precision {
         let model = model.clone();
         match self {
             Self::F32 => model,
-            Self::Bf16 => model.map(&mut LinearLayers { dtype: self.dtype(), is_inside: false }),
+            Self::Bf16 | Self::F16 => {
+                model.map(&mut LinearLayers { dtype: self.dtype(), is_inside: false })
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::TrainError;
 use crate::ema::Ema;
 use crate::event::{Event, Observer};
+use crate::loss_scale::LossScale;
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
 
@@ -52,6 +53,7 @@ pub(crate) struct Restored<M> {
 pub(crate) struct Checkpoint {
     path: PathBuf,
     pub(crate) progress: Progress,
+    pub(crate) loss_scale: Option<LossScale>,
     model: NamedTensors,
     average: NamedTensors,
     moments: BTreeMap<String, TensorData>,
@@ -62,6 +64,7 @@ const STAGE: &str = "stage";
 const STEP: &str = "step";
 const WALL_S: &str = "wall_s";
 const RUN_WALL_S: &str = "run_wall_s";
+const LOSS_SCALE: &str = "loss_scale";
 const BEST_STEP: &str = "best_step";
 const BEST_VALUE: &str = "best_value";
 
@@ -70,6 +73,7 @@ pub(crate) struct State<'a, B: Backend, M> {
     pub(crate) model: &'a M,
     pub(crate) ema: Option<&'a Ema<M>>,
     pub(crate) optimizer: &'a AdamW<B>,
+    pub(crate) loss_scale: Option<LossScale>,
     pub(crate) layout: &'a Layout,
     pub(crate) task: Vec<(&'static str, TensorData)>,
 }
@@ -87,7 +91,7 @@ impl Checkpoint {
         state: State<'_, B, M>,
     ) -> Result<(), TrainError> {
         let Progress { step, wall, run_wall, best } = progress;
-        let State { model, ema, optimizer, layout, task } = state;
+        let State { model, ema, optimizer, loss_scale, layout, task } = state;
         let mut tensors = NamedTensors::new();
         for (name, data) in collect(model, layout) {
             tensors.insert(format!("model.{name}"), data);
@@ -120,6 +124,9 @@ impl Checkpoint {
         if let Some(best) = best {
             note(BEST_STEP, best.step.to_string());
             note(BEST_VALUE, best.value.to_string());
+        }
+        if let Some(scale) = loss_scale {
+            note(LOSS_SCALE, serde_json::to_string(&scale).expect("numbers"));
         }
         let folder = dir.checkpoints();
         tensors.write_safetensors(&folder.join(format!("{stage}-{step}.safetensors")))?;
@@ -192,6 +199,8 @@ impl Checkpoint {
             run_wall: seconds(RUN_WALL_S)?,
             best,
         };
+        let has_scale = tensors.metadata().contains_key(LOSS_SCALE);
+        let loss_scale = has_scale.then(|| number(path, &tensors, LOSS_SCALE)).transpose()?;
         let [mut model, mut average, mut task] = [(); 3].map(|()| NamedTensors::new());
         let mut moments = BTreeMap::new();
         for (name, data) in tensors {
@@ -205,7 +214,7 @@ impl Checkpoint {
                 moments.insert(name, data);
             }
         }
-        Ok(Self { path: path.into(), progress, model, average, moments, task })
+        Ok(Self { path: path.into(), progress, loss_scale, model, average, moments, task })
     }
 
     pub(crate) fn task_state(&self) -> &NamedTensors {
@@ -224,19 +233,21 @@ impl Checkpoint {
         layout: &Layout,
         device: &B::Device,
     ) -> Result<Restored<M>, TrainError> {
-        let Self { path, progress, model: weights, average, mut moments, task: _ } = self;
+        let Self { path, progress, loss_scale, model: weights, average, mut moments, task: _ } =
+            self;
         let ema = match Ema::new(ema, model.clone()) {
             Some(ema) => Some(ema.try_map(|module| bind(module, average, layout))?),
             None => None,
         };
-        optimizer.restore(progress.step, |name| {
+        let taken = progress.step - loss_scale.map_or(0, |scale| scale.skipped());
+        optimizer.restore(taken, |name| {
             let mean = moments.remove(&format!("mean.{name}"))?;
             let square = moments.remove(&format!("square.{name}"))?;
             Some([mean, square].map(|data| Tensor::from_data(data, device)))
         });
         // A parameter without moments never had a gradient; after a step every one of ours had.
         let missing = optimizer.moments().find(|(_, moments)| moments.is_none());
-        if let Some((name, _)) = missing.filter(|_| progress.step > 0) {
+        if let Some((name, _)) = missing.filter(|_| taken > 0) {
             let problem = format!("has no optimizer moments of {name}");
             return Err(TrainError::RunDir { path, problem });
         }

@@ -31,9 +31,9 @@ pub enum TrainError {
     Backbone(#[from] BackboneConfigError),
     /// The device does not compute in the recipe's precision.
     #[error(
-        "backbone.precision: this device has no matrix products of the type; use \"f32\", or another device"
+        "backbone.precision: this device has no matrix products in {0}; use \"f32\", or another device"
     )]
-    Precision,
+    Precision(sar_model::Precision),
     /// A random schedule could not be drawn.
     #[error("backbone.schedule: {0}")]
     Schedule(#[from] sar_core::ScheduleError),

@@ -9,6 +9,7 @@ pub mod schedule;
 
 pub mod ema;
 pub mod gradients;
+pub mod loss_scale;
 pub mod optim;
 pub mod step;
 

@@ -62,8 +62,9 @@ pub fn train<A: AutodiffBackend>(
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
-    if !recipe.backbone.precision.is_supported::<A::InnerBackend>(device) {
-        return Err(TrainError::Precision);
+    let precision = recipe.backbone.precision;
+    if !precision.is_supported::<A::InnerBackend>(device) {
+        return Err(TrainError::Precision(precision));
     }
     let images = Images::open(&recipe.data, ReadAhead::default())?;
     let given = Given::load(recipe, images.classes().len(), device)?;

@@ -13,6 +13,7 @@ use crate::TrainError;
 use crate::checkpoint::{Best, Checkpoint, Progress, State};
 use crate::ema::Ema;
 use crate::event::{Event, Observer};
+use crate::loss_scale::LossScale;
 use crate::optim::AdamW;
 use crate::recipe::LogRecipe;
 use crate::report::StageReport;
@@ -62,6 +63,11 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
         Vec::new()
+    }
+
+    /// Where the scale of its loss starts, if its gradients need one.
+    fn loss_scale(&self) -> Option<LossScale> {
+        None
     }
 
     /// Takes back what [`state`](Self::state) gave.
@@ -160,10 +166,12 @@ impl Stage<'_> {
         let infos = parameters(&model, layout);
         let mut optimizer = AdamW::new(optimisation.adamw, infos.clone());
         let mut ema;
+        let mut loss_scale = task.loss_scale();
         let (mut done, mut wall, mut best) = (0, Duration::ZERO, None);
         if let Some(checkpoint) = Checkpoint::newest(&journal.dir, name, steps, journal.observer)? {
             let progress = checkpoint.progress;
             (done, wall, best) = (progress.step, progress.wall, progress.best);
+            loss_scale = checkpoint.loss_scale;
             journal.clock.resume(progress.run_wall);
             task.restore(checkpoint.task_state());
             let restored =
@@ -186,12 +194,18 @@ impl Stage<'_> {
         for step in done..steps {
             let inputs = task.micro_batches(step)?;
             journal.warn(task.images());
-            let sum = accumulate::<A, _, _, _>(&model, inputs, workers, |model, input| {
+            let factor = loss_scale.map_or(1.0, |scale| scale.factor());
+            let sum = accumulate::<A, _, _, _>(&model, inputs, workers, factor, |model, input| {
                 task.loss(model, input)
             });
             let with_gradient = sum.gradients.with_gradient();
-            let (next, update) =
-                optimisation.update(model, &mut optimizer, sum.gradients, step, steps);
+            let (next, update) = optimisation.update(
+                model,
+                &mut optimizer,
+                sum.gradients,
+                (step, steps),
+                loss_scale.as_mut(),
+            );
             let (next, note) = task.after(next, step, sum.outputs);
             model = next;
             ema = ema.map(|ema| ema.update(&model));
@@ -199,7 +213,7 @@ impl Stage<'_> {
                 step,
                 parts: sum.parts,
                 scales: sum.scales,
-                gradient_norm: update.gradient_norm,
+                gradient_norm: (!update.is_skipped).then_some(update.gradient_norm),
                 squares_p: update.squares_p,
                 with_gradient,
             });
@@ -215,6 +229,12 @@ impl Stage<'_> {
             let losses = if is_logged || is_saved { Some(watch.look()?) } else { None };
             if let Some(losses) = losses.as_ref().filter(|_| is_logged) {
                 journal.log_step(name, step, losses, update.lr, update.weight_decay)?;
+            }
+            if let Some(scale) = loss_scale.filter(|_| update.is_skipped) {
+                journal.metrics.line(&serde_json::json!({
+                    "stage": name, "step": step,
+                    "loss_scale": scale.factor(), "steps_skipped": scale.skipped(),
+                }))?;
             }
             if let Some(note) = note {
                 journal.metrics.line(&note)?;
@@ -237,6 +257,7 @@ impl Stage<'_> {
                     model: &model,
                     ema: ema.as_ref(),
                     optimizer: &optimizer,
+                    loss_scale,
                     layout,
                     task: task.state(),
                 };

@@ -7,6 +7,7 @@ use sar_core::ScaleSize;
 use serde::{Deserialize, Serialize};
 
 use crate::gradients::{Gradients, clip_factor, norm_of};
+use crate::loss_scale::LossScale;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
 
@@ -66,8 +67,11 @@ pub struct Accumulated<B: Backend, O> {
 /// autodiff.
 ///
 /// `loss` gives the terms of one micro-batch for the differentiable model, and anything else that
-/// the caller wants back. Up to `workers` micro-batches run at the same time, each on a graph of its
-/// own; gradients are added in the order of the micro-batches, so that nothing depends on `workers`.
+/// the caller wants back. What is differentiated is the loss times `loss_scale`; the gradients are
+/// divided by it again.
+///
+/// Up to `workers` micro-batches run at the same time, each on a graph of its own; gradients are added
+/// in the order of the micro-batches, so that nothing depends on `workers`.
 ///
 /// # Panics
 /// If there is no micro-batch, or `workers` is 0.
@@ -75,6 +79,7 @@ pub fn accumulate<A, M, I, O>(
     model: &M::InnerModule,
     micro_batches: Vec<I>,
     workers: usize,
+    loss_scale: f64,
     loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
 ) -> Accumulated<A::InnerBackend, O>
 where
@@ -95,6 +100,7 @@ where
     };
     let backward = |(differentiable, terms, output): (M, Terms<A>, O)| {
         let Terms { loss, parts, scales } = terms;
+        let loss = if loss_scale == 1.0 { loss } else { loss * loss_scale };
         (Gradients::of(loss, &differentiable), parts, scales, output)
     };
     let mut sum: Option<Sum<A::InnerBackend>> = None;
@@ -122,9 +128,12 @@ where
     }
     assert_eq!(outputs.len(), n, "at least one worker");
     let (mut gradients, mut parts) = sum.expect("at least one micro-batch");
+    let share = 1.0 / n as f64;
+    let factor = share / loss_scale;
+    if factor != 1.0 {
+        gradients = gradients.scale(factor);
+    }
     if n > 1 {
-        let share = 1.0 / n as f64;
-        gradients = gradients.scale(share);
         parts = parts.into_iter().map(|(name, sum)| (name, sum * share)).collect();
     }
     Accumulated { gradients, parts, scales: by_scale, outputs }
@@ -158,27 +167,42 @@ pub struct Update<B: Backend> {
     pub lr: f64,
     /// Weight decay.
     pub weight_decay: f64,
+    /// Whether nothing was moved, because a scaled loss had gradients that are no numbers.
+    pub is_skipped: bool,
 }
 
 impl Optimisation {
     /// The second half of a step: clips, looks up the schedules at `step` of `steps`, and moves the
     /// parameters. Gradients that are no numbers move nothing.
+    ///
+    /// Whoever scales the loss hands the scale in: it then waits for the device to say whether the
+    /// gradients are finite, and decides whether the step counts. Without it nothing waits.
     pub fn update<B: Backend, M: Module<B>>(
         &self,
         model: M,
         optimizer: &mut AdamW<B>,
         gradients: Gradients<B>,
-        step: u64,
-        steps: u64,
+        (step, steps): (u64, u64),
+        loss_scale: Option<&mut LossScale>,
     ) -> (M, Update<B>) {
         let squares_p = gradients.squares();
         let gradient_norm = norm_of(squares_p.clone());
-        let factor = clip_factor(gradient_norm.clone(), self.clip);
         let lr = self.lr.at(step, steps);
         let weight_decay = self.weight_decay.at(step, steps);
-        let model = optimizer.step(model, &gradients, factor, lr, weight_decay);
-        (model, Update { gradient_norm, squares_p, lr, weight_decay })
+        let is_skipped =
+            loss_scale.is_some_and(|scale| !scale.admits(is_finite(gradient_norm.clone())));
+        let update = Update { gradient_norm, squares_p, lr, weight_decay, is_skipped };
+        if is_skipped {
+            return (model, update);
+        }
+        let factor = clip_factor(update.gradient_norm.clone(), self.clip);
+        (optimizer.step(model, &gradients, factor, lr, weight_decay), update)
     }
+}
+
+/// Whether a value on the device is a finite number: waits for it.
+fn is_finite<B: Backend>(x: Tensor<B, 1>) -> bool {
+    x.into_data().iter::<f64>().all(f64::is_finite)
 }
 
 /// The differentiable form of a module, every parameter a leaf of its own graph.

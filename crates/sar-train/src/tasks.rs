@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{EpochOrder, ImageBatch, Images, Loader};
 use sar_loss::histogram_entropy;
-use sar_model::Backbone;
+use sar_model::{Backbone, Precision};
 use sar_tokenizer::Tokenizer;
 use sar_weights::NamedTensors;
 
@@ -16,6 +16,7 @@ use crate::backbone_task::{TokenBatch, backbone_loss};
 use crate::held_out::HeldOutMeter;
 use crate::k_means::k_means;
 use crate::latents::LatentCache;
+use crate::loss_scale::LossScale;
 use crate::objective::{BackboneMeasure, Objective, Regularisation};
 use crate::recipe::{InitFrom, Recipe, TokenizerRecipe};
 use crate::run::EVALUATION_BATCH;
@@ -326,6 +327,10 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
             self.device,
         );
         (terms, ())
+    }
+
+    fn loss_scale(&self) -> Option<LossScale> {
+        (self.recipe.backbone.precision == Precision::F16).then(LossScale::new)
     }
 
     fn images(&self) -> &Images {

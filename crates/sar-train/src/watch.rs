@@ -12,7 +12,8 @@ pub(crate) struct Seen<B: Backend> {
     pub(crate) step: u64,
     pub(crate) parts: Parts<B>,
     pub(crate) scales: Vec<ByScale<B>>,
-    pub(crate) gradient_norm: Tensor<B, 1>,
+    /// None where the gradients counted for nothing.
+    pub(crate) gradient_norm: Option<Tensor<B, 1>>,
     /// Squared norms of the gradients, `[p]`,
     pub(crate) squares_p: Tensor<B, 1>,
     /// and the places of their parameters.
@@ -47,12 +48,13 @@ impl<B: Backend> Watch<B> {
         let unseen = std::mem::take(&mut self.unseen);
         let values = unseen.iter().flat_map(|seen| {
             let parts = seen.parts.iter().map(|(_, value)| value.clone());
-            parts.chain([seen.gradient_norm.clone()])
+            parts.chain(seen.gradient_norm.clone())
         });
         let mut values = host(Tensor::cat(values.collect(), 0)).into_iter();
         let mut last = Vec::new();
         for seen in unseen {
-            let names = seen.parts.iter().map(|(part, _)| *part).chain(["gradient_norm"]);
+            let norm = seen.gradient_norm.as_ref().map(|_| "gradient_norm");
+            let names = seen.parts.iter().map(|(part, _)| *part).chain(norm);
             last = names.zip(values.by_ref()).collect();
             if let Some(&(part, value)) = last.iter().find(|(_, value)| !value.is_finite()) {
                 return Err(TrainError::NotFinite(self.name(seen, part, value)));
@@ -100,7 +102,7 @@ mod tests {
             step,
             parts: vec![("teacher", one(1.0)), ("total", one(loss))],
             scales: vec![by_scale([1.0, 1.0]), by_scale(scales)],
-            gradient_norm: one(squares.iter().sum::<f32>().sqrt()),
+            gradient_norm: Some(one(squares.iter().sum::<f32>().sqrt())),
             squares_p: Tensor::from_floats(squares, &Default::default()),
             with_gradient: vec![0, 2],
         }
@@ -121,6 +123,16 @@ mod tests {
         assert_eq!(losses, [("teacher", 1.0), ("total", 1.5), ("gradient_norm", 2.0)]);
         watch.step(seen(5, 1.0, [1.0, 1.0], [1.0, 0.0]));
         assert_eq!(watch.look().unwrap()[1], ("total", 1.0));
+    }
+
+    #[test]
+    fn a_skipped_step_has_a_loss_and_no_gradient() {
+        let mut watch = watch();
+        let bad = seen(3, 2.0, [1.0, 1.0], [f32::INFINITY, 1.0]);
+        watch.step(Seen { gradient_norm: None, ..bad });
+        assert_eq!(watch.look().unwrap(), [("teacher", 1.0), ("total", 2.0)]);
+        watch.step(seen(4, 1.5, [1.0, 1.0], [0.0, 4.0]));
+        assert_eq!(watch.look().unwrap()[2], ("gradient_norm", 2.0));
     }
 
     #[test]

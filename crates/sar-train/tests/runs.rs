@@ -130,6 +130,23 @@ fn a_run_that_stops_often_ends_like_one_that_never_does() {
 }
 
 #[test]
+fn a_run_in_f16_resumes_with_its_loss_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    // A student term so heavy that its gradients overflow at the first scales of the loss.
+    let recipe = tiny(&["backbone.precision=f16", "sar.objective.weight=2e6", "sar.steps=8"]);
+    let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
+    run_undisturbed(&recipe, &whole);
+    let metrics = fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let skipped = metrics.lines().filter(|line| line.contains("steps_skipped")).count();
+    assert!((2..8).contains(&skipped), "{metrics}");
+    let mut resume = false;
+    while stopped_after(&recipe, &pieces, 3, resume) {
+        resume = true;
+    }
+    assert_same(&whole, &pieces);
+}
+
+#[test]
 fn a_killed_run_goes_back_to_a_whole_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = tiny(&["log.checkpoint_steps=1"]);
