@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use sar_bench::Subject;
 
 const BATCH: usize = 16;
@@ -47,4 +47,10 @@ criterion_group! {
     config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(8));
     targets = tokenizer, backbone
 }
-criterion_main!(benches);
+
+fn main() {
+    // As the programs do.
+    sar_kernels::keep_freed_memory();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

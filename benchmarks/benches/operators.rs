@@ -11,7 +11,7 @@ use std::time::Duration;
 use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Int, Tensor};
 use burn_flex::Flex;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
 use sar_kernels::{
     AdamWStep, AttentionConfig, GroupNormConfig, KeyValueCache, Visible, adamw, attention, conv2d,
@@ -237,4 +237,10 @@ criterion_group! {
         .measurement_time(Duration::from_secs(3));
     targets = floor, transformer, tokenizer, objectives, rollout, optimizer
 }
-criterion_main!(benches);
+
+fn main() {
+    // As the programs do.
+    sar_kernels::keep_freed_memory();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

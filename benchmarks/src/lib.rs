@@ -12,6 +12,7 @@ use sar_rollout::{Sampler, generate};
 use sar_tokenizer::Tokenizer;
 use sar_train::Recipe;
 use sar_train::backbone_task::{TokenBatch, backbone_loss};
+use sar_train::loss_scale::LossScale;
 use sar_train::objective::Objective;
 use sar_train::optim::AdamW;
 use sar_train::step::{Optimisation, Terms, accumulate};
@@ -122,7 +123,8 @@ impl<A: AutodiffBackend> Subject<A> {
             tokenizer_loss(model, images, scales, &recipe.loss, draws)
         };
         let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
-        self.tokenizer.step(&recipe.optimisation, recipe.model.layout(), inputs, workers, loss);
+        let layout = recipe.model.layout();
+        self.tokenizer.step(&recipe.optimisation, layout, inputs, workers, None, loss);
         self.wait();
     }
 
@@ -166,7 +168,8 @@ impl<A: AutodiffBackend> Subject<A> {
             (terms, ())
         };
         let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
-        self.backbone.step(&sar.optimisation, &sar_model::LAYOUT, inputs, workers, loss);
+        let scale = LossScale::of(self.recipe.backbone.precision);
+        self.backbone.step(&sar.optimisation, &sar_model::LAYOUT, inputs, workers, scale, loss);
         self.wait();
     }
 
@@ -201,6 +204,7 @@ impl<B: Backend, M: Module<B>> Learner<B, M> {
         layout: &Layout,
         inputs: Vec<I>,
         workers: usize,
+        mut loss_scale: Option<LossScale>,
         loss: impl Fn(&D, I) -> (Terms<A>, O) + Sync,
     ) where
         A: AutodiffBackend<InnerBackend = B>,
@@ -211,8 +215,10 @@ impl<B: Backend, M: Module<B>> Learner<B, M> {
         let optimizer = self
             .optimizer
             .get_or_insert_with(|| AdamW::new(settings.adamw, parameters(&model, layout)));
-        let sum = accumulate(&model, inputs, workers, 1.0, loss);
-        let (model, _) = settings.update(model, optimizer, sum.gradients, (0, 100), None);
+        let factor = loss_scale.map_or(1.0, |scale| scale.factor());
+        let sum = accumulate(&model, inputs, workers, factor, loss);
+        let (model, _) =
+            settings.update(model, optimizer, sum.gradients, (0, 100), loss_scale.as_mut());
         self.model = Some(model);
     }
 }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let name = arg(0).unwrap_or_default();
     let precision: Precision = match arg(2).unwrap_or("f32").parse() {
         Ok(precision) => precision,
-        Err(error) => return refused(&error),
+        Err(error) => return refused(&error.to_string()),
     };
     let work = match arg(1).unwrap_or("flex") {
         "flex" => work::setup::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),

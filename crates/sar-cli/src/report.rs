@@ -107,8 +107,17 @@ fn shown((value, [low, high]): Shown) -> String {
 struct Curves(BTreeMap<String, BTreeMap<String, Vec<(f64, f64)>>>);
 
 /// Fields of a metrics line that are no losses.
-const NO_LOSS: [&str; 7] =
-    ["step", "gradient_norm", "lr", "weight_decay", "codes_used", "perplexity", "held_out_psnr_db"];
+const NO_LOSS: [&str; 9] = [
+    "step",
+    "gradient_norm",
+    "lr",
+    "weight_decay",
+    "codes_used",
+    "perplexity",
+    "held_out_psnr_db",
+    "loss_scale",
+    "steps_skipped",
+];
 
 impl Curves {
     fn parse(jsonl: &str) -> Result<Self> {
@@ -347,6 +356,7 @@ mod tests {
     #[test]
     fn curves_hold_losses_only() {
         let jsonl = "{\"stage\":\"sar\",\"step\":0,\"teacher\":3.0,\"lr\":0.1}\n\
+                     {\"stage\":\"sar\",\"step\":3,\"loss_scale\":512,\"steps_skipped\":1}\n\
                      {\"stage\":\"sar\",\"step\":10,\"teacher\":2.0,\"student\":4.0,\"lr\":0.1}\n";
         let curves = Curves::parse(jsonl).unwrap();
         let sar = &curves.0["sar"];

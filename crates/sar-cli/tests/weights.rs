@@ -187,6 +187,11 @@ fn small_weights_come_with_the_project() {
     let [one, other] =
         ["samples", "samples-2"].map(|out| fs::read(folder.join(out).join("grid.png")).unwrap());
     assert_ne!(one, other, "the seed makes no difference");
+    does(folder, &["sample", "--class", "animals", "--n", "2", "--precision", "bf16"]);
+    assert_ne!(one, fs::read(folder.join("samples-3/grid.png")).unwrap(), "no other precision");
+    let unknown = sar(folder, &["sample", "--precision", "f8"]);
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(!unknown.status.success() && said.contains("f32, bf16 and f16"), "{said}");
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/weights/emoji");
     let size = |name: &str| fs::metadata(weights.join(name)).unwrap().len();
     assert!(size("tokenizer.safetensors") + size("backbone-sar.safetensors") <= 12_000_000);

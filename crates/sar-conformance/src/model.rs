@@ -5,7 +5,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleModel, ScaleSchedule, SeedTree};
-use sar_model::{Backbone, FirstToken, LAYOUT, Pass, StochasticDepth};
+use sar_model::{Backbone, FirstToken, LAYOUT, Pass, Precision, StochasticDepth};
 use sar_weights::{bind, collect};
 
 use crate::host::{floats, largest, normals};
@@ -59,6 +59,35 @@ pub fn a_cached_pass_is_the_parallel_pass<B: Backend>(device: &B::Device) {
                 let apart = largest(model.step(&mut cache, input) - expected);
                 assert!(apart <= bound, "{scales}, scale {k}: {apart} apart");
             }
+        }
+    }
+}
+
+/// The same in half precision, as far as 8 or 11 bits of mantissa go, which is not all the way to
+/// single precision. Nothing is asked of a backend without the types.
+pub fn a_cached_pass_in_half_precision_is_nearly_the_parallel_pass<B: Backend>(device: &B::Device) {
+    let schedule: ScaleSchedule = "1_2_3".parse().expect("a valid schedule");
+    let x_blc = inputs(&schedule, device);
+    for (precision, bound) in [(Precision::Bf16, 2e-2), (Precision::F16, 2.5e-3)] {
+        if !precision.is_supported::<B>(device) {
+            continue;
+        }
+        let model = tiny::backbone::<B>(false, true, device);
+        let run = |model: &Backbone<B>| {
+            logits(model, &schedule, x_blc.clone(), FirstToken::Start, None, device)
+        };
+        let half = precision.view(&model);
+        let (single, all) = (run(&model), run(&half));
+        let bound = bound * largest(single.clone());
+        let apart = largest(all.clone() - single);
+        assert!(0.0 < apart && apart <= bound, "{precision}: {apart} from single precision");
+        let mut cache = half.begin(labels(device), &schedule);
+        for (k, range) in schedule.ranges().enumerate() {
+            let input = x_blc.as_ref().filter(|_| k > 0);
+            let input = input.map(|x| x.clone().slice_dim(1, range.start - 1..range.end - 1));
+            let expected = all.clone().slice_dim(1, range);
+            let apart = largest(half.step(&mut cache, input) - expected);
+            assert!(apart <= bound, "{precision}, scale {k}: {apart} apart");
         }
     }
 }

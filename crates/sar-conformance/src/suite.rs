@@ -26,6 +26,7 @@ macro_rules! tests {
     };
     (@part $backend:ty, model) => {
         $crate::tests!(@part $backend, model(
+            a_cached_pass_in_half_precision_is_nearly_the_parallel_pass,
             a_cached_pass_is_the_parallel_pass,
             a_token_sees_its_own_and_coarser_scales_and_nothing_finer,
             dropped_branches_change_their_own_image_only,

@@ -10,8 +10,6 @@
 use std::sync::OnceLock;
 
 use burn::tensor::activation::softmax;
-use burn::tensor::module::attention as burn_attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::precision::{cast, widened};
@@ -151,12 +149,8 @@ impl<B: Backend> KeyValueCache<B> {
         let v_bhle = v_bhle.slice_assign(place, new_v);
         self.k_v_bhle = Some([k_bhle.clone(), v_bhle.clone()]);
         let [k_bhle, v_bhle] = [k_bhle, v_bhle].map(|all| all.slice_dim(2, 0..end));
-        // burn's own attention, which on a GPU lets flash attention compete. It divides scores by the
-        // root of e, and in half precision it may take softmax in that.
-        let [q_bhle, k_bhle, v_bhle] = [q_bhle * (e as f64).sqrt(), k_bhle, v_bhle].map(widened);
-        let options = AttentionModuleOptions::default();
-        let out_bhle = burn_attention(q_bhle, k_bhle, v_bhle, None, None, options);
-        let out_bhle = cast(out_bhle, dtype);
+        let shares = softmax(widened(q_bhle.matmul(k_bhle.swap_dims(2, 3))), 3);
+        let out_bhle = cast(shares, dtype).matmul(v_bhle);
         out_bhle.permute([2, 0, 1, 3]).reshape([n * b, h * e])
     }
 }

@@ -13,5 +13,5 @@ mod stochastic_depth;
 pub use backbone::{Backbone, FirstToken, LAYOUT, PartialPass, Pass};
 pub use config::{BackboneConfig, BackboneConfigError, PositionsConfig};
 pub use init::{Init, init};
-pub use precision::Precision;
+pub use precision::{Precision, UnknownPrecision};
 pub use stochastic_depth::StochasticDepth;

@@ -30,14 +30,22 @@ impl fmt::Display for Precision {
     }
 }
 
+/// A name that is no precision's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{name}' is no precision; there are f32, bf16 and f16")]
+pub struct UnknownPrecision {
+    /// What was named.
+    pub name: String,
+}
+
 impl FromStr for Precision {
-    type Err = String;
+    type Err = UnknownPrecision;
 
     /// Reads `f32`, `bf16` or `f16`.
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, UnknownPrecision> {
         let known = [Self::F32, Self::Bf16, Self::F16];
         let found = known.into_iter().find(|precision| precision.name() == name);
-        found.ok_or_else(|| format!("'{name}' is no precision; there are f32, bf16 and f16"))
+        found.ok_or_else(|| UnknownPrecision { name: name.into() })
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) struct Restored<M> {
 pub(crate) struct Checkpoint {
     path: PathBuf,
     pub(crate) progress: Progress,
-    pub(crate) loss_scale: Option<LossScale>,
+    loss_scale: Option<LossScale>,
     model: NamedTensors,
     average: NamedTensors,
     moments: BTreeMap<String, TensorData>,
@@ -184,23 +184,23 @@ impl Checkpoint {
     fn read(path: &Path) -> Result<Self, TrainError> {
         let tensors = NamedTensors::read_safetensors(path)?;
         let seconds = |field| {
-            let seconds: f64 = number(path, &tensors, field)?;
+            let seconds: f64 = value(path, &tensors, field)?;
             Duration::try_from_secs_f64(seconds).map_err(|_| metadata(path, field, "is no time"))
         };
         let best = if tensors.metadata().contains_key(BEST_STEP) {
-            let step = number(path, &tensors, BEST_STEP)?;
-            Some(Best { step, value: number(path, &tensors, BEST_VALUE)? })
+            let step = value(path, &tensors, BEST_STEP)?;
+            Some(Best { step, value: value(path, &tensors, BEST_VALUE)? })
         } else {
             None
         };
         let progress = Progress {
-            step: number(path, &tensors, STEP)?,
+            step: value(path, &tensors, STEP)?,
             wall: seconds(WALL_S)?,
             run_wall: seconds(RUN_WALL_S)?,
             best,
         };
         let has_scale = tensors.metadata().contains_key(LOSS_SCALE);
-        let loss_scale = has_scale.then(|| number(path, &tensors, LOSS_SCALE)).transpose()?;
+        let loss_scale = has_scale.then(|| value(path, &tensors, LOSS_SCALE)).transpose()?;
         let [mut model, mut average, mut task] = [(); 3].map(|()| NamedTensors::new());
         let mut moments = BTreeMap::new();
         for (name, data) in tensors {
@@ -215,6 +215,25 @@ impl Checkpoint {
             }
         }
         Ok(Self { path: path.into(), progress, loss_scale, model, average, moments, task })
+    }
+
+    /// The loss scale, of a stage that starts with one.
+    ///
+    /// # Errors
+    /// If it is missing, or does not fit the steps that were made.
+    pub(crate) fn loss_scale(
+        &self,
+        start: Option<LossScale>,
+    ) -> Result<Option<LossScale>, TrainError> {
+        let problem = match (start, self.loss_scale) {
+            (None, _) => return Ok(None),
+            (Some(_), Some(scale)) if scale.skipped() <= self.progress.step => {
+                return Ok(Some(scale));
+            }
+            (Some(_), Some(_)) => "skipped more steps than were made",
+            (Some(_), None) => "is missing",
+        };
+        Err(metadata(&self.path, LOSS_SCALE, problem))
     }
 
     pub(crate) fn task_state(&self) -> &NamedTensors {
@@ -239,7 +258,7 @@ impl Checkpoint {
             Some(ema) => Some(ema.try_map(|module| bind(module, average, layout))?),
             None => None,
         };
-        let taken = progress.step - loss_scale.map_or(0, |scale| scale.skipped());
+        let taken = progress.step.saturating_sub(loss_scale.map_or(0, |scale| scale.skipped()));
         optimizer.restore(taken, |name| {
             let mean = moments.remove(&format!("mean.{name}"))?;
             let square = moments.remove(&format!("square.{name}"))?;
@@ -268,13 +287,13 @@ fn metadata(path: &Path, field: &'static str, problem: &str) -> TrainError {
     TrainError::Metadata { path: path.into(), field, problem: problem.into() }
 }
 
-fn number<T: DeserializeOwned>(
+fn value<T: DeserializeOwned>(
     path: &Path,
     tensors: &NamedTensors,
     field: &'static str,
 ) -> Result<T, TrainError> {
     let text = tensors.metadata().get(field).map_or("", String::as_str);
-    serde_json::from_str(text).map_err(|_| metadata(path, field, "is no number"))
+    serde_json::from_str(text).map_err(|_| metadata(path, field, "cannot be read"))
 }
 
 /// Steps and paths of a stage's checkpoints, oldest first.

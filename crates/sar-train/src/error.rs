@@ -146,11 +146,13 @@ pub struct NotFinite {
     pub scale: Option<ScaleSize>,
     /// The first parameter, in the order of the file, whose gradient is no number.
     pub parameter: Option<String>,
+    /// What the loss was multiplied with.
+    pub loss_scale: f64,
 }
 
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stage, step, part, value, scale, parameter } = self;
+        let Self { stage, step, part, value, scale, parameter, loss_scale } = self;
         write!(f, "{stage}, step {step}: {part} is {value}")?;
         if let Some(scale) = scale {
             write!(f, ", first at scale {scale}")?;
@@ -164,7 +166,15 @@ impl fmt::Display for NotFinite {
              {}.optimisation.lr.peak in a new run",
             // The control runs with the settings of SAR.
             if *stage == "control" { "sar" } else { stage }
-        )
+        )?;
+        if *loss_scale != 1.0 {
+            write!(
+                f,
+                ", or, as it is so even when the loss is multiplied by {loss_scale}, set \
+                 backbone.precision to bf16 or f32"
+            )?;
+        }
+        Ok(())
     }
 }
 

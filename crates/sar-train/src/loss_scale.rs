@@ -1,6 +1,7 @@
 //! Dynamic loss scaling (Micikevicius et al., 2018, section 3.2): gradients are computed of a multiple
 //! of the loss, so that small ones do not vanish in `f16`.
 
+use sar_model::Precision;
 use serde::{Deserialize, Serialize};
 
 /// The factor of the loss, which follows what the gradients bear. Powers of two: scaling and its
@@ -8,23 +9,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     factor: f64,
-    /// Steps taken since the factor changed.
+    /// Steps taken since the last one that was not, or since the factor could grow.
     good: u64,
     /// Steps that were not taken.
     skipped: u64,
 }
 
 impl LossScale {
-    // The released trainers' constants, and the least that the factor falls to.
+    // The released trainers' constants.
     const START: f64 = 2048.0;
     const MOST: f64 = 32768.0;
     const GROWTH_EVERY: u64 = 1000;
-    const LEAST: f64 = 1.0;
+    // Ours: gradients that overflow even so are not going to be saved by a smaller factor.
+    const LEAST: f64 = 1.0 / 16384.0;
 
-    /// Where a training starts.
-    #[expect(clippy::new_without_default, reason = "a start is not a neutral value")]
-    pub fn new() -> Self {
-        Self { factor: Self::START, good: 0, skipped: 0 }
+    /// Where a training in a precision starts; none where gradients need no scale.
+    pub fn of(precision: Precision) -> Option<Self> {
+        match precision {
+            Precision::F32 | Precision::Bf16 => None,
+            Precision::F16 => Some(Self { factor: Self::START, good: 0, skipped: 0 }),
+        }
     }
 
     /// The factor of the loss.
@@ -39,8 +43,8 @@ impl LossScale {
 
     /// Takes note of a step's gradients, and says whether the step is to be taken.
     ///
-    /// What overflowed is not, and halves the factor. At a factor of 1 nothing of it was the factor's
-    /// doing: such a step is left to whoever looks for numbers gone bad.
+    /// What overflowed is not, and halves the factor. At the least factor it is left to whoever looks
+    /// for numbers gone bad.
     pub fn admits(&mut self, gradients_are_finite: bool) -> bool {
         if gradients_are_finite {
             self.good += 1;
@@ -64,9 +68,13 @@ impl LossScale {
 mod tests {
     use super::*;
 
+    fn start() -> LossScale {
+        LossScale::of(Precision::F16).unwrap()
+    }
+
     #[test]
     fn it_grows_after_a_thousand_good_steps_up_to_a_limit() {
-        let mut scale = LossScale::new();
+        let mut scale = start();
         let factors: Vec<f64> = (0..6000)
             .map(|_| {
                 assert!(scale.admits(true));
@@ -80,20 +88,23 @@ mod tests {
 
     #[test]
     fn overflow_halves_it_and_starts_the_count_again() {
-        let mut scale = LossScale::new();
+        let mut scale = start();
         (0..999).for_each(|_| assert!(scale.admits(true)));
         assert!(!scale.admits(false));
         assert_eq!(scale.factor(), 1024.0);
         (0..999).for_each(|_| assert!(scale.admits(true)));
         assert_eq!(scale.factor(), 1024.0);
+        // What a checkpoint keeps of it goes on at the same place.
+        let text = serde_json::to_string(&scale).unwrap();
+        let mut scale: LossScale = serde_json::from_str(&text).unwrap();
         assert!(scale.admits(true));
         assert_eq!(scale.factor(), 2048.0);
     }
 
     #[test]
-    fn at_one_it_is_not_to_blame() {
-        let mut scale = LossScale::new();
-        let skipped = (0..20).take_while(|_| !scale.admits(false)).count();
-        assert_eq!((skipped, scale.skipped(), scale.factor()), (11, 11, 1.0));
+    fn at_its_least_it_is_not_to_blame() {
+        let mut scale = start();
+        let skipped = (0..99).take_while(|_| !scale.admits(false)).count();
+        assert_eq!((skipped, scale.skipped(), scale.factor()), (25, 25, 1.0 / 16384.0));
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! recipe.toml                      the resolved recipe
 //! data.json                        what the images were at the start
-//! metrics.jsonl                    one line per logged step
+//! metrics.jsonl                    one line per logged step, measurement and skipped step
 //! checkpoints/<stage>-<step>.safetensors
 //! tokenizer.safetensors, backbone-teacher.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with

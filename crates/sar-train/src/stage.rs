@@ -65,13 +65,13 @@ pub(crate) trait Task<A: AutodiffBackend>: Sync {
         Vec::new()
     }
 
+    /// Takes back what [`state`](Self::state) gave.
+    fn restore(&mut self, _state: &NamedTensors) {}
+
     /// Where the scale of its loss starts, if its gradients need one.
     fn loss_scale(&self) -> Option<LossScale> {
         None
     }
-
-    /// Takes back what [`state`](Self::state) gave.
-    fn restore(&mut self, _state: &NamedTensors) {}
 }
 
 /// The model after what follows a step, and anything to be noted in the metrics.
@@ -171,7 +171,7 @@ impl Stage<'_> {
         if let Some(checkpoint) = Checkpoint::newest(&journal.dir, name, steps, journal.observer)? {
             let progress = checkpoint.progress;
             (done, wall, best) = (progress.step, progress.wall, progress.best);
-            loss_scale = checkpoint.loss_scale;
+            loss_scale = checkpoint.loss_scale(loss_scale)?;
             journal.clock.resume(progress.run_wall);
             task.restore(checkpoint.task_state());
             let restored =
@@ -208,12 +208,16 @@ impl Stage<'_> {
             );
             let (next, note) = task.after(next, step, sum.outputs);
             model = next;
-            ema = ema.map(|ema| ema.update(&model));
+            if !update.is_skipped {
+                ema = ema.map(|ema| ema.update(&model));
+            }
             watch.step(Seen {
                 step,
                 parts: sum.parts,
                 scales: sum.scales,
-                gradient_norm: (!update.is_skipped).then_some(update.gradient_norm),
+                gradient_norm: update.gradient_norm,
+                is_skipped: update.is_skipped,
+                loss_scale: factor,
                 squares_p: update.squares_p,
                 with_gradient,
             });

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{EpochOrder, ImageBatch, Images, Loader};
 use sar_loss::histogram_entropy;
-use sar_model::{Backbone, Precision};
+use sar_model::Backbone;
 use sar_tokenizer::Tokenizer;
 use sar_weights::NamedTensors;
 
@@ -330,7 +330,7 @@ impl<A: AutodiffBackend> Task<A> for BackboneTask<'_, A> {
     }
 
     fn loss_scale(&self) -> Option<LossScale> {
-        (self.recipe.backbone.precision == Precision::F16).then(LossScale::new)
+        LossScale::of(self.recipe.backbone.precision)
     }
 
     fn images(&self) -> &Images {

@@ -12,8 +12,11 @@ pub(crate) struct Seen<B: Backend> {
     pub(crate) step: u64,
     pub(crate) parts: Parts<B>,
     pub(crate) scales: Vec<ByScale<B>>,
-    /// None where the gradients counted for nothing.
-    pub(crate) gradient_norm: Option<Tensor<B, 1>>,
+    pub(crate) gradient_norm: Tensor<B, 1>,
+    /// Whether it counted for nothing: then it may hold what it wants.
+    pub(crate) is_skipped: bool,
+    /// What the loss was multiplied with.
+    pub(crate) loss_scale: f64,
     /// Squared norms of the gradients, `[p]`,
     pub(crate) squares_p: Tensor<B, 1>,
     /// and the places of their parameters.
@@ -40,7 +43,8 @@ impl<B: Backend> Watch<B> {
     /// of its gradients.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] of the first step with a value that is no finite number.
+    /// [`TrainError::NotFinite`] of the first step with a value that is no finite number, but for
+    /// steps that were skipped.
     ///
     /// # Panics
     /// If there was no step.
@@ -48,15 +52,15 @@ impl<B: Backend> Watch<B> {
         let unseen = std::mem::take(&mut self.unseen);
         let values = unseen.iter().flat_map(|seen| {
             let parts = seen.parts.iter().map(|(_, value)| value.clone());
-            parts.chain(seen.gradient_norm.clone())
+            parts.chain([seen.gradient_norm.clone()])
         });
         let mut values = host(Tensor::cat(values.collect(), 0)).into_iter();
         let mut last = Vec::new();
         for seen in unseen {
-            let norm = seen.gradient_norm.as_ref().map(|_| "gradient_norm");
-            let names = seen.parts.iter().map(|(part, _)| *part).chain(norm);
+            let names = seen.parts.iter().map(|(part, _)| *part).chain(["gradient_norm"]);
             last = names.zip(values.by_ref()).collect();
-            if let Some(&(part, value)) = last.iter().find(|(_, value)| !value.is_finite()) {
+            let bad = last.iter().find(|(_, value)| !value.is_finite());
+            if let Some(&(part, value)) = bad.filter(|_| !seen.is_skipped) {
                 return Err(TrainError::NotFinite(self.name(seen, part, value)));
             }
         }
@@ -75,7 +79,8 @@ impl<B: Backend> Watch<B> {
         let first = squares.iter().position(|x| !x.is_finite());
         let parameter = first.map(|i| self.parameters[seen.with_gradient[i]].name.clone());
         let scale = bad.first().copied();
-        NotFinite { stage: self.stage, step: seen.step, part, value, scale, parameter }
+        let (step, loss_scale) = (seen.step, seen.loss_scale);
+        NotFinite { stage: self.stage, step, part, value, scale, parameter, loss_scale }
     }
 }
 
@@ -102,7 +107,9 @@ mod tests {
             step,
             parts: vec![("teacher", one(1.0)), ("total", one(loss))],
             scales: vec![by_scale([1.0, 1.0]), by_scale(scales)],
-            gradient_norm: Some(one(squares.iter().sum::<f32>().sqrt())),
+            gradient_norm: one(squares.iter().sum::<f32>().sqrt()),
+            is_skipped: false,
+            loss_scale: 1.0,
             squares_p: Tensor::from_floats(squares, &Default::default()),
             with_gradient: vec![0, 2],
         }
@@ -126,13 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_step_has_a_loss_and_no_gradient() {
+    fn a_skipped_step_may_hold_what_it_wants() {
         let mut watch = watch();
-        let bad = seen(3, 2.0, [1.0, 1.0], [f32::INFINITY, 1.0]);
-        watch.step(Seen { gradient_norm: None, ..bad });
-        assert_eq!(watch.look().unwrap(), [("teacher", 1.0), ("total", 2.0)]);
-        watch.step(seen(4, 1.5, [1.0, 1.0], [0.0, 4.0]));
-        assert_eq!(watch.look().unwrap()[2], ("gradient_norm", 2.0));
+        for (loss, square) in [(2.0, f32::INFINITY), (f32::NAN, f32::NAN)] {
+            let bad = seen(3, loss, [1.0, loss], [square, 1.0]);
+            watch.step(Seen { is_skipped: true, ..bad });
+        }
+        assert_eq!(watch.look().unwrap()[0], ("teacher", 1.0));
+        let bad = seen(4, 1.5, [1.0, 1.0], [f32::NAN, 4.0]);
+        watch.step(Seen { loss_scale: 0.5, ..bad });
+        let text = watch.look().unwrap_err().to_string();
+        for part in ["loss is multiplied by 0.5", "bf16"] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]
