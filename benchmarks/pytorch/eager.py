@@ -174,7 +174,7 @@ class Backbone(nn.Module):
         condition = self.class_emb[labels]
         first = condition[:, None] + self.pos_start if start else condition[:, None]
         x = torch.cat((first, self.word_embed(inputs)), 1) + self.positions(scales)
-        scale = torch.cat([torch.full((n * n,), k) for k, n in enumerate(scales)])
+        scale = torch.cat([torch.full((n * n,), k, device=labels.device) for k, n in enumerate(scales)])
         mask = torch.where(scale[:, None] >= scale[None], 0.0, -torch.inf)
         return self.run(x, condition, mask)
 
@@ -190,7 +190,9 @@ class Backbone(nn.Module):
             indices = ((1 + t) * logits[:b] - t * logits[b:]).argmax(-1)
             if k + 1 < len(SCALES):
                 x = self.word_embed(tokenizer.next(indices, SCALES[k + 1])).repeat(2, 1, 1)
-        return tokenizer.decode(tokenizer.maps(indices))
+        # Ours decodes in single precision, too.
+        with torch.autocast(labels.device.type, enabled=False):
+            return tokenizer.decode(tokenizer.maps(indices).float())
 
 
 def released(depth):
@@ -202,10 +204,12 @@ def optimizer(model):
 
 
 def update(model, optimizer, loss):
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-    optimizer.step()
+    # As PyTorch advises, autocast ends with the loss.
+    with torch.autocast(loss.device.type, enabled=False):
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
 
 
 def setup(name):
@@ -221,7 +225,8 @@ def setup(name):
     if sizes := re.fullmatch(r"sample-d(\d+)-b(\d+)", name):
         depth, b = map(int, sizes.groups())
         tokenizer, backbone = released(depth)
-        return lambda: backbone.sample(tokenizer, torch.arange(b))
+        labels = torch.arange(b)
+        return lambda: backbone.sample(tokenizer, labels)
     if name == "tokenizer-step":
         tokenizer = Tokenizer(32, [1, 1, 2], 1, 64, 512, 16)
         step, images = optimizer(tokenizer), torch.rand(32, 3, 32, 32) * 2 - 1
@@ -265,8 +270,11 @@ def setup(name):
 def main(name, device="cpu", precision="f32"):
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_default_device(device)
-    work = setup(name)
+    if precision not in ("f32", "bf16"):
+        sys.exit(f"error: precision `{precision}` is not f32 or bf16")
+    # Not as a default: that would slow every call down.
+    with torch.device(device):
+        work = setup(name)
 
     def run():
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::AutodiffBackend;
 use sar_bench::work;
 use sar_model::Precision;
 use sar_train::report::peak_rss_mb;
@@ -21,12 +22,15 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error.to_string()),
     };
     let work = match arg(1).unwrap_or("flex") {
-        "flex" => work::setup::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),
+        "flex" => set_up::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),
         #[cfg(feature = "cuda")]
-        "cuda" => work::setup::<Autodiff<burn_cuda::Cuda>>(name, precision, 1, Default::default()),
+        "cuda" => set_up::<Autodiff<burn_cuda::Cuda>>(name, precision, 1, Default::default()),
         other => return refused(&format!("no device `{other}` is built in")),
     };
-    let Some(mut run) = work else { return refused(&format!("there is no work `{name}`")) };
+    let mut run = match work {
+        Ok(run) => run,
+        Err(why) => return refused(&why),
+    };
     run();
     let say = |text: String| writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
     let mut talk = || -> io::Result<()> {
@@ -46,6 +50,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn set_up<A: AutodiffBackend>(
+    name: &str,
+    precision: Precision,
+    workers: usize,
+    device: A::Device,
+) -> Result<Box<dyn FnMut()>, String> {
+    if !precision.is_supported::<A::InnerBackend>(&device) {
+        return Err(format!("this device has no matrix products in {precision}"));
+    }
+    let work = work::setup::<A>(name, precision, workers, device);
+    work.ok_or_else(|| format!("there is no work `{name}`"))
 }
 
 fn refused(why: &str) -> ExitCode {

@@ -31,12 +31,12 @@ struct Row {
 
 #[rustfmt::skip]
 const ROWS: [Row; 10] = [
-    Row { name: "encode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 5 },
-    Row { name: "decode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 5 },
+    Row { name: "encode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 15 },
+    Row { name: "decode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 15 },
     Row { name: "sample-d16-b1", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 3 },
     Row { name: "sample-d16-b4", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 3 },
-    Row { name: "tokenizer-step", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 9 },
-    Row { name: "teacher-step", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 5 },
+    Row { name: "tokenizer-step", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 31 },
+    Row { name: "teacher-step", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 7 },
     Row { name: "sar-released-argmax", against: Against::OurTeacherStep, limits: Some([1.45, 1.4]), runs: 9 },
     Row { name: "sar-paper-argmax", against: Against::OurTeacherStep, limits: Some([2.1, 2.0]), runs: 9 },
     Row { name: "sar-released-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
