@@ -53,7 +53,7 @@ const TABLE: &[Row] = &[
     Row { package: "sar-model", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
     Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
-    Row { package: "sar-rollout", ours: &["sar-core"], burn: Burn::Generic },
+    Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-train", ours: LIBRARIES.split_at(8).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.

@@ -51,3 +51,5 @@ pub mod training;
 // What the macro names on behalf of its caller.
 #[doc(hidden)]
 pub use burn;
+#[doc(hidden)]
+pub use suite::alone;

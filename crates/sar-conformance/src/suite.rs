@@ -1,5 +1,18 @@
 //! The list of all laws.
 
+use std::sync::{Mutex, PoisonError};
+
+/// Runs one law at a time. Laws of one process would share the graphs of burn-autodiff, which at the
+/// end of a backward pass may free what another thread is still building: a gradient would be lost,
+/// rarely.
+#[doc(hidden)]
+pub fn alone(law: impl FnOnce()) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A law that failed has nothing to leave behind.
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    law();
+}
+
 /// Makes a `#[test]` of every law for an autodiff backend, or of the laws of the named parts.
 ///
 /// ```text
@@ -86,7 +99,9 @@ macro_rules! tests {
             $(
                 #[test]
                 fn $law() {
-                    $crate::$part::$law::<$crate::$part::Subject<$backend>>(&Default::default());
+                    $crate::alone(|| {
+                        $crate::$part::$law::<$crate::$part::Subject<$backend>>(&Default::default())
+                    });
                 }
             )+
         }

@@ -5,6 +5,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod cross_entropy;
+mod filtered;
 mod gelu;
 mod gemm;
 mod group_norm;
@@ -35,6 +36,16 @@ pub(crate) fn linear<B: Backend>(
     let ([rows, inputs], [_, outputs]) = (x_ri.dims(), weight_io.dims());
     let tensors = [primitive(x_ri), primitive(weight_io), primitive(bias_o)];
     run(linear::Linear { inputs, outputs }, tensors, [rows, outputs])
+}
+
+pub(crate) fn filtered<B: Backend>(
+    logits_rv: Tensor<B, 2>,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+) -> Tensor<B, 2> {
+    let shape = logits_rv.dims();
+    let rows = filtered::Rows { cols: shape[1], top_k, top_p };
+    from_values(read::<B, _>(primitive(logits_rv), |x| rows.filter(x)), shape)
 }
 
 pub(crate) fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {

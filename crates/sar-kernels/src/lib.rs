@@ -21,6 +21,7 @@
 //! | [`attention`], [`KeyValueCache`] | scale-causal self-attention, whole pyramids and scale by scale |
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
+//! | [`filtered`] | draws |
 //! | [`adamw`], [`sum_of_squares`] | the optimizer |
 //!
 //! Shapes: b batch, l tokens, h heads, e head dimension, d = h e, v codes; rows r = l b,
@@ -33,6 +34,7 @@ mod conv;
 #[cfg(feature = "flex")]
 mod cpu;
 mod cross_entropy;
+mod filtered;
 mod gelu;
 mod group_norm;
 mod linear;
@@ -45,6 +47,7 @@ pub use conv::{conv2d, double_sides};
 #[cfg(feature = "flex")]
 pub use cpu::keep_freed_memory;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
+pub use filtered::filtered;
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
 pub use linear::linear;
