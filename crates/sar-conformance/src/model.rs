@@ -50,13 +50,11 @@ pub fn a_cached_pass_is_the_parallel_pass<B: Backend>(device: &B::Device) {
             let model = tiny::backbone::<B>(shared_adaln, qk_l2_norm, device);
             let x_blc = inputs(&schedule, device);
             let all = logits(&model, &schedule, x_blc.clone(), FirstToken::Start, None, device);
-            let mut cache = model.begin(labels(device), &schedule);
-            for (k, range) in schedule.ranges().enumerate() {
-                let input = x_blc.as_ref().filter(|_| k > 0);
-                let input = input.map(|x| x.clone().slice_dim(1, range.start - 1..range.end - 1));
+            let cached = cached_logits(&model, &schedule, x_blc, device);
+            for (k, (range, logits)) in schedule.ranges().zip(cached).enumerate() {
                 let expected = all.clone().slice_dim(1, range);
                 let bound = 1e-5 * largest(expected.clone()).max(1.0);
-                let apart = largest(model.step(&mut cache, input) - expected);
+                let apart = largest(logits - expected);
                 assert!(apart <= bound, "{scales}, scale {k}: {apart} apart");
             }
         }
@@ -81,12 +79,9 @@ pub fn a_cached_pass_in_half_precision_is_nearly_the_parallel_pass<B: Backend>(d
         let bound = bound * largest(single.clone());
         let apart = largest(all.clone() - single);
         assert!(0.0 < apart && apart <= bound, "{precision}: {apart} from single precision");
-        let mut cache = half.begin(labels(device), &schedule);
-        for (k, range) in schedule.ranges().enumerate() {
-            let input = x_blc.as_ref().filter(|_| k > 0);
-            let input = input.map(|x| x.clone().slice_dim(1, range.start - 1..range.end - 1));
-            let expected = all.clone().slice_dim(1, range);
-            let apart = largest(half.step(&mut cache, input) - expected);
+        let cached = cached_logits(&half, &schedule, x_blc.clone(), device);
+        for (k, (range, logits)) in schedule.ranges().zip(cached).enumerate() {
+            let apart = largest(logits - all.clone().slice_dim(1, range));
             assert!(apart <= bound, "{precision}, scale {k}: {apart} apart");
         }
     }
@@ -154,6 +149,22 @@ fn labels<B: Backend>(device: &B::Device) -> Tensor<B, 1, Int> {
 fn inputs<B: Backend>(schedule: &ScaleSchedule, device: &B::Device) -> Option<Tensor<B, 3>> {
     let n = schedule.n_tokens() - schedule.size(0).tokens();
     (n > 0).then(|| normals(SeedTree::new(5), [2, n, tiny::CHANNELS], device))
+}
+
+/// The logits of every scale, one after the other with a cache.
+fn cached_logits<B: Backend>(
+    model: &Backbone<B>,
+    schedule: &ScaleSchedule,
+    inputs_blc: Option<Tensor<B, 3>>,
+    device: &B::Device,
+) -> Vec<Tensor<B, 3>> {
+    let mut cache = model.begin(labels(device), schedule);
+    let scales = schedule.ranges().enumerate().map(|(k, range)| {
+        let input = inputs_blc.as_ref().filter(|_| k > 0);
+        let input = input.map(|x| x.clone().slice_dim(1, range.start - 1..range.end - 1));
+        model.step(&mut cache, input)
+    });
+    scales.collect()
 }
 
 fn logits<B: Backend>(

@@ -16,7 +16,7 @@ const HALVINGS: usize = 40;
 /// First those below the `top_k`-th largest of their row go, then, by the probabilities of the rest,
 /// the ascending tail whose cumulative probability is at most `1 - top_p`. Equal logits stay or go
 /// together, and the largest always stays. 0 turns either off, and so does a `top_k` of all codes or
-/// a `top_p` of 1. No gradient flows through it.
+/// a `top_p` of 1. Meant for draws, which ask for no gradient.
 ///
 /// The plain form finds the threshold of each row by bisection, which needs comparisons and sums only
 /// and never waits for the device; the hand-written one selects and sorts.

@@ -6,8 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::worker::{
-    Worker, build_for, commit, date, eager, machine, median, python, said, save, torch_version,
-    work,
+    alone, build_for, commit, date, eager, machine, median, python, said, save, torch_version, work,
 };
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
@@ -75,7 +74,7 @@ pub(super) fn run() -> Outcome {
 }
 
 /// Median seconds of ours and theirs. One process is alive at a time, since two may not fit into
-/// the GPU's memory; the rounds are there to see drift.
+/// the GPU's memory; with two rounds drift falls on both.
 fn one_after_the_other(
     ours: &Path,
     python: &Path,
@@ -87,11 +86,7 @@ fn one_after_the_other(
         let commands = [work(ours, name), eager(python, name)];
         for (mut command, seconds) in commands.into_iter().zip(&mut seconds) {
             command.args(["cuda", "bf16"]);
-            let mut worker = Worker::start(command)?;
-            for _ in 0..runs {
-                seconds.push(worker.run()?);
-            }
-            worker.end()?;
+            seconds.extend(alone(command, runs)?.0);
         }
     }
     Ok(seconds.map(median))

@@ -1,12 +1,11 @@
 //! How time and memory grow with tokens, batch and depth.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::worker::{Worker, build, commit, date, machine, median, save, work};
-use crate::cargo::{Failure, Outcome};
+use super::worker::{alone, build, commit, date, machine, median, save, work};
+use crate::cargo::Outcome;
 
 /// Pieces of work that differ in one size.
 struct Series {
@@ -45,7 +44,10 @@ pub(super) fn run() -> Outcome {
         for (name, size, runs) in series {
             let (seconds, mb) = match measured.get(name) {
                 Some(before) => *before,
-                None => measure(&binary, name, *runs)?,
+                None => {
+                    let (seconds, mb) = alone(work(&binary, name), *runs)?;
+                    (median(seconds), mb)
+                }
             };
             measured.insert(name, (seconds, mb));
             println!("{name:<20} {size:>8} {seconds:>9.3} {mb:>9.0}");
@@ -67,13 +69,6 @@ pub(super) fn run() -> Outcome {
         save(&format!("{date}-scaling.json"), &table)?;
     }
     Ok(())
-}
-
-/// The median time in s of some runs of a piece of work, and the memory in MB at its peak.
-fn measure(binary: &Path, name: &str, runs: usize) -> Result<(f64, f64), Failure> {
-    let mut worker = Worker::start(work(binary, name))?;
-    let seconds = (0..runs).map(|_| worker.run()).collect::<Result<_, _>>()?;
-    Ok((median(seconds), worker.end()?))
 }
 
 /// The `e` of `y = c x^e`, by least squares of the logarithms.

@@ -97,6 +97,13 @@ impl Worker {
     }
 }
 
+/// Seconds of each of some runs of a worker that has the machine for itself, and its peak MB.
+pub(super) fn alone(command: Command, runs: usize) -> Result<(Vec<f64>, f64), Failure> {
+    let mut worker = Worker::start(command)?;
+    let seconds = (0..runs).map(|_| worker.run()).collect::<Result<_, _>>()?;
+    Ok((seconds, worker.end()?))
+}
+
 /// Median seconds and peak MB of two workers whose runs alternate.
 pub(super) fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
     let [ours, theirs] = commands;
