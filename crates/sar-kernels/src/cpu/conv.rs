@@ -11,6 +11,14 @@
 //!
 //! A stride of s splits the tile in s by s phases, each a tile of its own: pixel (s i + u, s j + v)
 //! is pixel (i + u / s, j + v / s) of phase (u mod s, v mod s).
+//!
+//! A kernel of 3 by 3 with stride 1 makes its rows in pairs, which takes two thirds of the products:
+//! Winograd's F(2, 3) down the columns (Lavin and Gray, arXiv:1509.09308, section 4.1). With the rows
+//! d0 to d3 of the padded image and g0 to g2 of the kernel, a pair of rows is
+//! (m0 + m1 + m2, m1 - m2 - m3), where m0 to m3 are the convolutions of
+//!
+//! - the rows d0 - d2, d1 + d2, d2 - d1 and d1 - d3, each a phase of the tile, with
+//! - the kernels of one row g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2 and g2.
 
 use std::array::from_fn;
 use std::borrow::Cow;
@@ -179,8 +187,10 @@ const WIDEST: usize = 16;
 /// About as many pixels are in a tile.
 const TILE: usize = 1056;
 /// About as many taps, and at most as many channels, are summed up at a time: 32 channels of a
-/// kernel of 3 by 3, whose tile of 150 KB stays in the second cache.
+/// kernel of 3 by 3, whose tile of 150 KB (in pairs of rows 270) stays in the second cache.
 const BLOCK: [usize; 2] = [288, 96];
+/// The channels of input and output, and the pixels of an output, from which on rows are made in pairs.
+const PAIRS: [usize; 2] = [16, 64];
 /// The multiply-adds that are worth another thread.
 const PARALLEL: usize = 100_000;
 
@@ -198,6 +208,8 @@ struct Correlation {
 
 /// How tiles of output rows see their input (see the module's words).
 struct Layout {
+    /// Whether rows are made in pairs.
+    pairs: bool,
     /// Output rows of a tile (the last may have fewer).
     rows: usize,
     /// Number of tiles in an image.
@@ -210,8 +222,38 @@ struct Layout {
     phase_rows: usize,
     /// Elements of a channel, all phases.
     channel: usize,
-    /// Where the taps of a block of channels read the first pixel.
+    /// Where the taps of a block of channels read the first pixel; in pairs, those of each phase.
     offsets: Vec<usize>,
+}
+
+impl Layout {
+    /// The number of products that make `rows` rows of a plane, and the pixels of each.
+    fn products(&self, rows: usize) -> [usize; 2] {
+        match self.pairs {
+            true => [4, rows.div_ceil(2) * self.pitch],
+            false => [1, rows * self.pitch],
+        }
+    }
+
+    /// Makes the rows of a plane from the sums of their products, the first of which begin at 0,
+    /// `step` and so on.
+    #[inline(always)]
+    fn finish(&self, sums: &[f32], step: usize, width: usize, plane: &mut [f32]) {
+        if !self.pairs {
+            let lines = plane.chunks_exact_mut(width).zip(sums.chunks(self.pitch));
+            return lines.for_each(|(line, sums)| line.copy_from_slice(&sums[..width]));
+        }
+        for (at, pair) in plane.chunks_mut(2 * width).enumerate() {
+            let m: [&[f32]; 4] = from_fn(|m| &sums[m * step + at * self.pitch..][..width]);
+            let (upper, lower) = pair.split_at_mut(width);
+            for (j, y) in upper.iter_mut().enumerate() {
+                *y = m[0][j] + m[1][j] + m[2][j];
+            }
+            for (j, y) in lower.iter_mut().enumerate() {
+                *y = m[1][j] - m[2][j] - m[3][j];
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -231,7 +273,14 @@ fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
 }
 
 impl Correlation {
-    fn layout(&self) -> Layout {
+    /// Whether pairs of rows save more than their sums cost.
+    fn in_pairs(&self) -> bool {
+        let (channels, [height, width]) = (self.c_in.min(self.c_out), self.out);
+        let large = channels >= PAIRS[0] && height * width >= PAIRS[1] && height > 1;
+        large && self.kernel == [3, 3] && self.stride == 1
+    }
+
+    fn layout(&self, pairs: bool) -> Layout {
         let ([_, width], [kernel_rows, kernel_cols], s) = (self.out, self.kernel, self.stride);
         let halo = [kernel_rows.saturating_sub(1) / s, kernel_cols.saturating_sub(1) / s];
         // The zeros right of a row can be those left of the next one.
@@ -239,14 +288,19 @@ impl Correlation {
         let right = (width + halo[1]) as isize + self.origin[1] - self.source[1] as isize;
         let shared = if s == 1 { left.min(right).clamp(0, halo[1] as isize) as usize } else { 0 };
         let pitch = width + halo[1] - shared;
-        let tiles = (self.out[0] * pitch).div_ceil(TILE).min(self.out[0]).max(1);
-        let rows = self.out[0].div_ceil(tiles);
+        let unit = if pairs { 2 } else { 1 };
+        let units = self.out[0].div_ceil(unit);
+        let tiles = (units * unit * pitch).div_ceil(TILE).min(units).max(1);
+        let rows = units.div_ceil(tiles) * unit;
         let tiles = self.out[0].div_ceil(rows.max(1));
-        let phase_rows = rows + halo[0];
-        let phase = phase_rows * pitch;
-        let channel = s * s * phase;
         let block =
             (BLOCK[0] / (kernel_rows * kernel_cols).max(1)).clamp(1, BLOCK[1]).min(self.c_in);
+        let (phases, phase_rows, kernel_rows) = match pairs {
+            true => (4, rows / 2, 1),
+            false => (s * s, rows + halo[0], kernel_rows),
+        };
+        let phase = phase_rows * pitch;
+        let channel = phases * phase;
         let mut offsets = Vec::new();
         for c in 0..block {
             for u in 0..kernel_rows {
@@ -256,7 +310,7 @@ impl Correlation {
                 }
             }
         }
-        Layout { rows, tiles, block, pitch, phase_rows, channel, offsets }
+        Layout { pairs, rows, tiles, block, pitch, phase_rows, channel, offsets }
     }
 
     /// Copies the channels of `image` that `tile` has room for, from output row `first` on.
@@ -297,6 +351,62 @@ impl Correlation {
         }
     }
 
+    /// [`Self::fill`] with the four combinations of rows of each pair.
+    #[inline(always)]
+    fn fill_pairs(&self, layout: &Layout, image: &[f32], first: usize, tile: &mut [f32]) {
+        let ([height, width], pitch) = (self.source, layout.pitch);
+        let (tile, zeros) = tile.split_at_mut(image.len() / (height * width) * layout.channel);
+        // The shared zeros of the last row, and rows outside of the image.
+        zeros.fill(0.0);
+        let (left, from) = (-self.origin[1].min(0), self.origin[1].max(0));
+        let (left, from) = ((left as usize).min(pitch), (from as usize).min(width));
+        let len = (width - from).min(pitch - left);
+        let planes = image.chunks_exact(height * width);
+        for (plane, to) in planes.zip(tile.chunks_exact_mut(layout.channel)) {
+            for pair in 0..layout.phase_rows {
+                let rows: [&[f32]; 4] = from_fn(|u| {
+                    let row = (first + 2 * pair + u) as isize + self.origin[0];
+                    match row >= 0 && row < height as isize {
+                        true => &plane[row as usize * width..][from..from + len],
+                        false => &zeros[..len],
+                    }
+                });
+                let sums = [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)];
+                for (phase, (a, b, sign)) in sums.into_iter().enumerate() {
+                    let line = &mut to[(phase * layout.phase_rows + pair) * pitch..][..pitch];
+                    line[..left].fill(0.0);
+                    line[left + len..].fill(0.0);
+                    let line = line[left..].iter_mut();
+                    for ((to, a), b) in line.zip(rows[a]).zip(rows[b]) {
+                        *to = a + sign * b;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The kernels of the products of pairs of rows, `[c_out, 4, c_in, 3]`.
+    fn paired(&self, weight: &[f32]) -> Vec<f32> {
+        let row = 3 * self.c_in;
+        let mut paired = vec![0.0; self.c_out * 4 * row];
+        let products = paired.par_chunks_exact_mut(4 * row).zip(weight.par_chunks_exact(3 * row));
+        products.with_min_len(64).for_each(|(products, kernels)| {
+            let (outer, inner) = products.split_at_mut(row);
+            let (inner, last) = inner.split_at_mut(2 * row);
+            let (plus, minus) = inner.split_at_mut(row);
+            let products = outer.as_chunks_mut::<3>().0.iter_mut().zip(last.as_chunks_mut::<3>().0);
+            let products = products.zip(plus.as_chunks_mut::<3>().0);
+            let products = products.zip(minus.as_chunks_mut::<3>().0);
+            for ((((m0, m3), m1), m2), g) in products.zip(kernels.as_chunks::<9>().0) {
+                for v in 0..3 {
+                    let (sum, middle) = (0.5 * (g[v] + g[6 + v]), 0.5 * g[3 + v]);
+                    [m0[v], m1[v], m2[v], m3[v]] = [g[v], sum + middle, sum - middle, g[6 + v]];
+                }
+            }
+        });
+        paired
+    }
+
     /// The length of a tile of as many channels as it takes, with what the last strip reads beyond.
     fn tile_len(&self, layout: &Layout) -> usize {
         layout.block * layout.channel + layout.pitch + ROWS * WIDEST
@@ -311,7 +421,12 @@ impl Correlation {
         if y.is_empty() || weight.is_empty() {
             return y;
         }
-        let layout = self.layout();
+        let layout = self.layout(self.in_pairs());
+        let weight = match layout.pairs {
+            true => Cow::Owned(self.paired(weight)),
+            false => Cow::Borrowed(weight),
+        };
+        let kernels = weight.len() / self.c_out;
         // Few tiles are split by channels of the output.
         let parts = 8usize.div_ceil(self.batch * layout.tiles).min(self.c_out.div_ceil(32));
         let part = self.c_out.div_ceil(parts).next_multiple_of(ROWS);
@@ -329,13 +444,14 @@ impl Correlation {
             let (at, tile) = (at / layout.tiles, at % layout.tiles);
             let (b, o) = (at / parts, at % parts * part);
             let x = &x[b * image..][..image];
-            let weight = &weight[o * self.c_in * taps..][..planes.len() * self.c_in * taps];
+            let weight = &weight[o * kernels..][..planes.len() * kernels];
             let bias = &bias[o..][..planes.len()];
             let first = tile * layout.rows;
-            let pixels = (layout.rows * layout.pitch).next_multiple_of(WIDEST);
+            let [products, pixels] = layout.products(layout.rows);
             // With one block of channels no sum waits for the next.
             let rows = if layout.block == self.c_in { ROWS } else { planes.len() };
-            let len = self.tile_len(&layout) + rows * pixels;
+            let sums = products * pixels.next_multiple_of(WIDEST);
+            let len = self.tile_len(&layout) + rows * sums;
             with_scratch(len, |scratch| {
                 self.run_tile(&layout, [x, weight, bias], first, planes, scratch);
             });
@@ -359,39 +475,53 @@ impl Correlation {
         scratch: &mut [f32],
     ) {
         let (arch, width) = (Arch::new(), self.out[1]);
-        let taps = self.kernel[0] * self.kernel[1];
-        let pixels = planes[0].len() / width * layout.pitch;
-        let sums_row = pixels.next_multiple_of(WIDEST);
-        let tile_len = self.tile_len(layout);
-        let (tile, sums) = scratch.split_at_mut(tile_len);
+        let [products, pixels] = layout.products(planes[0].len() / width);
+        let (taps, kernels) = (layout.offsets.len() / layout.block, weight.len() / planes.len());
+        let (phase, sums_row) = (layout.phase_rows * layout.pitch, pixels.next_multiple_of(WIDEST));
+        let (tile, sums) = scratch.split_at_mut(self.tile_len(layout));
         let source = self.source[0] * self.source[1];
         for (at, x) in x.chunks(layout.block * source).enumerate() {
-            self.fill(layout, x, first, tile);
+            match layout.pairs {
+                true => vectorised(
+                    #[inline(always)]
+                    || self.fill_pairs(layout, x, first, tile),
+                ),
+                false => self.fill(layout, x, first, tile),
+            }
             let c = at * layout.block;
             let last = c + layout.block >= self.c_in;
             for (o, planes) in planes.chunks_mut(ROWS).enumerate() {
                 let o = o * ROWS;
-                let start = if layout.block == self.c_in { 0 } else { o * sums_row };
-                let sums = &mut sums[start..][..planes.len() * sums_row];
-                if c == 0 {
-                    let rows = sums.chunks_exact_mut(sums_row).zip(&bias[o..]);
-                    rows.for_each(|(sums, &bias)| sums.fill(bias));
-                }
-                let offsets = &layout.offsets[..x.len() / source * taps];
-                arch.dispatch(ByRows(Strips {
-                    weights: &weight[(o * self.c_in + c) * taps..],
-                    weights_row: self.c_in * taps,
-                    offsets,
-                    tile,
-                    sums,
-                    sums_row,
-                    pixels,
-                }));
-                if last {
-                    for (plane, sums) in planes.iter_mut().zip(sums.chunks_exact(sums_row)) {
-                        let lines = plane.chunks_exact_mut(width).zip(sums.chunks(layout.pitch));
-                        lines.for_each(|(line, sums)| line.copy_from_slice(&sums[..width]));
+                let rows = planes.len() * sums_row;
+                let start = if layout.block == self.c_in { 0 } else { o * products * sums_row };
+                let sums = &mut sums[start..][..products * rows];
+                for (m, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                    if c == 0 {
+                        // Both rows of a pair have the second product with the sign of the bias.
+                        let bias_of =
+                            |o: usize| if m == usize::from(layout.pairs) { bias[o] } else { 0.0 };
+                        let rows = sums.chunks_exact_mut(sums_row).enumerate();
+                        rows.for_each(|(at, sums)| sums.fill(bias_of(o + at)));
                     }
+                    arch.dispatch(ByRows(Strips {
+                        weights: &weight[o * kernels + (m * self.c_in + c) * taps..],
+                        weights_row: kernels,
+                        offsets: &layout.offsets[..x.len() / source * taps],
+                        tile: &tile[m * phase..],
+                        sums,
+                        sums_row,
+                        pixels,
+                    }));
+                }
+                if last {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (at, plane) in planes.iter_mut().enumerate() {
+                                layout.finish(&sums[at * sums_row..], rows, width, plane);
+                            }
+                        },
+                    );
                 }
             }
         }
@@ -409,7 +539,7 @@ impl Correlation {
         if grad_out.is_empty() || len == 0 {
             return vec![0.0; len];
         }
-        let layout = self.layout();
+        let layout = self.layout(false);
         // At least 256 pixels and at most 16 chunks.
         let chunk = 256usize.div_ceil(height * width).max(self.batch.div_ceil(16)).min(self.batch);
         // Several small images at a time, as each adds up its lanes once only.
@@ -754,6 +884,24 @@ mod tests {
         conv(1, [66, 70], [7, 5], 3, 1, [1, 1, 1, 1]);
         conv(5, [33, 37], [6, 6], 1, 1, [0, 0, 0, 0]);
         conv(19, [2, 3], [8, 8], 3, 1, [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn rows_in_pairs() {
+        let sides = [[2, 70], [3, 40], [9, 9], [34, 4], [16, 16], [13, 300], [33, 7]];
+        let pads = [[1, 1, 1, 1], [0, 0, 0, 0], [2, 1, 0, 2], [0, 2, 1, 0]];
+        let channels = [[16, 16], [35, 17], [100, 22], [17, 64]];
+        let mut at = 0;
+        for (pad, [height, width]) in pads.iter().flat_map(|p| sides.iter().map(move |s| (*p, *s)))
+        {
+            let [c_in, c_out] = channels[at % channels.len()];
+            let c = Conv { batch: 2, c_in, c_out, height, width, kernel: 3, stride: 1, pad };
+            if height + pad[0] + pad[2] > 2 && c.correlation().in_pairs() {
+                check(c);
+                at += 1;
+            }
+        }
+        assert!(at > 20, "{at}");
     }
 
     #[test]
