@@ -19,6 +19,9 @@
 //!
 //! - the rows d0 - d2, d1 + d2, d2 - d1 and d1 - d3, each a phase of the tile, with
 //! - the kernels of one row g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2 and g2.
+//!
+//! The weight's gradient is that of these steps: from the gradients e0, e0 + e1, e0 - e1 and -e1 of
+//! m0 to m3 that of the kernels of one row, and from these that of the weight.
 
 use std::array::from_fn;
 use std::borrow::Cow;
@@ -222,35 +225,55 @@ struct Layout {
     phase_rows: usize,
     /// Elements of a channel, all phases.
     channel: usize,
-    /// Where the taps of a block of channels read the first pixel; in pairs, those of each phase.
-    offsets: Vec<usize>,
+    /// For each of the products that make a plane, where the taps of a block of channels read the
+    /// first pixel.
+    offsets: Vec<Vec<usize>>,
 }
 
 impl Layout {
-    /// The number of products that make `rows` rows of a plane, and the pixels of each.
-    fn products(&self, rows: usize) -> [usize; 2] {
-        match self.pairs {
-            true => [4, rows.div_ceil(2) * self.pitch],
-            false => [1, rows * self.pitch],
-        }
+    /// The pixels of each product that makes `rows` rows of a plane.
+    fn pixels(&self, rows: usize) -> usize {
+        self.pitch * if self.pairs { rows.div_ceil(2) } else { rows }
     }
 
-    /// Makes the rows of a plane from the sums of their products, the first of which begin at 0,
-    /// `step` and so on.
+    /// Makes the rows of a plane from the sums of their products, which begin at 0, `step` and so on.
     #[inline(always)]
-    fn finish(&self, sums: &[f32], step: usize, width: usize, plane: &mut [f32]) {
+    fn finish(&self, sums: &[f32], step: usize, bias: f32, width: usize, plane: &mut [f32]) {
         if !self.pairs {
-            let lines = plane.chunks_exact_mut(width).zip(sums.chunks(self.pitch));
-            return lines.for_each(|(line, sums)| line.copy_from_slice(&sums[..width]));
+            for (line, sums) in plane.chunks_exact_mut(width).zip(sums.chunks(self.pitch)) {
+                line.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum + bias);
+            }
+            return;
         }
         for (at, pair) in plane.chunks_mut(2 * width).enumerate() {
             let m: [&[f32]; 4] = from_fn(|m| &sums[m * step + at * self.pitch..][..width]);
             let (upper, lower) = pair.split_at_mut(width);
             for (j, y) in upper.iter_mut().enumerate() {
-                *y = m[0][j] + m[1][j] + m[2][j];
+                *y = m[0][j] + m[1][j] + m[2][j] + bias;
             }
             for (j, y) in lower.iter_mut().enumerate() {
-                *y = m[1][j] - m[2][j] - m[3][j];
+                *y = m[1][j] - m[2][j] - m[3][j] + bias;
+            }
+        }
+    }
+
+    /// Makes the gradients of the products, each of `pixels`, from those of the rows of a plane.
+    #[inline(always)]
+    fn spread(&self, plane: &[f32], width: usize, pixels: usize, grads: &mut [f32]) {
+        let rows = if self.pairs { 2 } else { 1 };
+        for (m, grads) in grads.chunks_exact_mut(pixels).enumerate() {
+            let lines = plane.chunks(rows * width);
+            grads[lines.len() * self.pitch..].fill(0.0);
+            for (lines, to) in lines.zip(grads.chunks_exact_mut(self.pitch)) {
+                let (upper, lower) = lines.split_at(width);
+                let (to, end) = to.split_at_mut(width);
+                end.fill(0.0);
+                match m {
+                    3 => to.fill(0.0),
+                    _ => to.copy_from_slice(upper),
+                }
+                let sign = [0.0, 1.0, -1.0, -1.0][m];
+                to.iter_mut().zip(lower).for_each(|(to, e)| *to += sign * e);
             }
         }
     }
@@ -301,12 +324,14 @@ impl Correlation {
         };
         let phase = phase_rows * pitch;
         let channel = phases * phase;
-        let mut offsets = Vec::new();
-        for c in 0..block {
-            for u in 0..kernel_rows {
-                for v in 0..kernel_cols {
-                    let in_phase = (u / s) * pitch + v / s;
-                    offsets.push(c * channel + (u % s * s + v % s) * phase + in_phase);
+        let mut offsets = vec![Vec::new(); if pairs { 4 } else { 1 }];
+        for (product, offsets) in offsets.iter_mut().enumerate() {
+            for c in 0..block {
+                for u in 0..kernel_rows {
+                    for v in 0..kernel_cols {
+                        let start = c * channel + (product + u % s * s + v % s) * phase;
+                        offsets.push(start + (u / s) * pitch + v / s);
+                    }
                 }
             }
         }
@@ -316,6 +341,12 @@ impl Correlation {
     /// Copies the channels of `image` that `tile` has room for, from output row `first` on.
     #[inline(always)]
     fn fill(&self, layout: &Layout, image: &[f32], first: usize, tile: &mut [f32]) {
+        if layout.pairs {
+            return vectorised(
+                #[inline(always)]
+                || self.fill_pairs(layout, image, first, tile),
+            );
+        }
         let ([height, width], s, pitch) = (self.source, self.stride, layout.pitch);
         let used = image.len() / (height * width) * layout.channel;
         // The shared zeros of the last row; no other pixel that is kept reads beyond the channels.
@@ -391,20 +422,33 @@ impl Correlation {
         let mut paired = vec![0.0; self.c_out * 4 * row];
         let products = paired.par_chunks_exact_mut(4 * row).zip(weight.par_chunks_exact(3 * row));
         products.with_min_len(64).for_each(|(products, kernels)| {
-            let (outer, inner) = products.split_at_mut(row);
-            let (inner, last) = inner.split_at_mut(2 * row);
-            let (plus, minus) = inner.split_at_mut(row);
-            let products = outer.as_chunks_mut::<3>().0.iter_mut().zip(last.as_chunks_mut::<3>().0);
-            let products = products.zip(plus.as_chunks_mut::<3>().0);
-            let products = products.zip(minus.as_chunks_mut::<3>().0);
-            for ((((m0, m3), m1), m2), g) in products.zip(kernels.as_chunks::<9>().0) {
+            let products = products.as_chunks_mut::<3>().0;
+            for (c, g) in kernels.as_chunks::<9>().0.iter().enumerate() {
                 for v in 0..3 {
-                    let (sum, middle) = (0.5 * (g[v] + g[6 + v]), 0.5 * g[3 + v]);
-                    [m0[v], m1[v], m2[v], m3[v]] = [g[v], sum + middle, sum - middle, g[6 + v]];
+                    let (outer, middle) = (0.5 * (g[v] + g[6 + v]), 0.5 * g[3 + v]);
+                    let m = [g[v], outer + middle, outer - middle, g[6 + v]];
+                    (0..4).for_each(|i| products[i * self.c_in + c][v] = m[i]);
                 }
             }
         });
         paired
+    }
+
+    /// The gradient of the weight from that of [`Self::paired`].
+    fn unpaired(&self, grad: &[f32]) -> Vec<f32> {
+        let mut weight = vec![0.0; grad.len() / 4 * 3];
+        let kernels = weight.chunks_exact_mut(9 * self.c_in);
+        for (kernels, products) in kernels.zip(grad.chunks_exact(12 * self.c_in)) {
+            let products = products.as_chunks::<3>().0;
+            for (c, g) in kernels.as_chunks_mut::<9>().0.iter_mut().enumerate() {
+                for v in 0..3 {
+                    let m: [f32; 4] = from_fn(|i| products[i * self.c_in + c][v]);
+                    let (outer, middle) = (0.5 * (m[1] + m[2]), 0.5 * (m[1] - m[2]));
+                    [g[v], g[3 + v], g[6 + v]] = [m[0] + outer, middle, m[3] + outer];
+                }
+            }
+        }
+        weight
     }
 
     /// The length of a tile of as many channels as it takes, with what the last strip reads beyond.
@@ -447,11 +491,10 @@ impl Correlation {
             let weight = &weight[o * kernels..][..planes.len() * kernels];
             let bias = &bias[o..][..planes.len()];
             let first = tile * layout.rows;
-            let [products, pixels] = layout.products(layout.rows);
+            let pixels = layout.pixels(layout.rows).next_multiple_of(WIDEST);
             // With one block of channels no sum waits for the next.
             let rows = if layout.block == self.c_in { ROWS } else { planes.len() };
-            let sums = products * pixels.next_multiple_of(WIDEST);
-            let len = self.tile_len(&layout) + rows * sums;
+            let len = self.tile_len(&layout) + rows * layout.offsets.len() * pixels;
             with_scratch(len, |scratch| {
                 self.run_tile(&layout, [x, weight, bias], first, planes, scratch);
             });
@@ -475,19 +518,13 @@ impl Correlation {
         scratch: &mut [f32],
     ) {
         let (arch, width) = (Arch::new(), self.out[1]);
-        let [products, pixels] = layout.products(planes[0].len() / width);
-        let (taps, kernels) = (layout.offsets.len() / layout.block, weight.len() / planes.len());
-        let (phase, sums_row) = (layout.phase_rows * layout.pitch, pixels.next_multiple_of(WIDEST));
+        let pixels = layout.pixels(planes[0].len() / width);
+        let (sums_row, products) = (pixels.next_multiple_of(WIDEST), layout.offsets.len());
+        let (taps, kernels) = (layout.offsets[0].len() / layout.block, weight.len() / planes.len());
         let (tile, sums) = scratch.split_at_mut(self.tile_len(layout));
         let source = self.source[0] * self.source[1];
         for (at, x) in x.chunks(layout.block * source).enumerate() {
-            match layout.pairs {
-                true => vectorised(
-                    #[inline(always)]
-                    || self.fill_pairs(layout, x, first, tile),
-                ),
-                false => self.fill(layout, x, first, tile),
-            }
+            self.fill(layout, x, first, tile);
             let c = at * layout.block;
             let last = c + layout.block >= self.c_in;
             for (o, planes) in planes.chunks_mut(ROWS).enumerate() {
@@ -496,18 +533,12 @@ impl Correlation {
                 let start = if layout.block == self.c_in { 0 } else { o * products * sums_row };
                 let sums = &mut sums[start..][..products * rows];
                 for (m, sums) in sums.chunks_exact_mut(rows).enumerate() {
-                    if c == 0 {
-                        // Both rows of a pair have the second product with the sign of the bias.
-                        let bias_of =
-                            |o: usize| if m == usize::from(layout.pairs) { bias[o] } else { 0.0 };
-                        let rows = sums.chunks_exact_mut(sums_row).enumerate();
-                        rows.for_each(|(at, sums)| sums.fill(bias_of(o + at)));
-                    }
                     arch.dispatch(ByRows(Strips {
                         weights: &weight[o * kernels + (m * self.c_in + c) * taps..],
                         weights_row: kernels,
-                        offsets: &layout.offsets[..x.len() / source * taps],
-                        tile: &tile[m * phase..],
+                        offsets: &layout.offsets[m][..x.len() / source * taps],
+                        tile,
+                        fresh: c == 0,
                         sums,
                         sums_row,
                         pixels,
@@ -518,7 +549,8 @@ impl Correlation {
                         #[inline(always)]
                         || {
                             for (at, plane) in planes.iter_mut().enumerate() {
-                                layout.finish(&sums[at * sums_row..], rows, width, plane);
+                                let sums = &sums[at * sums_row..];
+                                layout.finish(sums, rows, bias[o + at], width, plane);
                             }
                         },
                     );
@@ -539,15 +571,18 @@ impl Correlation {
         if grad_out.is_empty() || len == 0 {
             return vec![0.0; len];
         }
-        let layout = self.layout(false);
         // At least 256 pixels and at most 16 chunks.
         let chunk = 256usize.div_ceil(height * width).max(self.batch.div_ceil(16)).min(self.batch);
+        // Sums over fewer pixels cost more than pairs save.
+        let layout = self.layout(self.in_pairs() && chunk * height * width >= 512);
+        let products = layout.offsets.len();
+        let sums = self.c_out * products * self.c_in * layout.offsets[0].len() / layout.block;
         // Several small images at a time, as each adds up its lanes once only.
-        let pixels = (layout.rows * layout.pitch).next_multiple_of(WIDEST);
-        let group = (TILE / (layout.tiles * pixels)).clamp(1, chunk);
+        let pixels = products * layout.pixels(layout.rows).next_multiple_of(WIDEST);
+        let group = (TILE / (layout.tiles * layout.rows * layout.pitch)).clamp(1, chunk);
         let (tile_len, grads_len) = (self.tile_len(&layout), self.c_out * pixels);
         let work = |(x, grad_out): (&[f32], &[f32])| {
-            let mut grad = vec![0.0; len];
+            let mut grad = vec![0.0; sums];
             with_scratch(group * (tile_len + grads_len), |scratch| {
                 let (tile, grads) = scratch.split_at_mut(group * tile_len);
                 self.add_weight_gradient(&layout, x, grad_out, &mut grad, tile, grads);
@@ -560,7 +595,8 @@ impl Correlation {
         } else {
             x.par_chunks(xs).zip(grad_out.par_chunks(grads)).map(work).collect()
         };
-        sum_in_order(parts, len)
+        let grad = sum_in_order(parts, sums);
+        if layout.pairs { self.unpaired(&grad) } else { grad }
     }
 
     /// Adds the weight gradient of some images to `grad`.
@@ -574,11 +610,12 @@ impl Correlation {
         tiles: &mut [f32],
         grads: &mut [f32],
     ) {
-        let ([height, width], taps) = (self.out, self.kernel[0] * self.kernel[1]);
-        let source = self.source[0] * self.source[1];
+        let ([height, width], source) = (self.out, self.source[0] * self.source[1]);
         let images = x.len() / (self.c_in * source);
-        let pixels = (layout.rows * layout.pitch).next_multiple_of(WIDEST);
-        let (tile_len, grads_len) = (self.tile_len(layout), self.c_out * pixels);
+        let (products, taps) = (layout.offsets.len(), layout.offsets[0].len() / layout.block);
+        let pixels = layout.pixels(layout.rows).next_multiple_of(WIDEST);
+        let (grads_row, sums_row) = (products * pixels, products * self.c_in * taps);
+        let (tile_len, grads_len) = (self.tile_len(layout), self.c_out * grads_row);
         let group = tiles.len() / tile_len;
         let arch = Arch::new();
         for start in (0..images).step_by(group) {
@@ -587,37 +624,38 @@ impl Correlation {
             for first in (0..height).step_by(layout.rows) {
                 let rows = layout.rows.min(height - first);
                 let planes = grad_out[start * self.c_out * height * width..].chunks(height * width);
-                for (plane, to) in planes.zip(grads.chunks_exact_mut(pixels)) {
-                    to[rows * layout.pitch..].fill(0.0);
-                    let lines = plane[first * width..].chunks_exact(width);
-                    for (line, to) in lines.zip(to.chunks_exact_mut(layout.pitch)).take(rows) {
-                        to[..width].copy_from_slice(line);
-                        to[width..].fill(0.0);
-                    }
-                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (plane, to) in planes.zip(grads.chunks_exact_mut(grads_row)) {
+                            let lines = &plane[first * width..][..rows * width];
+                            layout.spread(lines, width, pixels, to);
+                        }
+                    },
+                );
                 for c in (0..self.c_in).step_by(layout.block) {
                     let channels = layout.block.min(self.c_in - c);
                     for (i, tile) in tiles.chunks_exact_mut(tile_len).enumerate() {
                         let x = &x[((start + i) * self.c_in + c) * source..][..channels * source];
                         self.fill(layout, x, first, tile);
                     }
-                    let offsets = &layout.offsets[..channels * taps];
-                    let sums_row = self.c_in * taps;
                     for (o, sums) in grad.chunks_mut(ROWS * sums_row).enumerate() {
                         let rows = sums.len() / sums_row;
-                        let (sums, first) = (&mut sums[c * taps..], o * ROWS * pixels);
-                        arch.dispatch(ByRows(Dots {
-                            rows,
-                            tiles,
-                            tile_len,
-                            grads,
-                            grads_len,
-                            first,
-                            pixels,
-                            offsets,
-                            sums,
-                            sums_row,
-                        }));
+                        for (m, offsets) in layout.offsets.iter().enumerate() {
+                            arch.dispatch(ByRows(Dots {
+                                rows,
+                                tiles,
+                                tile_len,
+                                grads,
+                                grads_len,
+                                grads_row,
+                                first: o * ROWS * grads_row + m * pixels,
+                                pixels,
+                                offsets: &offsets[..channels * taps],
+                                sums: &mut sums[(m * self.c_in + c) * taps..],
+                                sums_row,
+                            }));
+                        }
                     }
                 }
             }
@@ -659,6 +697,8 @@ struct Strips<'a> {
     weights_row: usize,
     offsets: &'a [usize],
     tile: &'a [f32],
+    /// Whether the sums begin with zero, whatever they are.
+    fresh: bool,
     /// As many rows as there are sums for.
     sums: &'a mut [f32],
     sums_row: usize,
@@ -691,10 +731,13 @@ impl Strips<'_> {
         let (offsets, tile, width) = (self.offsets, &self.tile[p..], N * S::F32_LANES);
         let weights: [&[f32]; M] =
             from_fn(|m| &self.weights[m * self.weights_row..][..offsets.len()]);
-        let mut acc: [[S::f32s; N]; M] = from_fn(|m| {
-            let sums = S::as_simd_f32s(&self.sums[m * self.sums_row + p..][..width]).0;
-            from_fn(|n| sums[n])
-        });
+        let mut acc = [[simd.splat_f32s(0.0); N]; M];
+        if !self.fresh {
+            for (m, acc) in acc.iter_mut().enumerate() {
+                let sums = &self.sums[m * self.sums_row + p..][..width];
+                acc.copy_from_slice(S::as_simd_f32s(sums).0);
+            }
+        }
         for k in 0..offsets.len() {
             let x = S::as_simd_f32s(&tile[offsets[k]..][..width]).0;
             let x: [S::f32s; N] = from_fn(|n| x[n]);
@@ -722,8 +765,9 @@ struct Dots<'a> {
     /// For each image gradients of this length, of which the rows begin at `first`.
     grads: &'a [f32],
     grads_len: usize,
+    /// From one row of gradients to the next.
+    grads_row: usize,
     first: usize,
-    /// The length of a row of gradients.
     pixels: usize,
     offsets: &'a [usize],
     sums: &'a mut [f32],
@@ -744,7 +788,7 @@ impl Product for Dots<'_> {
             let tiles = self.tiles.chunks_exact(self.tile_len);
             for (tile, grads) in tiles.zip(self.grads.chunks_exact(self.grads_len)) {
                 let grads: [&[S::f32s]; M] = from_fn(|m| {
-                    let start = self.first + m * self.pixels;
+                    let start = self.first + m * self.grads_row;
                     S::as_simd_f32s(&grads[start..][..self.pixels]).0
                 });
                 let xs = offsets.map(|offset| S::as_simd_f32s(&tile[offset..][..self.pixels]).0);
