@@ -12,10 +12,10 @@
 //! A stride of s splits the tile in s by s phases, each a tile of its own: pixel (s i + u, s j + v)
 //! is pixel (i + u / s, j + v / s) of phase (u mod s, v mod s).
 //!
-//! A kernel of 3 by 3 with stride 1 makes its rows in pairs, which takes two thirds of the products:
-//! Winograd's F(2, 3) down the columns (Lavin and Gray, arXiv:1509.09308, section 4.1). With the rows
-//! d0 to d3 of the padded image and g0 to g2 of the kernel, a pair of rows is
-//! (m0 + m1 + m2, m1 - m2 - m3), where m0 to m3 are the convolutions of
+//! With enough channels and pixels, a kernel of 3 by 3 and stride 1 makes its rows in pairs, which
+//! takes two thirds of the multiplications: Winograd's F(2, 3) down the columns (Lavin and Gray,
+//! arXiv:1509.09308, section 4.1). With the rows d0 to d3 of the padded image and g0 to g2 of the
+//! kernel, a pair of rows is (m0 + m1 + m2, m1 - m2 - m3), where m0 to m3 are the convolutions of
 //!
 //! - the rows d0 - d2, d1 + d2, d2 - d1 and d1 - d3, each a phase of the tile, with
 //! - the kernels of one row g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2 and g2.
@@ -192,8 +192,12 @@ const TILE: usize = 1056;
 /// About as many taps, and at most as many channels, are summed up at a time: 32 channels of a
 /// kernel of 3 by 3, whose tile of 150 KB (in pairs of rows 270) stays in the second cache.
 const BLOCK: [usize; 2] = [288, 96];
-/// The channels of input and output, and the pixels of an output, from which on rows are made in pairs.
-const PAIRS: [usize; 2] = [16, 64];
+/// The fewest channels, of input and output, for which rows are made in pairs.
+const PAIRS_CHANNELS: usize = 16;
+/// The fewest pixels of an output.
+const PAIRS_PIXELS: usize = 64;
+/// The fewest pixels of a task of the weight's gradient: below, the sums of lanes cost more.
+const PAIRS_TASK: usize = 512;
 /// The multiply-adds that are worth another thread.
 const PARALLEL: usize = 100_000;
 
@@ -219,12 +223,14 @@ struct Layout {
     tiles: usize,
     /// Input channels in a tile at a time.
     block: usize,
-    /// From one output row to the next.
+    /// From one output row, or pair of rows, to the next.
     pitch: usize,
     /// Rows of a phase.
     phase_rows: usize,
     /// Elements of a channel, all phases.
     channel: usize,
+    /// Taps of a channel in each product.
+    taps: usize,
     /// For each of the products that make a plane, where the taps of a block of channels read the
     /// first pixel.
     offsets: Vec<Vec<usize>>,
@@ -236,7 +242,7 @@ impl Layout {
         self.pitch * if self.pairs { rows.div_ceil(2) } else { rows }
     }
 
-    /// Makes the rows of a plane from the sums of their products, which begin at 0, `step` and so on.
+    /// Makes the rows of a plane from the sums of their products, which begin at 0, `step`, ...
     #[inline(always)]
     fn finish(&self, sums: &[f32], step: usize, bias: f32, width: usize, plane: &mut [f32]) {
         if !self.pairs {
@@ -272,8 +278,11 @@ impl Layout {
                     3 => to.fill(0.0),
                     _ => to.copy_from_slice(upper),
                 }
-                let sign = [0.0, 1.0, -1.0, -1.0][m];
-                to.iter_mut().zip(lower).for_each(|(to, e)| *to += sign * e);
+                match m {
+                    0 => {}
+                    1 => to.iter_mut().zip(lower).for_each(|(to, e)| *to += e),
+                    _ => to.iter_mut().zip(lower).for_each(|(to, e)| *to -= e),
+                }
             }
         }
     }
@@ -299,7 +308,7 @@ impl Correlation {
     /// Whether pairs of rows save more than their sums cost.
     fn in_pairs(&self) -> bool {
         let (channels, [height, width]) = (self.c_in.min(self.c_out), self.out);
-        let large = channels >= PAIRS[0] && height * width >= PAIRS[1] && height > 1;
+        let large = channels >= PAIRS_CHANNELS && height * width >= PAIRS_PIXELS && height > 1;
         large && self.kernel == [3, 3] && self.stride == 1
     }
 
@@ -335,7 +344,8 @@ impl Correlation {
                 }
             }
         }
-        Layout { pairs, rows, tiles, block, pitch, phase_rows, channel, offsets }
+        let taps = kernel_rows * kernel_cols;
+        Layout { pairs, rows, tiles, block, pitch, phase_rows, channel, taps, offsets }
     }
 
     /// Copies the channels of `image` that `tile` has room for, from output row `first` on.
@@ -437,8 +447,9 @@ impl Correlation {
     /// The gradient of the weight from that of [`Self::paired`].
     fn unpaired(&self, grad: &[f32]) -> Vec<f32> {
         let mut weight = vec![0.0; grad.len() / 4 * 3];
-        let kernels = weight.chunks_exact_mut(9 * self.c_in);
-        for (kernels, products) in kernels.zip(grad.chunks_exact(12 * self.c_in)) {
+        let kernels = weight.par_chunks_exact_mut(9 * self.c_in);
+        let products = grad.par_chunks_exact(12 * self.c_in);
+        kernels.zip(products).with_min_len(64).for_each(|(kernels, products)| {
             let products = products.as_chunks::<3>().0;
             for (c, g) in kernels.as_chunks_mut::<9>().0.iter_mut().enumerate() {
                 for v in 0..3 {
@@ -447,7 +458,7 @@ impl Correlation {
                     [g[v], g[3 + v], g[6 + v]] = [m[0] + outer, middle, m[3] + outer];
                 }
             }
-        }
+        });
         weight
     }
 
@@ -470,7 +481,7 @@ impl Correlation {
             true => Cow::Owned(self.paired(weight)),
             false => Cow::Borrowed(weight),
         };
-        let kernels = weight.len() / self.c_out;
+        let weights_row = weight.len() / self.c_out;
         // Few tiles are split by channels of the output.
         let parts = 8usize.div_ceil(self.batch * layout.tiles).min(self.c_out.div_ceil(32));
         let part = self.c_out.div_ceil(parts).next_multiple_of(ROWS);
@@ -488,7 +499,7 @@ impl Correlation {
             let (at, tile) = (at / layout.tiles, at % layout.tiles);
             let (b, o) = (at / parts, at % parts * part);
             let x = &x[b * image..][..image];
-            let weight = &weight[o * kernels..][..planes.len() * kernels];
+            let weight = &weight[o * weights_row..][..planes.len() * weights_row];
             let bias = &bias[o..][..planes.len()];
             let first = tile * layout.rows;
             let pixels = layout.pixels(layout.rows).next_multiple_of(WIDEST);
@@ -520,7 +531,7 @@ impl Correlation {
         let (arch, width) = (Arch::new(), self.out[1]);
         let pixels = layout.pixels(planes[0].len() / width);
         let (sums_row, products) = (pixels.next_multiple_of(WIDEST), layout.offsets.len());
-        let (taps, kernels) = (layout.offsets[0].len() / layout.block, weight.len() / planes.len());
+        let (taps, weights_row) = (layout.taps, weight.len() / planes.len());
         let (tile, sums) = scratch.split_at_mut(self.tile_len(layout));
         let source = self.source[0] * self.source[1];
         for (at, x) in x.chunks(layout.block * source).enumerate() {
@@ -529,13 +540,13 @@ impl Correlation {
             let last = c + layout.block >= self.c_in;
             for (o, planes) in planes.chunks_mut(ROWS).enumerate() {
                 let o = o * ROWS;
-                let rows = planes.len() * sums_row;
+                let step = planes.len() * sums_row;
                 let start = if layout.block == self.c_in { 0 } else { o * products * sums_row };
-                let sums = &mut sums[start..][..products * rows];
-                for (m, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                let sums = &mut sums[start..][..products * step];
+                for (m, sums) in sums.chunks_exact_mut(step).enumerate() {
                     arch.dispatch(ByRows(Strips {
-                        weights: &weight[o * kernels + (m * self.c_in + c) * taps..],
-                        weights_row: kernels,
+                        weights: &weight[o * weights_row + (m * self.c_in + c) * taps..],
+                        weights_row,
                         offsets: &layout.offsets[m][..x.len() / source * taps],
                         tile,
                         fresh: c == 0,
@@ -550,7 +561,7 @@ impl Correlation {
                         || {
                             for (at, plane) in planes.iter_mut().enumerate() {
                                 let sums = &sums[at * sums_row..];
-                                layout.finish(sums, rows, bias[o + at], width, plane);
+                                layout.finish(sums, step, bias[o + at], width, plane);
                             }
                         },
                     );
@@ -573,16 +584,16 @@ impl Correlation {
         }
         // At least 256 pixels and at most 16 chunks.
         let chunk = 256usize.div_ceil(height * width).max(self.batch.div_ceil(16)).min(self.batch);
-        // Sums over fewer pixels cost more than pairs save.
-        let layout = self.layout(self.in_pairs() && chunk * height * width >= 512);
+        let layout = self.layout(self.in_pairs() && chunk * height * width >= PAIRS_TASK);
         let products = layout.offsets.len();
-        let sums = self.c_out * products * self.c_in * layout.offsets[0].len() / layout.block;
+        let grad_len = self.c_out * products * self.c_in * layout.taps;
         // Several small images at a time, as each adds up its lanes once only.
-        let pixels = products * layout.pixels(layout.rows).next_multiple_of(WIDEST);
-        let group = (TILE / (layout.tiles * layout.rows * layout.pitch)).clamp(1, chunk);
-        let (tile_len, grads_len) = (self.tile_len(&layout), self.c_out * pixels);
+        let pixels = (layout.rows * layout.pitch).next_multiple_of(WIDEST);
+        let group = (TILE / (layout.tiles * pixels)).clamp(1, chunk);
+        let pixels = layout.pixels(layout.rows).next_multiple_of(WIDEST);
+        let (tile_len, grads_len) = (self.tile_len(&layout), self.c_out * products * pixels);
         let work = |(x, grad_out): (&[f32], &[f32])| {
-            let mut grad = vec![0.0; sums];
+            let mut grad = vec![0.0; grad_len];
             with_scratch(group * (tile_len + grads_len), |scratch| {
                 let (tile, grads) = scratch.split_at_mut(group * tile_len);
                 self.add_weight_gradient(&layout, x, grad_out, &mut grad, tile, grads);
@@ -595,7 +606,7 @@ impl Correlation {
         } else {
             x.par_chunks(xs).zip(grad_out.par_chunks(grads)).map(work).collect()
         };
-        let grad = sum_in_order(parts, sums);
+        let grad = sum_in_order(parts, grad_len);
         if layout.pairs { self.unpaired(&grad) } else { grad }
     }
 
@@ -612,7 +623,7 @@ impl Correlation {
     ) {
         let ([height, width], source) = (self.out, self.source[0] * self.source[1]);
         let images = x.len() / (self.c_in * source);
-        let (products, taps) = (layout.offsets.len(), layout.offsets[0].len() / layout.block);
+        let (products, taps) = (layout.offsets.len(), layout.taps);
         let pixels = layout.pixels(layout.rows).next_multiple_of(WIDEST);
         let (grads_row, sums_row) = (products * pixels, products * self.c_in * taps);
         let (tile_len, grads_len) = (self.tile_len(layout), self.c_out * grads_row);
@@ -933,7 +944,7 @@ mod tests {
     #[test]
     fn rows_in_pairs() {
         let sides = [[2, 70], [3, 40], [9, 9], [34, 4], [16, 16], [13, 300], [33, 7]];
-        let pads = [[1, 1, 1, 1], [0, 0, 0, 0], [2, 1, 0, 2], [0, 2, 1, 0]];
+        let pads = [[1, 1, 1, 1], [0, 0, 0, 0], [2, 1, 0, 2], [0, 2, 1, 0], [4, 3, 0, 5]];
         let channels = [[16, 16], [35, 17], [100, 22], [17, 64]];
         let mut at = 0;
         for (pad, [height, width]) in pads.iter().flat_map(|p| sides.iter().map(move |s| (*p, *s)))
@@ -945,7 +956,16 @@ mod tests {
                 at += 1;
             }
         }
-        assert!(at > 20, "{at}");
+        assert!(at > 25, "{at}");
+        // The weight's gradient of one tile, of groups of images the last of which is not full, of
+        // a task with fewer images.
+        let conv = |batch, kernel, stride, pad| {
+            let (c_in, c_out, height, width) = (16, 17, 16, 16);
+            check(Conv { batch, c_in, c_out, height, width, kernel, stride, pad });
+        };
+        conv(49, 3, 1, [1; 4]);
+        // A phase of the input's gradient is in pairs.
+        conv(2, 5, 2, [2; 4]);
     }
 
     #[test]
@@ -957,6 +977,10 @@ mod tests {
             let x = random(batch * c_in * height * width, 1);
             let weight = random(c_out * c_in * 9, 2);
             let grad = random(batch * c_out * rows * cols, 3);
+            let image = c_in * height * width;
+            let alone = Conv { batch: 1, ..c };
+            let each = x.chunks(image).flat_map(|x| alone.forward(x, &weight, None));
+            assert!(each.eq(c.forward(&x, &weight, None)), "an image depends on its batch");
             assert_same_on_threads(|| {
                 let y = c.forward(&x, &weight, None);
                 let dx = c.input_gradient(&weight, &grad);
