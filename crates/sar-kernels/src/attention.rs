@@ -47,22 +47,30 @@ impl<B: Backend> Visible<B> {
         Self { ends, mask_ll: OnceLock::new() }
     }
 
+    /// Each of so many tokens sees all of them.
+    pub fn all(tokens: usize) -> Self {
+        Self::new(vec![tokens; tokens])
+    }
+
     /// Number of tokens, l.
     pub fn tokens(&self) -> usize {
         self.ends.len()
     }
 
-    /// 0 where seen, [`HIDDEN`] elsewhere: `[l, l]`, query by key.
-    fn mask(&self, device: &B::Device) -> Tensor<B, 2> {
+    /// 0 where seen, [`HIDDEN`] elsewhere: `[l, l]`, query by key. None where all is seen.
+    fn mask(&self, device: &B::Device) -> Option<Tensor<B, 2>> {
+        let l = self.tokens();
+        if self.ends.first() == Some(&l) {
+            return None;
+        }
         let build = || {
-            let l = self.ends.len();
             let mut mask = vec![HIDDEN; l * l];
             for (row, &end) in mask.chunks_exact_mut(l).zip(&self.ends) {
                 row[..end].fill(0.0);
             }
             Tensor::from_data(TensorData::new(mask, [l, l]), device)
         };
-        self.mask_ll.get_or_init(build).clone().to_device(device)
+        Some(self.mask_ll.get_or_init(build).clone().to_device(device))
     }
 }
 
@@ -92,10 +100,13 @@ pub fn attention<B: Backend>(
     let mask_ll = visible.mask(&qkv_r3d.device());
     let [q_bhle, k_bhle, v_bhle] = queries_keys_values(qkv_r3d, temperature_h, config);
     let dtype = v_bhle.dtype();
-    let scores = widened(q_bhle.matmul(k_bhle.swap_dims(2, 3)));
-    // One shared row of l * l values: the broadcast that is fast everywhere.
-    let scores = scores.reshape([b * h, l * l]) + mask_ll.reshape([1, l * l]);
-    let shares = cast(softmax(scores.reshape([b, h, l, l]), 3), dtype);
+    let mut scores = widened(q_bhle.matmul(k_bhle.swap_dims(2, 3)));
+    if let Some(mask_ll) = mask_ll {
+        // One shared row of l * l values: the broadcast that is fast everywhere.
+        let rows = scores.reshape([b * h, l * l]) + mask_ll.reshape([1, l * l]);
+        scores = rows.reshape([b, h, l, l]);
+    }
+    let shares = cast(softmax(scores, 3), dtype);
     let out_bhle = shares.matmul(v_bhle);
     out_bhle.permute([2, 0, 1, 3]).reshape([l * b, h * e])
 }

@@ -5,9 +5,10 @@
 use burn::module::{Initializer, Module};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, PaddingConfig2d};
-use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, backend::Backend};
-use sar_kernels::{GroupNormConfig, conv2d, double_sides, group_norm};
+use sar_kernels::{
+    AttentionConfig, GroupNormConfig, Visible, attention, conv2d, double_sides, group_norm,
+};
 
 use crate::Family;
 use crate::config::GROUPS;
@@ -133,17 +134,18 @@ impl<B: Backend> AttentionBlock<B> {
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, c, h, w] = x_bchw.dims();
         let y = normalise(&self.norm, x_bchw.clone(), false);
-        let [q_bcn, k_bcn, v_bcn] = match &self.projections {
+        let qkv = match &self.projections {
             Projections::Separate(Separate { q, k, v }) => {
-                [q, k, v].map(|one| convolve(one, y.clone()).reshape([b, c, h * w]))
+                Tensor::cat([q, k, v].map(|one| convolve(one, y.clone())).to_vec(), 1)
             }
-            Projections::Joint(joint) => {
-                let all = convolve(joint, y).reshape([b, 3 * c, h * w]);
-                [0, c, 2 * c].map(|start| all.clone().slice_dim(1, start..start + c))
-            }
+            Projections::Joint(joint) => convolve(joint, y),
         };
-        let scores_bnn = q_bcn.swap_dims(1, 2).matmul(k_bcn) * (c as f64).powf(-0.5);
-        let out_bcn = v_bcn.matmul(softmax(scores_bnn, 2).swap_dims(1, 2));
+        let n = h * w;
+        let qkv_r3c = qkv.reshape([b, 3 * c, n]).permute([2, 0, 1]).reshape([n * b, 3 * c]);
+        let temperature_1 = Tensor::full([1], (c as f64).powf(-0.5), &x_bchw.device());
+        let config = AttentionConfig { batch: b, heads: 1, normalise: false };
+        let out_rc = attention(qkv_r3c, temperature_1, &Visible::all(n), config);
+        let out_bcn = out_rc.reshape([n, b, c]).permute([1, 2, 0]);
         x_bchw + convolve(&self.proj_out, out_bcn.reshape([b, c, h, w]))
     }
 }
