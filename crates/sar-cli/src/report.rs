@@ -152,9 +152,10 @@ impl Curves {
         let margin = 0.05 * (highest - lowest).max(1e-6);
         let mut svg = String::new();
         {
-            let area = SVGBackend::with_string(&mut svg, (640, 320)).into_drawing_area();
+            let area = SVGBackend::with_string(&mut svg, (760, 320)).into_drawing_area();
             area.fill(&WHITE)?;
-            let mut chart = ChartBuilder::on(&area)
+            let (plot, legend) = area.split_horizontally(620);
+            let mut chart = ChartBuilder::on(&plot)
                 .margin(12)
                 .x_label_area_size(32)
                 .y_label_area_size(52)
@@ -168,23 +169,26 @@ impl Curves {
                 .x_label_formatter(&|step| format!("{step:.0}"))
                 .y_label_formatter(&|y| format!("{y:.2}"))
                 .draw()?;
-            for ((name, points), color) in curves.iter().zip(LINE_COLORS.iter().cycle()) {
-                let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
-                chart.draw_series(line)?.label(name).legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2))
-                });
+            for (at, (name, points)) in curves.iter().enumerate() {
+                let color = LINE_COLORS[at % LINE_COLORS.len()];
+                chart
+                    .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+                // What is measured now and then shows where.
+                if points.len() <= MARKED {
+                    chart.draw_series(points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
+                }
+                let y = 24 + 18 * at as i32;
+                legend.draw(&PathElement::new([(4, y), (20, y)], color.stroke_width(2)))?;
+                legend.draw(&Text::new(name.as_str(), (28, y - 5), ("sans-serif", 12)))?;
             }
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
-                .border_style(BLACK.mix(0.2))
-                .background_style(WHITE.mix(0.9))
-                .draw()?;
             area.present()?;
         }
         Ok(Some(svg))
     }
 }
+
+/// A curve of so few points shows them.
+const MARKED: usize = 12;
 
 const LINE_COLORS: [RGBColor; 5] = [
     RGBColor(31, 92, 168),
@@ -364,6 +368,8 @@ mod tests {
         assert_eq!(sar["teacher"], [(0.0, 3.0), (10.0, 2.0)]);
         let svg = curves.chart("sar").unwrap().unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("student"));
+        // A single point shows, too.
+        assert_eq!(svg.matches("<circle").count(), 3);
         assert!(curves.chart("teacher").unwrap().is_none());
         assert!(Curves::parse("{\"step\":0}").is_err());
     }
