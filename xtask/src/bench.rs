@@ -1,7 +1,8 @@
-//! `bench`: the criterion benches of the package `sar-bench`, or with `--against-pytorch` its pieces
-//! of work next to PyTorch eager doing the same, with `--gpu` that on a GPU, or with `--scaling` how
-//! time and memory grow.
+//! `bench`: the criterion benches of the package `sar-bench` and their results as a file (with
+//! arguments, criterion's, no file), or with `--against-pytorch` its pieces of work next to PyTorch
+//! eager doing the same, with `--gpu` that on a GPU, or with `--scaling` how time and memory grow.
 
+mod criterion;
 mod gpu;
 mod paired;
 mod scaling;
@@ -23,7 +24,8 @@ pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
             cargo::takes_no_arguments("bench --scaling", rest)?;
             scaling::run()
         }
-        _ => cargo::finish_as(command(args).current_dir(cargo::root())),
+        None => criterion::run(&mut command(args)),
+        Some(_) => cargo::finish_as(command(args).current_dir(cargo::root())),
     }
 }
 
