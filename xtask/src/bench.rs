@@ -25,7 +25,7 @@ pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
             scaling::run()
         }
         None => criterion::run(&mut command(args)),
-        Some(_) => cargo::finish_as(command(args).current_dir(cargo::root())),
+        Some(_) => cargo::finish_as(&mut command(args)),
     }
 }
 
@@ -33,6 +33,6 @@ pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
 /// and build burn again; `--bench *` leaves out the unit tests, which know no criterion arguments.
 fn command(args: &[OsString]) -> Command {
     let mut command = cargo::cargo(["bench", "--workspace", "--bench", "*", "--"]);
-    command.args(args);
+    command.args(args).current_dir(cargo::root());
     command
 }

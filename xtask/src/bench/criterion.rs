@@ -13,7 +13,7 @@ use crate::cargo::{self, Failure, Outcome};
 /// Runs all benches and writes their medians; `command` is that of the benches.
 pub(super) fn run(command: &mut Command) -> Outcome {
     let (start, date, commit, machine) = (SystemTime::now(), date(), commit(), machine());
-    cargo::run(command.current_dir(cargo::root()))?;
+    cargo::run(command)?;
     let folder = cargo::target_dir().join("criterion");
     let mut rows = Vec::new();
     collect(&folder, start, &mut rows)
