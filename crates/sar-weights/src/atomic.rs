@@ -1,5 +1,6 @@
 //! Files that are whole or absent: written beside their place, flushed, and renamed to it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,16 +8,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::WeightsError;
 
+/// How the names of files end that are not whole yet: `.NAME.PROCESS-COUNT.partial`.
+const PARTIAL: &str = ".partial";
+
 /// Writes a file all or nothing: a temporary file in the same folder is written, flushed to the
-/// disk and then renamed to `path`.
-pub(crate) fn write_whole(
+/// disk and then renamed to `path`. A failure takes the temporary file away again; what a kill or a
+/// power failure leaves is for [`remove_stale`].
+///
+/// ```
+/// use std::io::Write;
+/// use sar_weights::{WeightsError, write_whole};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("numbers.txt");
+/// write_whole(&path, |file| {
+///     writeln!(file, "1 2 3").map_err(|error| WeightsError::Write { path: path.clone(), error })
+/// })?;
+/// assert_eq!(std::fs::read_to_string(&path)?, "1 2 3\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`WeightsError::Write`] if the file system refuses, and whatever `write` returns.
+pub fn write_whole<E: From<WeightsError>>(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), WeightsError>,
-) -> Result<(), WeightsError> {
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
     let failed = |error| WeightsError::Write { path: path.into(), error };
     let temporary = temporary_beside(path).map_err(failed)?;
     let written = write_flushed(&temporary, failed, write).and_then(|()| {
-        fs::rename(&temporary, path).and_then(|()| flush_folder(path)).map_err(failed)
+        let renamed = fs::rename(&temporary, path).and_then(|()| flush_folder(path));
+        renamed.map_err(|error| failed(error).into())
     });
     if written.is_err() {
         // What the caller needs to know is why the writing failed; the rest may be gone already.
@@ -25,22 +47,79 @@ pub(crate) fn write_whole(
     written
 }
 
-fn write_flushed(
+/// Writes some bytes as a file, all or nothing, see [`write_whole`].
+///
+/// # Errors
+/// [`WeightsError::Write`] if the file system refuses.
+pub fn write_bytes(path: &Path, content: &[u8]) -> Result<(), WeightsError> {
+    write_whole(path, |file| {
+        file.write_all(content).map_err(|error| WeightsError::Write { path: path.into(), error })
+    })
+}
+
+/// Removes from a folder the temporary files of [`write_whole`] that killed processes left, and
+/// returns their paths. Folders below it are not looked at.
+///
+/// A file is taken as left if its process is gone, where that can be seen (on Linux), and also if
+/// its process has the number of this one: numbers are used again, in containers at once. So
+/// nobody may be writing to the folder in this process, nor, on another system or another machine,
+/// in any: call this once, holding the lock of the folder, before the first file is written.
+///
+/// # Errors
+/// [`WeightsError::Write`] if the folder cannot be listed or a file cannot be removed.
+pub fn remove_stale(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |error| WeightsError::Write { path, error }
+    };
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed(folder))? {
+        let entry = entry.map_err(failed(folder))?;
+        let process = entry.file_name().to_str().and_then(process_of);
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && process.is_some_and(|process| !is_other_alive(process)) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(failed(&path))?;
+            removed.push(path);
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// The process that wrote a temporary file, by its name.
+fn process_of(name: &str) -> Option<u32> {
+    let is_number = |text: &str| text.bytes().all(|digit| digit.is_ascii_digit());
+    let (name, writer) = name.strip_prefix('.')?.strip_suffix(PARTIAL)?.rsplit_once('.')?;
+    let (process, count) = writer.split_once('-')?;
+    let is_ours = !name.is_empty() && !count.is_empty() && is_number(process) && is_number(count);
+    process.parse().ok().filter(|_| is_ours)
+}
+
+/// Whether a process other than this one has the number, as far as can be seen.
+fn is_other_alive(process: u32) -> bool {
+    cfg!(target_os = "linux")
+        && process != std::process::id()
+        && Path::new("/proc").join(process.to_string()).exists()
+}
+
+fn write_flushed<E: From<WeightsError>>(
     temporary: &Path,
     failed: impl Fn(io::Error) -> WeightsError,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), WeightsError>,
-) -> Result<(), WeightsError> {
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
     let file = File::options().write(true).create_new(true).open(temporary).map_err(&failed)?;
     let mut file = BufWriter::new(file);
     write(&mut file)?;
-    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)
+    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
+    Ok(())
 }
 
 /// A hidden name in the same folder that no other writer, thread or process, takes.
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path does not name a file"));
     };
     let folder = folder_of(path);
     if !folder.is_dir() {
@@ -48,9 +127,9 @@ fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
         return Err(io::Error::new(io::ErrorKind::NotFound, what));
     }
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut hidden = std::ffi::OsString::from(".");
+    let mut hidden = OsString::from(".");
     hidden.push(name);
-    hidden.push(format!(".{}.{count}.tmp", std::process::id()));
+    hidden.push(format!(".{}-{count}{PARTIAL}", std::process::id()));
     Ok(path.with_file_name(hidden))
 }
 
@@ -63,5 +142,79 @@ fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names in a folder, sorted.
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string();
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| name(entry).unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_stopped_writer_leaves_what_is_removed_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        let kept = folder.path().join("kept");
+        let result: Result<(), WeightsError> = write_whole(&path, |file| {
+            file.write_all(b"half").unwrap();
+            // What a kill would leave here, under the number of another process.
+            let [partial] = &names(folder.path())[..] else { panic!() };
+            assert_eq!(process_of(partial), Some(std::process::id()), "{partial}");
+            fs::copy(folder.path().join(partial), &kept).unwrap();
+            fs::rename(&kept, folder.path().join(".run.json.4294967295-0.partial")).unwrap();
+            fs::copy(folder.path().join(partial), folder.path().join(".x.1-0.partial")).unwrap();
+            Err(WeightsError::Write { path: path.clone(), error: io::Error::other("full") })
+        });
+        assert!(result.unwrap_err().to_string().contains("full"));
+        let own = format!(".y.{}-0.partial", std::process::id());
+        let others = ["a.1-0.partial", ".a.partial", ".a.x-0.partial", ".a.1-.partial", "run.json"];
+        for name in others.iter().copied().chain([own.as_str()]) {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join(".folder.4294967295-0.partial")).unwrap();
+
+        let removed = remove_stale(folder.path()).unwrap();
+        // Process 1 lives, on the one system where that is looked at.
+        let mut expected = vec![".run.json.4294967295-0.partial".to_owned(), own];
+        if !cfg!(target_os = "linux") {
+            expected.push(".x.1-0.partial".into());
+        }
+        expected.sort();
+        let removed: Vec<_> =
+            removed.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(removed, expected);
+        let left = names(folder.path());
+        assert!(others.iter().all(|name| left.contains(&(*name).to_owned())), "{left:?}");
+        assert!(remove_stale(folder.path()).unwrap().is_empty());
+        assert!(remove_stale(&folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_failure_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let failure: Result<(), WeightsError> = write_whole(&path, |file| {
+            file.write_all(b"new").unwrap();
+            Err(WeightsError::Write { path: path.clone(), error: io::Error::other("full") })
+        });
+        assert!(failure.is_err());
+        assert_eq!(names(folder.path()), ["file"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        write_whole(&path, |file| {
+            file.write_all(b"new").unwrap();
+            Ok::<_, WeightsError>(())
+        })
+        .unwrap();
+        assert_eq!(names(folder.path()), ["file"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 }

@@ -1,12 +1,14 @@
 //! Joining named tensors and the parameters of a burn module.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use crate::error::{Misfit, WeightsError};
+use crate::finite::FiniteCheck;
 use crate::layout::Layout;
 use crate::named::NamedTensors;
 use crate::strided::{View, zeros};
@@ -24,18 +26,27 @@ pub struct ParameterInfo {
 
 /// Lists the parameters of a module in the order in which it is visited.
 ///
-/// No lazy parameter is initialised by this.
+/// No lazy parameter is initialized by this.
 ///
 /// # Panics
 /// If two parameters get the same name, or if the module has an int or bool parameter.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M, layout: &Layout) -> Vec<ParameterInfo> {
-    let mut visitor = List { position: Position::new(layout), found: Vec::new() };
+    parameters_stored(module, layout).0
+}
+
+/// Lists the parameters of a module, and how each of them lies in a file.
+pub(crate) fn parameters_stored<B: Backend, M: Module<B>>(
+    module: &M,
+    layout: &Layout,
+) -> (Vec<ParameterInfo>, Vec<Storage>) {
+    let mut visitor =
+        List { position: Position::new(layout), found: Vec::new(), storages: Vec::new() };
     module.visit(&mut visitor);
     let mut names = BTreeSet::new();
     for ParameterInfo { name, .. } in &visitor.found {
         assert!(names.insert(name), "two parameters of the module have the name {name}");
     }
-    visitor.found
+    (visitor.found, visitor.storages)
 }
 
 /// Copies the parameters of a module, as f32 and in the layout of a file.
@@ -50,13 +61,14 @@ pub fn collect<B: Backend, M: Module<B>>(module: &M, layout: &Layout) -> NamedTe
 
 /// Puts tensors in the place of the parameters of a module, all of them and nothing else.
 ///
-/// The tensors may lie under one of the roots of the layout. Floats of any width become the
-/// backend's default float. [`ParamId`]s, devices and gradient settings stay, and a lazy
-/// parameter never runs its initialiser.
+/// Floats of any width become the backend's default float. [`ParamId`]s, devices and gradient
+/// settings stay, and a lazy parameter never runs its initializer.
 ///
 /// # Errors
-/// [`WeightsError::Mismatch`] with everything that is missing, unused or of another shape or type.
-/// Nothing has been assigned then: clone the module first to go on with it.
+/// [`WeightsError::Mismatch`] with everything that is missing, unused or of another shape or type,
+/// [`WeightsError::Unreadable`] if what is missing is in the file but could not be read,
+/// [`WeightsError::NotFinite`] if a parameter is to hold a NaN or an infinity. Nothing has been
+/// assigned then: clone the module first to go on with it.
 ///
 /// # Panics
 /// If two parameters get the same name, or if the module has an int or bool parameter.
@@ -65,8 +77,9 @@ pub fn bind<B: Backend, M: Module<B>>(
     tensors: NamedTensors,
     layout: &Layout,
 ) -> Result<M, WeightsError> {
-    let tensors = tensors.unwrap_root(layout.roots);
-    check(&parameters(&module, layout), &tensors, layout)?;
+    let parameters = parameters(&module, layout);
+    check(&parameters, &tensors, layout)?;
+    check_finite(&parameters, &tensors)?;
     Ok(module.map(&mut Assign { position: Position::new(layout), tensors }))
 }
 
@@ -75,32 +88,50 @@ fn check(
     tensors: &NamedTensors,
     layout: &Layout,
 ) -> Result<(), WeightsError> {
-    let parameters: BTreeMap<&str, &[usize]> =
+    // A tensor that could not be read is not missing.
+    tensors.check_readable(|unreadable| parameters.iter().any(|p| p.name == unreadable))?;
+    let found = tensors.iter().map(|(name, data)| (name, &data.shape[..], data.dtype));
+    compare(tensors.origin(), parameters, found, layout)
+}
+
+/// Compares names, shapes and types of tensors with the parameters of a module.
+pub(crate) fn compare<'t>(
+    origin: Option<&Path>,
+    parameters: &[ParameterInfo],
+    tensors: impl Iterator<Item = (&'t str, &'t [usize], DType)>,
+    layout: &Layout,
+) -> Result<(), WeightsError> {
+    let mut missing: BTreeMap<&str, &[usize]> =
         parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();
-    let mut missing = Vec::new();
-    let mut misfits = Vec::new();
-    for (&name, &expected) in &parameters {
-        match tensors.get(name) {
-            None => missing.push(name.to_owned()),
-            Some(data) if data.shape[..] != *expected || !data.dtype.is_float() => {
-                misfits.push(Misfit {
-                    name: name.to_owned(),
-                    expected: expected.to_vec(),
-                    found: data.shape.to_vec(),
-                    dtype: data.dtype.name(),
-                });
-            }
+    let (mut unused, mut misfits) = (Vec::new(), Vec::new());
+    for (name, shape, dtype) in tensors {
+        match missing.remove(name) {
+            None if layout.is_ignored(name) => {}
+            None => unused.push(name.to_owned()),
+            Some(expected) if shape != expected || !dtype.is_float() => misfits.push(Misfit {
+                name: name.to_owned(),
+                expected: expected.to_vec(),
+                found: shape.to_vec(),
+                dtype: dtype.name(),
+            }),
             Some(_) => {}
         }
     }
-    let is_unused = |name: &&str| !parameters.contains_key(name) && !layout.is_ignored(name);
-    let unused: Vec<String> = tensors.names().filter(is_unused).map(ToOwned::to_owned).collect();
-
     if missing.is_empty() && unused.is_empty() && misfits.is_empty() {
         return Ok(());
     }
-    let origin = tensors.origin().map(ToOwned::to_owned);
+    let origin = origin.map(ToOwned::to_owned);
+    let missing = missing.into_keys().map(ToOwned::to_owned).collect();
     Err(WeightsError::Mismatch { origin, missing, unused, misfits })
+}
+
+/// Buffers are not looked at: masks hold infinities.
+fn check_finite(parameters: &[ParameterInfo], tensors: &NamedTensors) -> Result<(), WeightsError> {
+    let mut check = FiniteCheck::default();
+    for ParameterInfo { name, .. } in parameters {
+        check.add(name, tensors.get(name).expect("every parameter was checked"));
+    }
+    check.finish(tensors.origin())
 }
 
 /// Where in the module a visitor or mapper is.
@@ -157,8 +188,8 @@ fn norm_name(name: &str) -> Option<&'static str> {
 }
 
 /// How a parameter of the module lies in a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Storage {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
     AsIs,
     Transposed,
 }
@@ -172,7 +203,7 @@ impl Storage {
     }
 
     /// Converts between module and file, in either direction.
-    fn convert(self, data: TensorData) -> TensorData {
+    pub(crate) fn convert(self, data: TensorData) -> TensorData {
         let data = data.convert_dtype(DType::F32);
         match (self, &data.shape[..]) {
             (Self::Transposed, &[rows, cols]) => {
@@ -189,6 +220,7 @@ impl Storage {
 struct List<'l> {
     position: Position<'l>,
     found: Vec<ParameterInfo>,
+    storages: Vec<Storage>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for List<'_> {
@@ -204,6 +236,7 @@ impl<B: Backend> ModuleVisitor<B> for List<'_> {
         let (name, storage) = self.position.parameter(D);
         let shape = storage.shape(&param.lazy_shape()[..]);
         self.found.push(ParameterInfo { name, id: param.id, shape });
+        self.storages.push(storage);
     }
 
     fn visit_int<const D: usize>(&mut self, _: &Param<Tensor<B, D, Int>>) {

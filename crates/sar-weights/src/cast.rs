@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorData};
 /// # Errors
 /// If a finite value is beyond the range of the new width: which one.
 pub fn cast_floats(data: TensorData, dtype: DType) -> Result<TensorData, String> {
-    assert!(dtype.is_float(), "{} is no float", dtype.name());
+    assert!(dtype.is_float(), "{} is not a float", dtype.name());
     if !data.dtype.is_float() || data.dtype == dtype {
         return Ok(data);
     }

@@ -26,20 +26,13 @@ pub enum WeightsError {
         error: io::Error,
     },
 
-    /// The content is neither of the two formats.
+    /// The content is of no known format.
     #[error("{}: neither a PyTorch zip file nor a safetensors file ({reason}); check that it is not an error page, a Git LFS pointer or an unfinished download", .path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,
         /// Where its content stops looking like weights.
         reason: String,
-    },
-
-    /// The format that torch wrote before version 1.6: a bare sequence of pickles.
-    #[error("{}: saved by torch before 1.6, or with its legacy serialization; load it and save it again with a current torch", .path.display())]
-    LegacyPickle {
-        /// The file.
-        path: PathBuf,
     },
 
     /// The file has the right format but contradicts itself.
@@ -62,9 +55,35 @@ pub enum WeightsError {
         advice: &'static str,
     },
 
-    /// The tensors are not those of a released model.
-    #[error("{}: no model that is known: {reason}; known are FlexVAR's (also SAR's) and VAR's tokenizers and backbones", .path.display())]
-    Unrecognised {
+    /// A tensor that is wanted is in the file but of a kind that cannot be read.
+    #[error("{}: tensor {name} is {what}, which cannot be read{}; save it as a plain tensor of float32 or bfloat16", shown(.origin), more_unreadable(*.others))]
+    Unreadable {
+        /// The file that the tensor is in, if it came from one.
+        origin: Option<PathBuf>,
+        /// The tensor.
+        name: String,
+        /// Its element type or kind.
+        what: String,
+        /// How many more tensors are wanted that cannot be read.
+        others: usize,
+    },
+
+    /// Weights that are not numbers.
+    #[error("{}: tensor {name} has {}{}; use weights from before training went wrong, or another copy of the file", shown(.origin), bad_values(*.n_values), more_bad(*.n_tensors))]
+    NotFinite {
+        /// The file that the tensor is in, if it came from one.
+        origin: Option<PathBuf>,
+        /// The first tensor with such values.
+        name: String,
+        /// How many of its values are NaN or infinite.
+        n_values: usize,
+        /// How many tensors have such values, this one included.
+        n_tensors: usize,
+    },
+
+    /// The tensors are not those of a known model.
+    #[error("{}: no known model: {reason}; known are FlexVAR's (also SAR's) and VAR's tokenizers and backbones", .path.display())]
+    Unrecognized {
         /// The file.
         path: PathBuf,
         /// Where they differ.
@@ -128,14 +147,47 @@ impl fmt::Display for Misfit {
     }
 }
 
+/// How many names of a kind a message lists.
+const LISTED: usize = 5;
+
+/// The file that tensors came from.
+fn shown(origin: &Option<PathBuf>) -> String {
+    origin.as_ref().map_or("the weights".into(), |path| path.display().to_string())
+}
+
+fn more_unreadable(n: usize) -> String {
+    if n == 0 { String::new() } else { format!(", and {n} more cannot be read either") }
+}
+
+fn bad_values(n: usize) -> String {
+    match n {
+        1 => "1 value that is NaN or infinite".into(),
+        n => format!("{n} values that are NaN or infinite"),
+    }
+}
+
+/// `n_tensors` includes the one that the message is about.
+fn more_bad(n_tensors: usize) -> String {
+    match n_tensors.saturating_sub(1) {
+        0 => String::new(),
+        1 => ", and 1 more tensor has such values".into(),
+        n => format!(", and {n} more tensors have such values"),
+    }
+}
+
 fn describe_mismatch(
     origin: &Option<PathBuf>,
     missing: &[String],
     unused: &[String],
     misfits: &[Misfit],
 ) -> String {
-    let origin = origin.as_ref().map_or("the weights".into(), |path| path.display().to_string());
+    let origin = shown(origin);
     let names = |names: &[String]| names.iter().map(|name| one_line(name)).collect();
+    // A model of another kind differs in everything: a few names say as much.
+    let listed = |list: &[String]| {
+        let more = if list.len() > LISTED { ", ..." } else { "" };
+        format!("{}{more}", list[..list.len().min(LISTED)].join(", "))
+    };
     let parts: [(&str, Vec<String>); 3] = [
         ("missing", names(missing)),
         ("unused", names(unused)),
@@ -144,7 +196,7 @@ fn describe_mismatch(
     let parts: Vec<String> = parts
         .into_iter()
         .filter(|(_, list)| !list.is_empty())
-        .map(|(kind, list)| format!("{} {kind}: {}", list.len(), list.join(", ")))
+        .map(|(kind, list)| format!("{} {kind}: {}", list.len(), listed(&list)))
         .collect();
     format!(
         "{origin}: do not fit the module: {}; check that the weights belong to this configuration",

@@ -9,10 +9,11 @@ use crate::layout::Layout;
 use crate::named::NamedTensors;
 
 /// Gives every parameter the values that `values` returns for its name and shape in the file, in
-/// the order in which the module is visited: initialisation as a table of names.
+/// the order in which the module is visited: initialization as a table of names.
 ///
 /// # Panics
-/// If `values` returns another number of values than the shape asks for.
+/// If `values` returns another number of values than the shape asks for, or a value that is not
+/// finite.
 pub fn fill<B: Backend, M: Module<B>>(
     module: M,
     layout: &Layout,
@@ -23,6 +24,5 @@ pub fn fill<B: Backend, M: Module<B>>(
         let values = values(&parameter.name, &parameter.shape);
         tensors.insert(parameter.name, TensorData::new(values, parameter.shape));
     }
-    let unrooted = Layout { roots: &[], ..*layout };
-    bind(module, tensors, &unrooted).expect("made from the module's own parameters")
+    bind(module, tensors, layout).expect("finite values for the module's own parameters")
 }

@@ -15,7 +15,6 @@
 /// const VAR: Layout = Layout {
 ///     renames: &[("first_position", "pos_start"), ("ada_lin", "ada_lin.1"), ("inner", "")],
 ///     ignored: &["attn.zero_k_bias", "lvl_1L"],
-///     roots: &["trainer.var_wo_ddp"],
 /// };
 /// assert_eq!(VAR.rename("blocks.0.inner.ada_lin.weight"), "blocks.0.ada_lin.1.weight");
 /// assert!(VAR.is_ignored("blocks.0.attn.zero_k_bias"));
@@ -29,9 +28,6 @@ pub struct Layout {
     /// Last segments, or longer tails of whole segments, of names in a file that are buffers and
     /// no parameters. They are passed over where the module has no parameter of that name.
     pub ignored: &'static [&'static str],
-    /// Under what the model may lie in a file, see
-    /// [`NamedTensors::unwrap_root`](crate::NamedTensors::unwrap_root).
-    pub roots: &'static [&'static str],
 }
 
 impl Layout {
@@ -73,7 +69,6 @@ mod tests {
         const LAYOUT: Layout = Layout {
             renames: &[("a.b", "x.y.z"), ("a", "q"), ("drop", ""), ("b", "a"), ("long", "l")],
             ignored: &[],
-            roots: &[],
         };
         let check = |path: &str, name: &str| assert_eq!(LAYOUT.rename(path), name);
         check("a.b.c", "x.y.z.c"); // the run before the segment
@@ -88,7 +83,7 @@ mod tests {
 
     #[test]
     fn ignores_whole_tails_only() {
-        const LAYOUT: Layout = Layout { renames: &[], ignored: &["mask", "q.bias"], roots: &[] };
+        const LAYOUT: Layout = Layout { renames: &[], ignored: &["mask", "q.bias"] };
         for (name, ignored) in
             [("mask", true), ("a.mask", true), ("a.unmask", false), ("mask.a", false)]
         {

@@ -9,6 +9,7 @@ use burn::tensor::TensorData;
 
 use crate::error::WeightsError;
 use crate::file::{Format, Target, TensorInfo, WeightsFile, write_weights};
+use crate::unreadable::{Unreadable, check_readable};
 
 /// Tensors by name, with the string metadata of their file.
 ///
@@ -18,6 +19,7 @@ use crate::file::{Format, Target, TensorInfo, WeightsFile, write_weights};
 pub struct NamedTensors {
     tensors: BTreeMap<String, TensorData>,
     metadata: BTreeMap<String, String>,
+    unreadable: Vec<Unreadable>,
     origin: Option<PathBuf>,
 }
 
@@ -30,12 +32,13 @@ impl NamedTensors {
     pub(crate) fn of_file(
         origin: PathBuf,
         tensors: BTreeMap<String, TensorData>,
+        unreadable: Vec<Unreadable>,
         metadata: BTreeMap<String, String>,
     ) -> Self {
-        Self { tensors, metadata, origin: Some(origin) }
+        Self { tensors, metadata, unreadable, origin: Some(origin) }
     }
 
-    /// Reads a file of either format, told apart by its content and never by its name.
+    /// Reads a file of any format, told apart by its content and never by its name.
     ///
     /// # Errors
     /// As [`WeightsFile::open`] and [`WeightsFile::read_all`].
@@ -53,7 +56,7 @@ impl NamedTensors {
             Format::Safetensors => file.read_all(),
             Format::Pth => Err(WeightsError::Unsupported {
                 path: path.into(),
-                reason: "a PyTorch zip file, where a safetensors file is needed".into(),
+                reason: "a PyTorch file, where a safetensors file is needed".into(),
                 advice: "convert it with `sar convert`",
             }),
         }
@@ -95,20 +98,16 @@ impl NamedTensors {
         self.iter().map(info).collect()
     }
 
-    /// Keeps what lies under the first of the roots under which anything lies, without the root
-    /// and its dot, and drops the rest; changes nothing where none of them is there.
-    ///
-    /// Released training checkpoints hold the model beside the optimizer and other state, say
-    /// under `trainer.var_wo_ddp`.
-    pub fn unwrap_root(mut self, roots: &[&str]) -> Self {
-        let below = |name: &str, root: &str| {
-            name.strip_prefix(root)?.strip_prefix('.').map(ToOwned::to_owned)
-        };
-        let found = roots.iter().find(|root| self.names().any(|name| below(name, root).is_some()));
-        if let Some(root) = found {
+    /// Keeps what lies under a dotted root, without the root and its dot, and drops the rest; an empty
+    /// root keeps all.
+    pub fn below(mut self, root: &str) -> Self {
+        if !root.is_empty() {
             self.tensors = std::mem::take(&mut self.tensors)
                 .into_iter()
-                .filter_map(|(name, data)| Some((below(&name, root)?, data)))
+                .filter_map(|(name, data)| {
+                    let name = name.strip_prefix(root)?.strip_prefix('.')?;
+                    Some((name.to_owned(), data))
+                })
                 .collect();
         }
         self
@@ -169,6 +168,20 @@ impl NamedTensors {
         &mut self.metadata
     }
 
+    /// The tensors of the file that could not be read, by the names that they have there.
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    /// Refuses tensors of the file that could not be read, as far as their names are wanted, see
+    /// [`WeightsFile::check_readable`].
+    ///
+    /// # Errors
+    /// [`WeightsError::Unreadable`] with the first of them.
+    pub fn check_readable(&self, wanted: impl FnMut(&str) -> bool) -> Result<(), WeightsError> {
+        check_readable(self.origin(), &self.unreadable, wanted)
+    }
+
     /// The file that the tensors were read from.
     pub fn origin(&self) -> Option<&Path> {
         self.origin.as_deref()
@@ -184,10 +197,11 @@ impl IntoIterator for NamedTensors {
     }
 }
 
-/// Equality of names, shapes, element types, bytes and metadata; not of the file of origin.
+/// Equality of names, shapes, element types, bytes and metadata; not of the file of origin, nor of
+/// what could not be read there.
 impl PartialEq for NamedTensors {
     fn eq(&self, other: &Self) -> bool {
-        let Self { tensors, metadata, origin: _ } = self;
+        let Self { tensors, metadata, unreadable: _, origin: _ } = self;
         tensors == &other.tensors && metadata == &other.metadata
     }
 }
@@ -213,17 +227,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_root_with_anything_below_it_is_unwrapped() {
-        let check = |names: &[&str], roots: &[&str], expected: &[&str]| {
-            let unwrapped = named(names).unwrap_root(roots);
-            assert_eq!(unwrapped.names().collect::<Vec<_>>(), expected);
-        };
-        check(&["t.v.a", "t.v.b.c", "t.o.a"], &["model", "t.v"], &["a", "b.c"]);
-        check(&["a", "model.b"], &["t.v", "model"], &["b"]);
-        check(&["a", "b"], &["model"], &["a", "b"]);
-        check(&["model", "modelling.b"], &["model"], &["model", "modelling.b"]);
-        check(&["a.x", "b.x", "b.y"], &["b", "a"], &["x", "y"]);
-        check(&[], &["model"], &[]);
+    fn what_lies_below_a_root_is_kept() {
+        let names = |tensors: NamedTensors| tensors.names().map(String::from).collect::<Vec<_>>();
+        let all = ["model", "modeling.b", "t.v.a", "t.v.b.c"];
+        assert_eq!(names(named(&all).below("t.v")), ["a", "b.c"]);
+        assert_eq!(names(named(&all).below("")), all);
+        assert_eq!(names(named(&all).below("model")), [""; 0]);
     }
 
     #[test]

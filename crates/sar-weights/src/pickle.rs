@@ -1,23 +1,30 @@
 //! A restricted interpreter of the pickles that torch writes (protocols 2 to 5), and their writing.
 //!
 //! It builds dictionaries, lists, tuples, strings, integers and descriptions of tensors. Every
-//! other value is [`Value::Opaque`]: nothing is looked up, called or imported. All containers live
+//! other value is [`Value::Opaque`]: nothing is looked up, called or imported. A tensor that is
+//! there but cannot be read is [`Value::Foreign`], so that it can be named. All containers live
 //! in arenas and values are indices into them, so that neither deep nesting nor a container that
 //! holds itself costs more than its opcodes.
 
+mod global;
 mod input;
 mod op;
 mod write;
 
 use std::collections::HashMap;
 
-use burn::tensor::{BoolStore, DType};
+use burn::tensor::DType;
 
+use self::global::known_global;
+pub(crate) use self::global::{Element, Foreign, Global};
 use self::input::Input;
 pub(crate) use self::write::Writer;
 
 /// The most opcodes of one pickle; a checkpoint of torch takes about 25 per tensor.
 const MAX_OPCODES: usize = 1 << 22;
+/// The most items that are copied into dictionaries made from lists of pairs. Such a list can be
+/// used again and again, so that the opcodes alone do not bound this.
+const MAX_COPIED: usize = 1 << 20;
 
 /// A value of the pickle. Containers are indices into the [`Heap`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,32 +36,30 @@ pub(crate) enum Value<'a> {
     /// A tuple or a list.
     Sequence(usize),
     Dict(usize),
-    Global(Global),
+    Global(Global<'a>),
     Storage(usize),
     Tensor(usize),
+    /// A tensor or an array that cannot be read, and why.
+    Foreign(Foreign<'a>),
 }
 
-/// The globals that have a meaning; all others are opaque.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(DType),
-}
-
-/// A storage: the entry `data/KEY` of the zip file.
+/// A storage: the entry `data/KEY` of the zip file, or a block of the legacy file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Storage<'a> {
     pub(crate) key: &'a str,
-    pub(crate) dtype: DType,
+    pub(crate) element: Element<'a>,
+    /// The number of elements.
     pub(crate) len: i64,
+    /// The first element and the number of elements of a part of the storage. Only the oldest
+    /// legacy files have storages that are parts of others.
+    pub(crate) part: Option<(i64, i64)>,
 }
 
 /// The arguments of `torch._utils._rebuild_tensor_v2`; sizes and strides are sequences.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rebuilt {
     pub(crate) storage: usize,
+    pub(crate) dtype: DType,
     pub(crate) offset: i64,
     pub(crate) sizes: usize,
     pub(crate) strides: usize,
@@ -74,9 +79,17 @@ pub(crate) struct Heap<'a> {
 /// # Errors
 /// Where in the pickle, and what is wrong there.
 pub(crate) fn run(pickle: &[u8]) -> Result<(Heap<'_>, Value<'_>), String> {
-    let mut machine = Machine { input: Input::new(pickle), ..Machine::default() };
+    run_first(pickle).map(|(heap, root, _)| (heap, root))
+}
+
+/// Runs the pickle that the bytes begin with, and also returns how many bytes it has.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_first(bytes: &[u8]) -> Result<(Heap<'_>, Value<'_>, usize), String> {
+    let mut machine = Machine { input: Input::new(bytes), ..Machine::default() };
     let root = machine.run().map_err(|what| format!("byte {}: {what}", machine.opcode_at))?;
-    Ok((machine.heap, root))
+    Ok((machine.heap, root, machine.input.at))
 }
 
 #[derive(Default)]
@@ -88,6 +101,7 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     heap: Heap<'a>,
+    n_copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -226,14 +240,19 @@ impl<'a> Machine<'a> {
     }
 
     fn reduce(&mut self, callable: Value<'a>, arguments: Value<'a>) -> Result<Value<'a>, String> {
-        let Value::Global(global) = callable else { return Ok(Value::Opaque) };
+        let global = match callable {
+            Value::Global(Global::Torch(_)) => return Ok(Value::Opaque),
+            Value::Global(Global::RebuildForeign(why)) => return Ok(Value::Foreign(why)),
+            Value::Global(global) => global,
+            _ => return Ok(Value::Opaque),
+        };
         let Value::Sequence(arguments) = arguments else {
             return Err("a call without a tuple of arguments".into());
         };
         match (global, self.heap.sequences[arguments].as_slice()) {
             (Global::OrderedDict, []) => Ok(self.dict(Vec::new())),
-            (Global::OrderedDict, _) => Err("an OrderedDict with arguments".into()),
-            (Global::RebuildTensor, [Value::Opaque, ..]) => Ok(Value::Opaque),
+            (Global::OrderedDict, &[Value::Sequence(items)]) => self.dict_of_pairs(items),
+            (Global::OrderedDict, _) => Err("an OrderedDict that is not made of pairs".into()),
             (
                 Global::RebuildTensor,
                 &[
@@ -243,37 +262,88 @@ impl<'a> Machine<'a> {
                     Value::Sequence(strides),
                     ..,
                 ],
-            ) => {
-                self.heap.tensors.push(Rebuilt { storage, offset, sizes, strides });
-                Ok(Value::Tensor(self.heap.tensors.len() - 1))
-            }
+            ) => match self.heap.storages[storage].element {
+                Element::Readable(dtype) => {
+                    self.heap.tensors.push(Rebuilt { storage, dtype, offset, sizes, strides });
+                    Ok(Value::Tensor(self.heap.tensors.len() - 1))
+                }
+                Element::Other(name) => Ok(Value::Foreign(Foreign::Element(name))),
+            },
+            (Global::RebuildTensor, [Value::Opaque, ..]) => Ok(Value::Foreign(Foreign::NoStorage)),
             (Global::RebuildTensor, _) => {
                 Err("a tensor without storage, offset, sizes and strides".into())
             }
-            (Global::RebuildParameter, [value @ Value::Tensor(_), ..]) => Ok(*value),
-            (Global::RebuildParameter | Global::Storage(_), _) => Ok(Value::Opaque),
+            (Global::RebuildTyped, arguments) => Ok(Value::Foreign(match arguments.get(6) {
+                Some(Value::Global(Global::Torch(dtype))) => Foreign::Element(dtype),
+                _ => Foreign::Rebuilt("_rebuild_tensor_v3"),
+            })),
+            (Global::RebuildQuantized, &[Value::Storage(storage), ..]) => {
+                Ok(Value::Foreign(match self.heap.storages[storage].element {
+                    Element::Other(name) => Foreign::Quantized(name),
+                    Element::Readable(dtype) => Foreign::Quantized(dtype.name()),
+                }))
+            }
+            (Global::RebuildQuantized, _) => Ok(Value::Foreign(Foreign::NoStorage)),
+            (Global::RebuildParameter, [value @ (Value::Tensor(_) | Value::Foreign(_)), ..]) => {
+                Ok(*value)
+            }
+            _ => Ok(Value::Opaque),
         }
+    }
+
+    /// An `OrderedDict` as Python 2 pickles it: made from a list of its keys and values.
+    fn dict_of_pairs(&mut self, items: usize) -> Result<Value<'a>, String> {
+        let items = &self.heap.sequences[items];
+        self.n_copied += items.len();
+        if self.n_copied > MAX_COPIED {
+            return Err(format!("over {MAX_COPIED} pairs in dictionaries made of pairs"));
+        }
+        let pair = |item: &Value| match *item {
+            Value::Sequence(pair) => match self.heap.sequences[pair][..] {
+                [key, value] => Some((key, value)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let pairs: Option<Vec<_>> = items.iter().map(pair).collect();
+        let pairs = pairs.ok_or("an OrderedDict that is not made of pairs")?;
+        Ok(self.dict(pairs))
     }
 
     /// A reference to something outside of the pickle; torch refers to storages.
     fn persistent(&mut self, id: Value<'a>) -> Result<Value<'a>, String> {
         let Value::Sequence(id) = id else { return Ok(Value::Opaque) };
         match self.heap.sequences[id].as_slice() {
-            // (kind, type, key, device, number of elements)
+            // (kind, type, key, device, number of elements), in the legacy format also which part
             &[
                 Value::Str("storage"),
-                Value::Global(Global::Storage(dtype)),
+                Value::Global(Global::Storage(element)),
                 Value::Str(key),
                 _,
                 Value::Int(len),
+                ref rest @ ..,
             ] => {
-                self.heap.storages.push(Storage { key, dtype, len });
+                let part = self.part(rest).ok_or("a storage that is an unclear part of another")?;
+                self.heap.storages.push(Storage { key, element, len, part });
                 Ok(Value::Storage(self.heap.storages.len() - 1))
             }
-            [Value::Str("storage"), Value::Global(_), ..] => {
+            [Value::Str("storage"), Value::Global(Global::Storage(_)), ..] => {
                 Err("a storage without type, key and length".into())
             }
             _ => Ok(Value::Opaque),
+        }
+    }
+
+    /// Which part of a storage is meant: nothing or `None` for all of it, else (key of the part,
+    /// first element, number of elements).
+    fn part(&self, rest: &[Value]) -> Option<Option<(i64, i64)>> {
+        match *rest {
+            [] | [Value::Opaque] => Some(None),
+            [Value::Sequence(part)] => match self.heap.sequences[part][..] {
+                [_, Value::Int(start), Value::Int(len)] => Some(Some((start, len))),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -285,8 +355,8 @@ impl<'a> Machine<'a> {
     fn extend(&mut self, items: Vec<Value<'a>>) -> Result<(), String> {
         match self.top()? {
             Value::Sequence(list) => self.heap.sequences[list].extend(items),
-            Value::Opaque => {}
-            _ => return Err("items for what is no list".into()),
+            Value::Opaque | Value::Foreign(_) => {}
+            _ => return Err("items for what is not a list".into()),
         }
         Ok(())
     }
@@ -294,8 +364,8 @@ impl<'a> Machine<'a> {
     fn update(&mut self, items: Vec<(Value<'a>, Value<'a>)>) -> Result<(), String> {
         match self.top()? {
             Value::Dict(dict) => self.heap.dicts[dict].extend(items),
-            Value::Opaque => {}
-            _ => return Err("items for what is no dictionary".into()),
+            Value::Opaque | Value::Foreign(_) => {}
+            _ => return Err("items for what is not a dictionary".into()),
         }
         Ok(())
     }
@@ -323,7 +393,7 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&self, key: u32) -> Result<Value<'a>, String> {
-        self.memo.get(&key).copied().ok_or_else(|| format!("nothing is memoised as {key}"))
+        self.memo.get(&key).copied().ok_or_else(|| format!("nothing is memoized as {key}"))
     }
 
     /// How many values lie below the innermost open mark.
@@ -352,26 +422,6 @@ fn pairs<'a>(items: Vec<Value<'a>>) -> Result<Vec<(Value<'a>, Value<'a>)>, Strin
     match items.as_chunks() {
         (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
         _ => Err("a key without a value".into()),
-    }
-}
-
-fn known_global<'a>(module: &str, name: &str) -> Value<'a> {
-    let storage = |dtype| Value::Global(Global::Storage(dtype));
-    match (module, name) {
-        ("collections", "OrderedDict") => Value::Global(Global::OrderedDict),
-        ("torch._utils", "_rebuild_tensor_v2") => Value::Global(Global::RebuildTensor),
-        ("torch._utils", "_rebuild_parameter") => Value::Global(Global::RebuildParameter),
-        ("torch", "DoubleStorage") => storage(DType::F64),
-        ("torch", "FloatStorage") => storage(DType::F32),
-        ("torch", "HalfStorage") => storage(DType::F16),
-        ("torch", "BFloat16Storage") => storage(DType::BF16),
-        ("torch", "LongStorage") => storage(DType::I64),
-        ("torch", "IntStorage") => storage(DType::I32),
-        ("torch", "ShortStorage") => storage(DType::I16),
-        ("torch", "CharStorage") => storage(DType::I8),
-        ("torch", "ByteStorage") => storage(DType::U8),
-        ("torch", "BoolStorage") => storage(DType::Bool(BoolStore::Native)),
-        _ => Value::Opaque,
     }
 }
 

@@ -1,50 +1,48 @@
-//! The zip files that `torch.save` writes since torch 1.6.
+//! The files that `torch.save` writes.
 //!
-//! `PREFIX/data.pkl` is a pickle of everything but the numbers, `PREFIX/data/KEY` are the storages
-//! that the tensors in it are views of, `PREFIX/byteorder` says `little` (files from before torch
-//! 2.0 lack it and are little-endian too). A storage is read when a tensor on it is, straight into
-//! the tensor where that is the whole of it.
+//! Since torch 1.6 they are zip files: `PREFIX/data.pkl` is a pickle of everything but the numbers,
+//! `PREFIX/data/KEY` are the storages that the tensors in it are views of, `PREFIX/byteorder` says
+//! `little` (files from before torch 2.0 lack it and are little-endian too). The legacy form before
+//! that is a sequence of pickles and storages, see [`legacy`]. A storage is read when a tensor on
+//! it is, straight into the tensor where that is the whole of it.
 
+mod archive;
+mod legacy;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use zip::ZipArchive;
-use zip::result::ZipError;
 
+use self::archive::Archive;
+use self::legacy::Legacy;
 pub(crate) use self::write::write;
 
 use crate::error::{WeightsError, one_line};
 use crate::file::{Checksum, Listing, TensorInfo};
-use crate::flatten::{StoredTensor, named_tensors};
+use crate::flatten::{Named, StoredTensor, named_tensors};
 use crate::pickle;
 use crate::safetensors::check_bools;
+use crate::source::Source;
 use crate::strided::{View, zeros};
 
-/// The longest `data.pkl`; that of a model of 1.5 GB takes 100 kB.
+/// The longest pickle; that of a model of 1.5 GB takes 100 kB.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
-/// The longest string metadata.
-const MAX_METADATA_BYTES: u64 = 16 << 20;
 /// How many times its own size a file may need in memory, which bounds compressed storages,
 /// expanded (stride 0) views, and tensors that share a storage.
 const MAX_EXPANSION: u64 = 16;
 /// What any file may need in memory, however small it is.
 const FREE_BYTES: u64 = 64 << 20;
-/// What the zip crate says of a checksum that does not match.
-const CHECKSUM: &str = "Invalid checksum";
 /// The entry of the string metadata, which torch does not write and does not look at.
 const METADATA_ENTRY: &str = "sar/metadata.json";
 
 /// An open file: its pickle is interpreted, its storages are not read yet.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    zip: Zip,
+    container: Container,
     slots: BTreeMap<String, Slot>,
-    /// Tensors by the entry of their storage, in the order of the file.
+    /// Tensors by their storage, in the order of the file.
     users: BTreeMap<usize, Vec<String>>,
     /// Storages of several tensors, from the first of these that is read to the last.
     shared: HashMap<usize, Shared>,
@@ -53,7 +51,8 @@ pub(crate) struct Reader {
 /// Where the elements of a tensor are.
 #[derive(Debug, Clone)]
 struct Slot {
-    entry: usize,
+    /// The storage, by its number in the container.
+    storage: usize,
     dtype: DType,
     /// The number of elements of the storage.
     len: usize,
@@ -67,25 +66,46 @@ struct Shared {
 }
 
 impl Reader {
-    pub(crate) fn open(path: &Path) -> Result<(Self, Listing), WeightsError> {
-        let mut zip = Zip::open(path)?;
-        zip.check_byte_order()?;
-        let metadata = zip.read_metadata()?;
-        let pickle = zip.read_small("data.pkl", MAX_PICKLE_BYTES)?;
+    /// Opens a zip file.
+    pub(crate) fn open(source: Source) -> Result<(Self, Listing), WeightsError> {
+        let mut archive = Archive::open(source)?;
+        archive.check_byte_order()?;
+        let metadata = archive.read_metadata()?;
+        let pickle = archive.read_small("data.pkl", MAX_PICKLE_BYTES)?;
+        let container = Container::Archive(archive);
         let (heap, root) = pickle::run(&pickle)
-            .map_err(|what| zip.damaged(format!("its data.pkl is broken at {what}")))?;
-        let tensors = named_tensors(&heap, root).map_err(|what| zip.damaged(what))?;
-        if tensors.is_empty() {
+            .map_err(|what| container.damaged(format!("its data.pkl is broken at {what}")))?;
+        let named = named_tensors(&heap, root).map_err(|what| container.damaged(what))?;
+        Self::new(container, named, metadata)
+    }
+
+    /// Opens a file of the legacy form.
+    pub(crate) fn open_legacy(mut source: Source) -> Result<(Self, Listing), WeightsError> {
+        // The pickles lie in the first bytes, as far as pickles are read.
+        let start = source.start(MAX_PICKLE_BYTES)?;
+        let pickles = legacy::Pickles::run(&start, source.path())?;
+        let container = Container::Legacy(Legacy::open(source, &pickles)?);
+        let named =
+            named_tensors(&pickles.heap, pickles.root).map_err(|what| container.damaged(what))?;
+        Self::new(container, named, BTreeMap::new())
+    }
+
+    fn new(
+        container: Container,
+        Named { tensors, unreadable }: Named,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<(Self, Listing), WeightsError> {
+        if tensors.is_empty() && unreadable.is_empty() {
             return Err(WeightsError::Unsupported {
-                path: path.into(),
+                path: container.path().into(),
                 reason: "it holds no named tensor".into(),
                 advice: "save a dictionary of tensors, such as the state_dict() of a module",
             });
         }
-        let slots = zip.plan(tensors)?;
+        let slots = container.plan(tensors)?;
         let mut users: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for (name, slot) in &slots {
-            users.entry(slot.entry).or_default().push(name.clone());
+            users.entry(slot.storage).or_default().push(name.clone());
         }
         let info = |(name, slot): (&String, &Slot)| TensorInfo {
             name: name.clone(),
@@ -93,37 +113,37 @@ impl Reader {
             shape: slot.view.shape.clone(),
         };
         let tensors = slots.iter().map(info).collect();
-        let reader = Self { zip, slots, users, shared: HashMap::new() };
-        Ok((reader, Listing { tensors, metadata }))
+        let reader = Self { container, slots, users, shared: HashMap::new() };
+        Ok((reader, Listing { tensors, unreadable, metadata }))
     }
 
     /// Reads one tensor. A storage that is one tensor from end to end is read straight into it; one
     /// of several tensors is kept until all of them are read.
     pub(crate) fn read(&mut self, name: &str) -> Result<TensorData, WeightsError> {
-        let Slot { entry, dtype, len, view } = &self.slots[name];
-        let (size, n_users) = (dtype.size(), self.users[entry].len());
+        let Slot { storage: at, dtype, len, view } = &self.slots[name];
+        let (size, n_users) = (dtype.size(), self.users[at].len());
         let mut data = zeros(*dtype, &view.shape);
         if n_users > 1 {
-            if !self.shared.contains_key(entry) {
+            if !self.shared.contains_key(at) {
                 let mut storage = vec![0; len * size];
-                self.zip.read_exact(*entry, name, &mut storage)?;
-                self.shared.insert(*entry, Shared { storage, readers_left: n_users });
+                self.container.read_exact(*at, name, &mut storage)?;
+                self.shared.insert(*at, Shared { storage, readers_left: n_users });
             }
-            let shared = self.shared.get_mut(entry).expect("inserted above");
+            let shared = self.shared.get_mut(at).expect("inserted above");
             view.gather(&shared.storage, size, &mut data.bytes);
             shared.readers_left -= 1;
             if shared.readers_left == 0 {
-                self.shared.remove(entry);
+                self.shared.remove(at);
             }
         } else if view.is_whole(*len) {
-            self.zip.read_exact(*entry, name, &mut data.bytes)?;
+            self.container.read_exact(*at, name, &mut data.bytes)?;
         } else {
             let mut storage = vec![0; len * size];
-            self.zip.read_exact(*entry, name, &mut storage)?;
+            self.container.read_exact(*at, name, &mut storage)?;
             view.gather(&storage, size, &mut data.bytes);
         }
         check_bools(&data)
-            .map_err(|what| self.zip.damaged(format!("tensor {} {what}", one_line(name))))?;
+            .map_err(|what| self.container.damaged(format!("tensor {} {what}", one_line(name))))?;
         Ok(data)
     }
 
@@ -134,216 +154,114 @@ impl Reader {
     }
 
     pub(crate) fn verify(&mut self) -> Result<Checksum, WeightsError> {
+        let Container::Archive(archive) = &mut self.container else {
+            return Ok(Checksum::Absent);
+        };
         for (&entry, users) in &self.users {
             let Slot { dtype, len, .. } = &self.slots[&users[0]];
-            self.zip.read_through(entry, &users[0], (len * dtype.size()) as u64)?;
+            archive.read_through(entry, &users[0], (len * dtype.size()) as u64)?;
         }
         Ok(Checksum::Verified)
     }
 }
 
+/// What storages lie in. They are numbered in the order of the file.
 #[derive(Debug)]
-struct Zip {
-    path: PathBuf,
-    archive: ZipArchive<BufReader<File>>,
-    /// What the names of all entries begin with, the slash included.
-    prefix: String,
-    /// The most bytes that storages, and tensors, may take.
-    max_bytes: u64,
+enum Container {
+    Archive(Archive),
+    Legacy(Legacy),
 }
 
-impl Zip {
-    fn open(path: &Path) -> Result<Self, WeightsError> {
-        let failed = |error| WeightsError::Read { path: path.into(), error };
-        let damaged = |reason| WeightsError::Damaged { path: path.into(), reason };
-        let file = File::open(path).map_err(failed)?;
-        let file_bytes = file.metadata().map_err(failed)?.len();
-        let mut archive = ZipArchive::new(BufReader::new(file))
-            .map_err(|error| damaged(one_line(&error.to_string())))?;
-        if archive.has_duplicate_names() {
-            return Err(damaged("two entries of the zip file have the same name".into()));
-        }
-        match archive.has_overlapping_entries() {
-            Ok(false) => {}
-            Ok(true) => return Err(damaged("entries of the zip file overlap".into())),
-            Err(error) => return Err(damaged(one_line(&error.to_string()))),
-        }
-
-        let names = || archive.file_names_raw().filter_map(|name| str::from_utf8(name).ok());
-        let prefixes: Vec<&str> = names()
-            .filter_map(|name| name.strip_suffix("data.pkl"))
-            .filter(|prefix| prefix.is_empty() || prefix.ends_with('/'))
-            .collect();
-        let &[prefix] = prefixes.as_slice() else {
-            return Err(WeightsError::Unsupported {
-                path: path.into(),
-                reason: format!("a zip file with {} entries data.pkl", prefixes.len()),
-                advice: "read a file that torch.save wrote",
-            });
-        };
-        let prefix = prefix.to_owned();
-        if names().any(|name| name.strip_prefix(&prefix) == Some("constants.pkl")) {
-            return Err(WeightsError::Unsupported {
-                path: path.into(),
-                reason: "a TorchScript program".into(),
-                advice: "load it with torch.jit.load and torch.save its state_dict()",
-            });
-        }
-        let max_bytes = file_bytes.saturating_mul(MAX_EXPANSION).saturating_add(FREE_BYTES);
-        Ok(Self { path: path.into(), archive, prefix, max_bytes })
-    }
-
-    fn check_byte_order(&mut self) -> Result<(), WeightsError> {
-        if self.find("byteorder").is_none() {
-            return Ok(());
-        }
-        match self.read_small("byteorder", 16)?.as_slice() {
-            b"little" => Ok(()),
-            other => Err(WeightsError::Unsupported {
-                path: self.path.clone(),
-                reason: format!("byte order {}", one_line(&String::from_utf8_lossy(other))),
-                advice: "save it again on a little-endian machine",
-            }),
+impl Container {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Archive(archive) => &archive.path,
+            Self::Legacy(legacy) => legacy.path(),
         }
     }
 
-    /// The string metadata, if the file has any.
-    fn read_metadata(&mut self) -> Result<BTreeMap<String, String>, WeightsError> {
-        if self.find(METADATA_ENTRY).is_none() {
-            return Ok(BTreeMap::new());
+    /// The most bytes that storages, and tensors, may take.
+    fn max_bytes(&self) -> u64 {
+        match self {
+            Self::Archive(archive) => archive.max_bytes,
+            Self::Legacy(legacy) => legacy.max_bytes,
         }
-        let content = self.read_small(METADATA_ENTRY, MAX_METADATA_BYTES)?;
-        serde_json::from_slice(&content).map_err(|error| {
-            self.damaged(format!("{METADATA_ENTRY}: {}", one_line(&error.to_string())))
-        })
+    }
+
+    fn find(&self, key: &str) -> Option<usize> {
+        match self {
+            Self::Archive(archive) => archive.find(&format!("data/{key}")),
+            Self::Legacy(legacy) => legacy.find(key),
+        }
+    }
+
+    /// What the storage of a key is called in messages.
+    fn shown(&self, key: &str) -> String {
+        match self {
+            Self::Archive(_) => format!("data/{}", one_line(key)),
+            Self::Legacy(_) => format!("storage {}", one_line(key)),
+        }
+    }
+
+    /// Reads the storage of a tensor, of exactly the bytes of `buffer`.
+    fn read_exact(
+        &mut self,
+        storage: usize,
+        tensor: &str,
+        buffer: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        match self {
+            Self::Archive(archive) => archive.read_exact(storage, tensor, buffer),
+            Self::Legacy(legacy) => legacy.read_exact(storage, buffer),
+        }
+    }
+
+    fn damaged(&self, reason: String) -> WeightsError {
+        WeightsError::Damaged { path: self.path().into(), reason }
     }
 
     /// Finds the storage of each tensor, and checks that neither storages nor tensors are larger
     /// than they can be.
     fn plan(&self, tensors: Vec<StoredTensor>) -> Result<BTreeMap<String, Slot>, WeightsError> {
+        let max_bytes = self.max_bytes();
         let mut n_bytes = 0u64;
-        let mut storages: HashMap<usize, (DType, i64)> = HashMap::new();
+        let mut storages: HashMap<usize, (DType, usize)> = HashMap::new();
         let mut slots = BTreeMap::new();
-        for StoredTensor { name, storage, view } in tensors {
-            let (shown, key) = (one_line(&name), one_line(storage.key));
-            let entry = self.find(&format!("data/{}", storage.key)).ok_or_else(|| {
-                self.damaged(format!("tensor {shown} needs data/{key}, which is not there"))
+        for StoredTensor { name, key, dtype, len, view } in tensors {
+            let (shown, key_shown) = (one_line(&name), self.shown(key));
+            let storage = self.find(key).ok_or_else(|| {
+                self.damaged(format!("tensor {shown} needs {key_shown}, which is not there"))
             })?;
-            let (dtype, len) = (storage.dtype, storage.len);
-            if *storages.entry(entry).or_insert((dtype, len)) != (dtype, len) {
-                let what = format!("data/{key} has two types or lengths, by tensor {shown}");
+            if *storages.entry(storage).or_insert((dtype, len)) != (dtype, len) {
+                let what = format!("{key_shown} has two types or lengths, by tensor {shown}");
                 return Err(self.damaged(what));
             }
             let claimed = (len as u64).checked_mul(dtype.size() as u64);
-            if claimed.is_none_or(|n| n > self.max_bytes) {
-                let what = format!("data/{key} claims {len} elements, by tensor {shown}");
+            if claimed.is_none_or(|n| n > max_bytes) {
+                let what = format!("{key_shown} claims {len} elements, by tensor {shown}");
                 return Err(self.damaged(what));
             }
             let n = view.n_elements().and_then(|n| n.checked_mul(dtype.size()));
             n_bytes = n_bytes.saturating_add(n.map_or(u64::MAX, |n| n as u64));
-            if n_bytes > self.max_bytes {
+            if n_bytes > max_bytes {
                 let what = format!(
                     "its tensors up to {shown} take {n_bytes} bytes, over {MAX_EXPANSION} times the file"
                 );
                 return Err(self.damaged(what));
             }
-            slots.insert(name, Slot { entry, dtype, len: len as usize, view });
+            slots.insert(name, Slot { storage, dtype, len, view });
         }
-        let stored = |(dtype, len): &(DType, i64)| dtype.size() as u64 * *len as u64;
+        let stored = |(dtype, len): &(DType, usize)| dtype.size() as u64 * *len as u64;
         let n_bytes = storages.values().map(stored).fold(0, u64::saturating_add);
-        if n_bytes > self.max_bytes {
+        if n_bytes > max_bytes {
             return Err(self.damaged(format!(
                 "its storages take {n_bytes} bytes, over {MAX_EXPANSION} times the file"
             )));
         }
         Ok(slots)
     }
-
-    /// Reads the entry of a tensor, of exactly the bytes of `buffer`, and its checksum.
-    fn read_exact(
-        &mut self,
-        entry: usize,
-        tensor: &str,
-        buffer: &mut [u8],
-    ) -> Result<(), WeightsError> {
-        let n_bytes = buffer.len() as u64;
-        self.with_entry(entry, tensor, n_bytes, |entry| entry.read_exact(buffer))
-    }
-
-    /// Reads the entry of a tensor, of exactly `n_bytes`, for the sake of its checksum.
-    fn read_through(
-        &mut self,
-        entry: usize,
-        tensor: &str,
-        n_bytes: u64,
-    ) -> Result<(), WeightsError> {
-        self.with_entry(entry, tensor, n_bytes, |entry| {
-            io::copy(&mut entry.take(n_bytes), &mut io::sink()).map(|_| ())
-        })
-    }
-
-    fn with_entry(
-        &mut self,
-        entry: usize,
-        tensor: &str,
-        n_bytes: u64,
-        read: impl FnOnce(&mut dyn Read) -> io::Result<()>,
-    ) -> Result<(), WeightsError> {
-        let name = format!("{} of tensor {}", self.name_of(entry), one_line(tensor));
-        let Self { path, archive, .. } = self;
-        let mut entry = archive.by_index(entry).map_err(|error| broken(path, &name, error))?;
-        if entry.size() != n_bytes {
-            let reason = format!("{name} has {} bytes and should have {n_bytes}", entry.size());
-            return Err(WeightsError::Damaged { path: path.clone(), reason });
-        }
-        // The checksum is compared when reading finds the end of the entry.
-        match read(&mut entry).and_then(|()| entry.read(&mut [0])) {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(broken(path, &name, ZipError::InvalidArchive("it is too long".into()))),
-            Err(error) => Err(broken(path, &name, error.into())),
-        }
-    }
-
-    /// Reads an entry of at most `max` bytes, and its checksum.
-    fn read_small(&mut self, name: &str, max: u64) -> Result<Vec<u8>, WeightsError> {
-        let index = self.find(name).ok_or_else(|| self.damaged(format!("{name} is not there")))?;
-        let Self { path, archive, .. } = self;
-        let mut entry = archive.by_index(index).map_err(|error| broken(path, name, error))?;
-        let mut content = Vec::new();
-        let taken = entry.by_ref().take(max + 1).read_to_end(&mut content);
-        if taken.is_ok() && content.len() as u64 > max {
-            let reason = format!("{name} has more than {max} bytes");
-            return Err(WeightsError::Damaged { path: path.clone(), reason });
-        }
-        match taken.and_then(|_| entry.read(&mut [0])) {
-            Ok(_) => Ok(content),
-            Err(error) => Err(broken(path, name, error.into())),
-        }
-    }
-
-    fn find(&self, name: &str) -> Option<usize> {
-        self.archive.index_for_name(&format!("{}{name}", self.prefix))
-    }
-
-    fn name_of(&self, entry: usize) -> String {
-        let name = self.archive.name_for_index(entry).and_then(Result::ok).unwrap_or_default();
-        one_line(name.strip_prefix(&self.prefix).unwrap_or(&name))
-    }
-
-    fn damaged(&self, reason: String) -> WeightsError {
-        WeightsError::Damaged { path: self.path.clone(), reason }
-    }
 }
 
-fn broken(path: &Path, entry: &str, error: ZipError) -> WeightsError {
-    let reason = match error {
-        ZipError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "it ends too early".into()
-        }
-        ZipError::Io(error) if error.to_string() == CHECKSUM => {
-            "its checksum is wrong, or was left out with torch's set_crc32_options(False)".into()
-        }
-        error => one_line(&error.to_string()),
-    };
-    WeightsError::Damaged { path: path.into(), reason: format!("cannot read {entry}: {reason}") }
+fn most_bytes(file_bytes: u64) -> u64 {
+    file_bytes.saturating_mul(MAX_EXPANSION).saturating_add(FREE_BYTES)
 }

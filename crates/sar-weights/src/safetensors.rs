@@ -7,9 +7,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{BoolStore, DType, TensorData};
 use safetensors::Dtype;
@@ -18,13 +17,15 @@ use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
 use crate::atomic::write_whole;
 use crate::error::{WeightsError, one_line};
 use crate::file::{Checksum, Listing, TensorInfo};
+use crate::source::Source;
 use crate::strided::{MAX_RANK, zeros};
+use crate::unreadable::Unreadable;
 
 /// Bytes of the little-endian header length at the start of the file.
 const LENGTH_BYTES: u64 = 8;
 /// The longest header that the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// The key of the header that is no tensor.
+/// The key of the header that is not a tensor.
 const METADATA_KEY: &str = "__metadata__";
 /// The metadata field with the CRC-32 of all bytes behind the header, in hexadecimal. Files of other
 /// writers have none.
@@ -36,12 +37,13 @@ const CHUNK_BYTES: usize = 1 << 16;
 /// An open file whose header is checked.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    path: PathBuf,
-    file: File,
+    source: Source,
     /// Where the bytes of the tensors begin.
     data_start: u64,
     /// Behind the first byte of the tensors, for each.
     slots: BTreeMap<String, Slot>,
+    /// Whether some of its bytes belong to tensors that cannot be read.
+    has_unreadable: bool,
     /// The checksum that the file carries, as it is shown.
     checksum: Option<String>,
 }
@@ -54,49 +56,46 @@ struct Slot {
 }
 
 impl Reader {
-    pub(crate) fn open(path: &Path) -> Result<(Self, Listing), WeightsError> {
-        let failed = |error| WeightsError::Read { path: path.into(), error };
-        let mut file = File::open(path).map_err(failed)?;
-        let file_bytes = file.metadata().map_err(failed)?.len();
-        let header = read_header(&mut file, file_bytes, path)?;
-        let data_start = file_bytes - header.data_len() as u64;
+    pub(crate) fn open(mut source: Source) -> Result<(Self, Listing), WeightsError> {
+        let header = read_header(&mut source)?;
+        let data_start = source.n_bytes() - header.data_len() as u64;
 
         let mut metadata: BTreeMap<String, String> =
             header.metadata().clone().unwrap_or_default().into_iter().collect();
         let checksum = metadata.remove(CHECKSUM_KEY);
         let mut slots = BTreeMap::new();
+        let mut unreadable = Vec::new();
         for name in header.offset_keys() {
             let HeaderInfo { dtype, shape, data_offsets: (start, _) } =
                 header.info(&name).expect("a name of the header").clone();
             if shape.len() > MAX_RANK {
                 let reason = format!("has {} dimensions, at most {MAX_RANK}", shape.len());
-                return Err(damaged(path, &name, &reason));
+                return Err(damaged(source.path(), &name, &reason));
             }
-            let dtype = burn_dtype(dtype).ok_or_else(|| WeightsError::Unsupported {
-                path: path.into(),
-                reason: format!("tensor {} has element type {dtype}", one_line(&name)),
-                advice: "convert it to f32 before saving",
-            })?;
-            slots.insert(name, Slot { start: start as u64, dtype, shape });
+            match burn_dtype(dtype) {
+                Some(dtype) => {
+                    slots.insert(name, Slot { start: start as u64, dtype, shape });
+                }
+                None => unreadable.push(Unreadable { name, what: dtype.to_string() }),
+            }
         }
+        unreadable.sort_by(|a, b| a.name.cmp(&b.name));
         let info = |(name, slot): (&String, &Slot)| TensorInfo {
             name: name.clone(),
             dtype: slot.dtype,
             shape: slot.shape.clone(),
         };
         let tensors = slots.iter().map(info).collect();
-        let reader = Self { path: path.into(), file, data_start, slots, checksum };
-        Ok((reader, Listing { tensors, metadata }))
+        let has_unreadable = !unreadable.is_empty();
+        let reader = Self { source, data_start, slots, has_unreadable, checksum };
+        Ok((reader, Listing { tensors, unreadable, metadata }))
     }
 
     pub(crate) fn read(&mut self, name: &str) -> Result<TensorData, WeightsError> {
         let slot = self.slots.get(name).expect("a tensor of the file");
         let mut data = zeros(slot.dtype, &slot.shape);
-        self.file
-            .seek(SeekFrom::Start(self.data_start + slot.start))
-            .and_then(|_| self.file.read_exact(&mut data.bytes))
-            .map_err(|error| self.failed(error))?;
-        check_bools(&data).map_err(|reason| damaged(&self.path, name, reason))?;
+        self.source.read_at(self.data_start + slot.start, &mut data.bytes)?;
+        check_bools(&data).map_err(|reason| damaged(self.source.path(), name, reason))?;
         Ok(data)
     }
 
@@ -112,7 +111,12 @@ impl Reader {
             checksum.update(&data.bytes);
             tensors.insert(name, data);
         }
-        self.compare(checksum)?;
+        if self.has_unreadable {
+            // The checksum is that of all bytes.
+            self.verify()?;
+        } else {
+            self.compare(checksum)?;
+        }
         Ok(tensors)
     }
 
@@ -123,16 +127,16 @@ impl Reader {
         let mut checksum = crc32fast::Hasher::new();
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut hash = || {
-            self.file.seek(SeekFrom::Start(self.data_start))?;
+            self.source.seek(SeekFrom::Start(self.data_start))?;
             loop {
-                match self.file.read(&mut chunk)? {
+                match self.source.read(&mut chunk)? {
                     0 => return Ok(()),
                     n => checksum.update(&chunk[..n]),
                 }
             }
         };
         let hashed: io::Result<()> = hash();
-        hashed.map_err(|error| self.failed(error))?;
+        hashed.map_err(|error| self.source.failed(error))?;
         self.compare(checksum)
     }
 
@@ -143,39 +147,35 @@ impl Reader {
             return Ok(Checksum::Verified);
         }
         Err(WeightsError::Damaged {
-            path: self.path.clone(),
+            path: self.source.path().into(),
             reason: format!("its checksum is {found} and should be {}", one_line(expected)),
         })
-    }
-
-    fn failed(&self, error: io::Error) -> WeightsError {
-        WeightsError::Read { path: self.path.clone(), error }
     }
 }
 
 /// Reads and checks the header. Its tensors then lie end to end and fill the rest of the file.
-fn read_header(file: &mut File, file_bytes: u64, path: &Path) -> Result<Metadata, WeightsError> {
-    let failed = |error| WeightsError::Read { path: path.into(), error };
-    let unknown = |reason| WeightsError::UnknownFormat { path: path.into(), reason };
+fn read_header(source: &mut Source) -> Result<Metadata, WeightsError> {
+    let (path, file_bytes) = (source.path().to_owned(), source.n_bytes());
+    let unknown = |reason| WeightsError::UnknownFormat { path: path.clone(), reason };
 
     let Some(most) = file_bytes.checked_sub(LENGTH_BYTES) else {
         return Err(unknown(format!("it has {file_bytes} bytes")));
     };
     let mut length = [0; LENGTH_BYTES as usize];
-    file.read_exact(&mut length).map_err(failed)?;
+    source.read_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     if length > most.min(MAX_HEADER_BYTES) {
         return Err(unknown(format!("a header of {length} bytes in a file of {file_bytes}")));
     }
     let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(failed)?;
+    source.read_at(LENGTH_BYTES, &mut header)?;
     let header: Metadata = serde_json::from_slice(&header)
         .map_err(|error| unknown(format!("its header: {}", one_line(&error.to_string()))))?;
 
     let expected = (LENGTH_BYTES + length).saturating_add(header.data_len() as u64);
     if expected != file_bytes {
         return Err(WeightsError::Damaged {
-            path: path.into(),
+            path,
             reason: format!("its header promises {expected} bytes and it has {file_bytes}"),
         });
     }
@@ -193,7 +193,7 @@ fn damaged(path: &Path, name: &str, reason: &str) -> WeightsError {
     }
 }
 
-/// Checks that a tensor of bools holds no byte but 0 and 1, which is undefined behaviour to read.
+/// Checks that a tensor of bools holds no byte but 0 and 1, which is undefined behavior to read.
 pub(crate) fn check_bools(data: &TensorData) -> Result<(), &'static str> {
     match data.dtype {
         DType::Bool(_) if data.as_bytes().iter().any(|&byte| byte > 1) => {
@@ -203,12 +203,12 @@ pub(crate) fn check_bools(data: &TensorData) -> Result<(), &'static str> {
     }
 }
 
-pub(crate) fn write<'d>(
+pub(crate) fn write<'d, E: From<WeightsError>>(
     path: &Path,
     tensors: &[TensorInfo],
     metadata: &BTreeMap<String, String>,
-    next: &mut dyn FnMut(&TensorInfo) -> Result<Cow<'d, TensorData>, WeightsError>,
-) -> Result<(), WeightsError> {
+    next: &mut dyn FnMut(&TensorInfo) -> Result<Cow<'d, TensorData>, E>,
+) -> Result<(), E> {
     let failed = |error| WeightsError::Write { path: path.into(), error };
     // In the order of their offsets: wide elements first, so that all are aligned, then by name.
     let mut tensors: Vec<&TensorInfo> = tensors.iter().collect();
@@ -226,7 +226,8 @@ pub(crate) fn write<'d>(
         // As long as the first one, for a checksum is eight digits.
         let header = header(path, &tensors, metadata, checksum)?;
         file.seek(SeekFrom::Start(LENGTH_BYTES)).map_err(failed)?;
-        file.write_all(&header).map_err(failed)
+        file.write_all(&header).map_err(failed)?;
+        Ok(())
     })
 }
 

@@ -88,7 +88,7 @@ impl View {
         }
     }
 
-    /// The dimensions as (side, stride), without those of side 1, neighbours merged where the
+    /// The dimensions as (side, stride), without those of side 1, neighbors merged where the
     /// outer one continues the inner one.
     fn runs(&self) -> Vec<(usize, usize)> {
         let mut runs: Vec<(usize, usize)> = Vec::with_capacity(self.shape.len());
@@ -135,7 +135,7 @@ fn copy_plane<const SIZE: usize>(
 /// A tensor of zeros, in memory aligned for its elements, to read a file into.
 ///
 /// # Panics
-/// If the shape overflows, or the elements are quantised.
+/// If the shape overflows, or the elements are quantized.
 pub(crate) fn zeros(dtype: DType, shape: &[usize]) -> TensorData {
     let n = shape.iter().product();
     let bytes = match dtype.size() {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::flatten::named_tensors;
+use crate::flatten::{Named, named_tensors};
 
 /// The `_rebuild_tensor_v2` call of a `[2, 3]` view with strides `[1, 2]` of storage "7".
 const TENSOR: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage\
@@ -37,10 +37,11 @@ fn show(heap: &Heap, value: Value) -> String {
             format!("{{{}}}", items.join(", "))
         }
         Value::Global(global) => format!("{global:?}"),
+        Value::Foreign(why) => why.describe(),
         Value::Storage(storage) => format!("{:?}", heap.storages[storage]),
         Value::Tensor(tensor) => {
-            let Rebuilt { storage, offset, sizes, strides } = heap.tensors[tensor];
-            let Storage { key, dtype, len } = heap.storages[storage];
+            let Rebuilt { storage, dtype, offset, sizes, strides } = heap.tensors[tensor];
+            let Storage { key, len, .. } = heap.storages[storage];
             let (sizes, strides) = (Value::Sequence(sizes), Value::Sequence(strides));
             let (sizes, strides) = (show(heap, sizes), show(heap, strides));
             format!("{}{sizes} {strides} +{offset} of {key}, {len}", dtype.name())
@@ -52,8 +53,10 @@ fn show(heap: &Heap, value: Value) -> String {
 fn names(body: &[u8]) -> Result<Vec<String>, String> {
     let pickle = pickle(body);
     let (heap, root) = run(&pickle)?;
-    let tensors = named_tensors(&heap, root)?;
-    Ok(tensors.into_iter().map(|t| format!("{} {:?}", t.name, t.view.shape)).collect())
+    let Named { tensors, unreadable } = named_tensors(&heap, root)?;
+    let tensors = tensors.into_iter().map(|t| format!("{} {:?}", t.name, t.view.shape));
+    let unreadable = unreadable.into_iter().map(|u| format!("{} is {}", u.name, u.what));
+    Ok(tensors.chain(unreadable).collect())
 }
 
 /// A body out of parts, with [`TENSOR`] in the place of every `T`.
@@ -109,7 +112,7 @@ fn containers_marks_and_the_memo() {
     check(b"}q\x01K\x01h\x01\x86", "[1, {}]");
     check(b"K\x05r\x01\x01\0\0K\x01j\x01\x01\0\0\x87", "[5, 1, 5]");
     check(b"K\x09\x940h\0", "9");
-    // What was memoised is the container, not a copy of it.
+    // What was memoized is the container, not a copy of it.
     check(b"(]q\0}q\x01h\0K\x01ah\x01K\x02K\x03st", "[[1], {2: 3}, [1], {2: 3}]");
 }
 
@@ -122,7 +125,6 @@ fn only_known_globals_mean_anything() {
     check(b"cbuiltins\neval\n)\x81", "?");
     check(b"cbuiltins\ndict\n)}\x92", "?");
     check(b"ctorch\nload\n)R", "?");
-    check(b"ctorch\nComplexFloatStorage\n", "?");
     check(b"ctorch.cuda\nFloatStorage\n", "?");
     check(b"K\x01)R", "?");
     // Items and state of opaque objects vanish with them.
@@ -146,7 +148,6 @@ fn tensors_and_parameters() {
         let at = TENSOR.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
         [&TENSOR[..at], to.as_bytes(), &TENSOR[at + from.len()..]].concat()
     };
-    assert_eq!(shown(&replaced("HalfStorage", "ComplexFloatStorage")), "?");
     assert!(shown(&replaced("K\x06tQ", "NtQ")).contains("storage without type, key and length"));
     assert!(shown(&replaced("tQK\0", "tQN")).contains("tensor without storage, offset"));
 }
@@ -166,10 +167,115 @@ fn every_storage_type_has_its_element_type() {
         ("Bool", "bool"),
     ] {
         match known_global("torch", &format!("{name}Storage")) {
-            Value::Global(Global::Storage(found)) => assert_eq!(found.name(), dtype),
+            Value::Global(Global::Storage(Element::Readable(found))) => {
+                assert_eq!(found.name(), dtype);
+                assert_eq!(Element::Readable(found).n_bytes(), Some(found.size()));
+            }
             other => panic!("{name}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn what_cannot_be_read_says_why() {
+    let replaced = |from: &str, to: &str| {
+        let at = TENSOR.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        [&TENSOR[..at], to.as_bytes(), &TENSOR[at + from.len()..]].concat()
+    };
+    let check = |body: &[u8], expected| assert_eq!(shown(body), expected, "{body:?}");
+    check(&replaced("HalfStorage", "ComplexFloatStorage"), "complex64");
+    check(&replaced("HalfStorage", "NewStorage"), "NewStorage");
+    check(
+        &replaced("torch\nHalfStorage", "other\nHalfStorage"),
+        "kept in an unknown kind of storage",
+    );
+    check(&replaced("_rebuild_tensor_v2", "_rebuild_qtensor"), "quantized (f16)");
+    check(&replaced("_rebuild_tensor_v2", "_rebuild_sparse_tensor"), "sparse");
+    check(&replaced("_rebuild_tensor_v2", "_rebuild_other"), "made by torch's _rebuild_other");
+    check(b"cnumpy.core.multiarray\n_reconstruct\nNR}b", "a NumPy array");
+    let parameter = [
+        &b"ctorch._utils\n_rebuild_parameter\n"[..],
+        &replaced("_rebuild_tensor_v2", "_rebuild_sparse_tensor"),
+        b"\x88N\x87R",
+    ];
+    check(&parameter.concat(), "sparse");
+
+    // A tensor of an element type of its own: the seventh argument.
+    let typed = |seventh: &str| {
+        let call = b"ctorch._utils\n_rebuild_tensor_v3\n((\x8c\x07storagectorch.storage\n\
+            UntypedStorage\n\x8c\x010\x8c\x03cpuK\x02tQK\0K\x02\x85K\x01\x85\x89N";
+        [call, seventh.as_bytes(), b"tR"].concat()
+    };
+    check(&typed("ctorch\nfloat8_e4m3fn\n"), "float8_e4m3fn");
+    check(&typed("N"), "made by torch's _rebuild_tensor_v3");
+    check(&typed(""), "made by torch's _rebuild_tensor_v3");
+
+    // They have names like others; those that lie nowhere, or under a name that is taken, have none.
+    let sparse = replaced("_rebuild_tensor_v2", "_rebuild_sparse_tensor");
+    let body = [
+        &b"}(\x8c\x01b}\x8c\x01c"[..],
+        &sparse,
+        b"s\x8c\x01a",
+        TENSOR,
+        b"\x8c\x01a",
+        &sparse,
+        b"u",
+    ];
+    assert_eq!(names(&body.concat()).unwrap(), ["a [2, 3]", "b.c is sparse"]);
+    assert_eq!(names(&sparse).unwrap(), [""; 0]);
+}
+
+#[test]
+fn dictionaries_of_python_2_are_made_of_pairs() {
+    let check = |body: &[u8], expected| assert_eq!(shown(body), expected, "{body:?}");
+    let made = |pairs: &[u8]| [b"ccollections\nOrderedDict\n]", pairs, b"\x85R"].concat();
+    check(&made(b""), "{}");
+    check(&made(b"(](U\x01aK\x01e](U\x01bK\x02ee"), r#"{"a": 1, "b": 2}"#);
+    let odd = "an OrderedDict that is not made of pairs";
+    assert!(shown(&made(b"(](K\x01ee")).ends_with(odd));
+    assert!(shown(&made(b"(K\x01K\x02e")).ends_with(odd));
+
+    // A list of a thousand pairs, used two thousand times.
+    let list = [&b"](U\x01aK\x01eq\x01]("[..], &b"h\x01".repeat(1000), b"eq\x02"].concat();
+    let call = b"ccollections\nOrderedDict\nh\x02\x85R";
+    let often = [&list[..], &call.repeat(2000)].concat();
+    assert!(shown(&often).ends_with("over 1048576 pairs in dictionaries made of pairs"));
+}
+
+#[test]
+fn a_storage_that_is_part_of_another() {
+    let part = |start: &[u8], n: &[u8], offset: &[u8]| {
+        let id =
+            b"}\x8c\x01wctorch._utils\n_rebuild_tensor\n((\x8c\x07storagectorch\nFloatStorage\n\
+            \x8c\x010\x8c\x03cpuK\x0a\x8c\x011";
+        [id, start, n, b"\x87tQ", offset, b"K\x03\x85K\x01\x85tRs"].concat()
+    };
+    let view = |body: &[u8]| {
+        let pickle = pickle(body);
+        let (heap, root) = run(&pickle).unwrap();
+        named_tensors(&heap, root).map(|named| (named.tensors[0].view.offset, named.tensors[0].len))
+    };
+    assert_eq!(view(&part(b"K\x04", b"K\x05", b"K\x02")), Ok((6, 10)));
+    let refused = |body: &[u8], what: &str| {
+        let error = view(body).unwrap_err();
+        assert!(error.contains(what), "{error}");
+    };
+    refused(&part(b"K\x04", b"K\x05", b"K\x03"), "beyond its storage of 5 elements");
+    let impossible = "tensor w has an impossible part of a storage";
+    refused(&part(b"K\x06", b"K\x05", b"K\0"), impossible);
+    refused(&part(b"J\xff\xff\xff\xff", b"K\x05", b"K\0"), impossible);
+    refused(&part(b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"K\x05", b"K\0"), impossible);
+    let unclear = shown(&part(b"N", b"K\x05", b"K\0"));
+    assert!(unclear.ends_with("a storage that is an unclear part of another"), "{unclear}");
+}
+
+#[test]
+fn the_first_of_several_pickles_ends_where_the_next_begins() {
+    let several = b"\x80\x02K\x05.\x80\x02K\x06.rest";
+    let (_, first, end) = run_first(several).unwrap();
+    assert_eq!((first, end), (Value::Int(5), 5));
+    let (_, second, length) = run_first(&several[end..]).unwrap();
+    assert_eq!((second, &several[end + length..]), (Value::Int(6), &b"rest"[..]));
 }
 
 #[test]
@@ -181,12 +287,13 @@ fn broken_pickles_say_where() {
     check(b"K\x01(\x85", "byte 5: the stack is empty");
     check(b"K\x01(a", "byte 5: the stack is empty");
     check(b"t", "byte 2: there is no mark");
-    check(b"h\x05", "byte 2: nothing is memoised as 5");
+    check(b"h\x05", "byte 2: nothing is memoized as 5");
     check(b"q\x05", "byte 2: the stack is empty");
     check(b"}(K\x01u", "byte 6: a key without a value");
-    check(b"K\x01K\x01a", "byte 6: items for what is no list");
-    check(b"]K\x01K\x01s", "byte 7: items for what is no dictionary");
-    check(b"ccollections\nOrderedDict\n]\x85R", "byte 29: an OrderedDict with arguments");
+    check(b"K\x01K\x01a", "byte 6: items for what is not a list");
+    check(b"]K\x01K\x01s", "byte 7: items for what is not a dictionary");
+    let odd = "byte 30: an OrderedDict that is not made of pairs";
+    check(b"ccollections\nOrderedDict\nK\x01\x85R", odd);
     check(b"ctorch._utils\n_rebuild_tensor_v2\nNR", "byte 36: a call without a tuple of arguments");
     check(b"P1\n", "byte 2: opcode 0x50, which torch does not write");
     check(b"X\xff\xff\xff\xffa", "byte 2: the pickle ends too early");
@@ -277,13 +384,13 @@ fn impossible_tensors_are_refused_by_name() {
     refused(rebuilt(b"K\x06", b"K\0", &[&huge[..], huge].concat(), b"K\0K\0"), beyond);
     refused(rebuilt(b"K\x06", b"K\0", b"K\x03", huge), beyond);
     let negative = b"J\xff\xff\xff\xff";
-    refused(rebuilt(b"K\x06", b"K\0", negative, b"K\x01"), "sizes that are no sizes");
-    refused(rebuilt(b"K\x06", b"K\0", b"N", b"K\x01"), "sizes that are no sizes");
-    refused(rebuilt(b"K\x06", b"K\0", b"K\x02", negative), "strides that are none");
+    refused(rebuilt(b"K\x06", b"K\0", negative, b"K\x01"), "sizes that are not sizes");
+    refused(rebuilt(b"K\x06", b"K\0", b"N", b"K\x01"), "sizes that are not sizes");
+    refused(rebuilt(b"K\x06", b"K\0", b"K\x02", negative), "strides that are not strides");
     refused(rebuilt(b"K\x06", negative, b"K\x02", b"K\x01"), "a negative offset");
     refused(rebuilt(negative, b"K\0", b"K\x02", b"K\x01"), "a storage of negative length");
     refused(rebuilt(b"K\x06", b"K\0", b"K\x02", b""), "1 sizes and 0 strides");
-    refused(rebuilt(b"K\x06", b"K\0", &b"K\x01".repeat(65), &b"K\x01".repeat(65)), "no sizes");
+    refused(rebuilt(b"K\x06", b"K\0", &b"K\x01".repeat(65), &b"K\x01".repeat(65)), "not sizes");
 }
 
 #[test]

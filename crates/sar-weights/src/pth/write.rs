@@ -25,13 +25,13 @@ const PREFIX: &str = "archive/";
 /// Storages begin at multiples of this, as torch's do, so that they can be mapped.
 const ALIGNMENT: u16 = 64;
 
-pub(crate) fn write<'d>(
+pub(crate) fn write<'d, E: From<WeightsError>>(
     path: &Path,
     root: &str,
     tensors: &[TensorInfo],
     metadata: &BTreeMap<String, String>,
-    next: &mut dyn FnMut(&TensorInfo) -> Result<Cow<'d, TensorData>, WeightsError>,
-) -> Result<(), WeightsError> {
+    next: &mut dyn FnMut(&TensorInfo) -> Result<Cow<'d, TensorData>, E>,
+) -> Result<(), E> {
     let mut tensors: Vec<&TensorInfo> = tensors.iter().collect();
     tensors.sort_by_key(|info| info.name.as_str());
     let pickle = pickle(path, root, &tensors)?;
@@ -55,7 +55,8 @@ pub(crate) fn write<'d>(
             written(add(&mut zip, &format!("data/{key}"), data.as_bytes()))?;
         }
         written(add(&mut zip, "version", b"3\n"))?;
-        written(zip.finish().map(|_| ()))
+        written(zip.finish().map(|_| ()))?;
+        Ok(())
     })
 }
 

@@ -48,7 +48,7 @@ fn nothing_is_called() {
     ];
     for call in calls {
         let call = call.concat();
-        // By itself it is no dictionary of tensors; beside one it is passed over.
+        // By itself it is not a dictionary of tensors; beside one it is passed over.
         let error = message(answered(&pth_of(&body(&[&call]))));
         assert!(error.starts_with("it holds no named tensor"), "{error}");
         let beside = body(&[b"}(X\x01\0\0\0w", &tensor(), b"X\x01\0\0\0x", &call, b"u"]);
@@ -111,11 +111,11 @@ fn sizes_strides_and_offsets_beyond_the_storage() {
     check(Spec("w", "Float", "0", 2, huge, &[2], &[1]), beyond);
     check(Spec("w", "Float", "0", 2, 1, &[2], &[1]), beyond);
     check(Spec("w", "Float", "0", 2, usize::MAX, &[2], &[1]), "tensor w has a negative offset");
-    check(Spec("w", "Float", "0", 2, 0, &[usize::MAX], &[1]), "tensor w has sizes that are no");
+    check(Spec("w", "Float", "0", 2, 0, &[usize::MAX], &[1]), "tensor w has sizes that are not");
     check(Spec("w", "Float", "0", usize::MAX, 0, &[2], &[1]), "tensor w has a storage of neg");
     check(Spec("w", "Float", "0", huge, 0, &[2], &[1]), "data/0 claims 4611686018427387904");
     check(Spec("w", "Float", "0", 3, 0, &[2], &[1]), "data/0 of tensor w has 8 bytes and should");
-    check(Spec("w", "Float", "0", 2, 0, &[1; 65], &[1; 65]), "tensor w has sizes that are no");
+    check(Spec("w", "Float", "0", 2, 0, &[1; 65], &[1; 65]), "tensor w has sizes that are not");
     check(Spec("w", "Float", "0", 2, 0, &[2], &[1, 1]), "tensor w has 1 sizes and 2 strides");
     check(Spec("w", "Float", "../../0", 2, 0, &[2], &[1]), "tensor w needs data/../../0, which");
     check(Spec("a\nb", "Float", "9", 2, 0, &[2], &[1]), "tensor a\\nb needs data/9, which");
@@ -233,15 +233,15 @@ fn headers_of_safetensors_that_lie() {
 
 #[test]
 #[cfg(unix)]
-fn what_is_no_regular_file_is_not_waited_for() {
+fn what_is_not_a_regular_file_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("weights");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     if made.is_ok_and(|status| status.success()) {
         let error = message(NamedTensors::read(&pipe));
-        assert!(error.starts_with("cannot read the file: it is no regular file"), "{error}");
+        assert!(error.starts_with("cannot read the file: it is not a regular file"), "{error}");
     }
     let error = NamedTensors::read(std::path::Path::new("/dev/zero")).unwrap_err().to_string();
-    assert!(error.contains("it is no regular file"), "{error}");
+    assert!(error.contains("it is not a regular file"), "{error}");
     fs::remove_file(&pipe).unwrap_or_default();
 }

@@ -6,14 +6,22 @@ mod pth;
 
 mod pth_write;
 
+mod legacy;
+
+mod unreadable;
+
+mod shards;
+
 mod parity;
 
 mod safetensors;
-
-mod released;
 
 mod hostile;
 
 mod robustness;
 
 mod bind;
+
+mod finite;
+
+mod module_tensors;

@@ -14,7 +14,7 @@ fn the_tokenizer_has_the_values_that_torch_reads() {
         let named = NamedTensors::read(&parity(&format!("{case}/tokenizer.pth"))).unwrap();
         assert_eq!(named.len(), 156);
         assert!(named.names().all(|name| name.starts_with("model.")), "steps is no tensor");
-        let named = named.unwrap_root(&["trainer.var_wo_ddp", "model"]);
+        let named = named.below("model");
         let weight = named.get("encoder.conv_in.weight").unwrap();
         assert_eq!((&weight.shape[..], weight.dtype.name()), (&[32, 3, 3, 3][..], "f32"));
         assert_eq!(values(&named, "encoder.conv_in.weight")[..3], conv_in);
@@ -41,7 +41,7 @@ fn the_position_embedding_is_a_strided_view() {
     let check = |case: &str, n_tensors: usize, spots: [(usize, usize, usize, f32); 4]| {
         let named = NamedTensors::read(&parity(&format!("{case}/backbone.pth"))).unwrap();
         assert_eq!(named.len(), n_tensors);
-        let named = named.unwrap_root(&["model", "trainer.var_wo_ddp"]);
+        let named = named.below("trainer.var_wo_ddp");
         assert_eq!(named.len(), n_tensors);
         assert_eq!(named.get("pos_1LC").unwrap().shape[..], [1, D, SIDE, SIDE]);
         let positions = values(&named, "pos_1LC");

@@ -143,8 +143,6 @@ fn contradictions_are_named() {
 
 #[test]
 fn other_formats_are_told_apart() {
-    let legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
-    assert!(message(read(legacy)).starts_with("saved by torch before 1.6"));
     for other in
         [&b""[..], b"PK", b"version https://git-lfs.github.com/spec/v1", b"<html>", &[0; 64]]
     {
@@ -157,10 +155,10 @@ fn other_formats_are_told_apart() {
     fs::write(&path, pth(&[Spec("w", "Byte", "0", 1, 0, &[1], &[1])], &[("a/data/0", b"x")]))
         .unwrap();
     let error = message(NamedTensors::read_safetensors(&path));
-    assert!(error.starts_with("a PyTorch zip file, where a safetensors file is needed"), "{error}");
+    assert!(error.starts_with("a PyTorch file, where a safetensors file is needed"), "{error}");
     fs::create_dir(folder.path().join("weights.d")).unwrap();
     let error = message(NamedTensors::read(&folder.path().join("weights.d")));
-    assert!(error.starts_with("cannot read the file: it is a folder"), "{error}");
+    assert!(error.starts_with("it is a folder without an index of shards"), "{error}");
 }
 
 #[test]

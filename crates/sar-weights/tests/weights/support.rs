@@ -5,7 +5,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Shape, TensorData, bf16, f16};
-use sar_weights::{NamedTensors, WeightsError};
+use sar_weights::{NamedTensors, WeightsError, WeightsFile};
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -13,6 +13,29 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 /// A checkpoint of the parity cases.
 pub(crate) fn parity(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/parity").join(name)
+}
+
+/// A file made with torch, by `fixtures/make.py`.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A file in torch's legacy form: the pickle of the object, and key, count and bytes of storages.
+pub(crate) fn legacy(object: &[u8], storages: &[(&str, i64, &[u8])]) -> Vec<u8> {
+    let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+    let mut file =
+        [&magic[..], b"\x80\x02M\xe9\x03.", b"\x80\x02}.", object, b"\x80\x02]("].concat();
+    for (key, _, _) in storages {
+        file.push(b'U');
+        file.push(key.len() as u8);
+        file.extend(key.bytes());
+    }
+    file.extend(b"e.");
+    for (_, count, bytes) in storages {
+        file.extend(count.to_le_bytes());
+        file.extend(*bytes);
+    }
+    file
 }
 
 /// A zip file of the given entries.
@@ -88,12 +111,26 @@ pub(crate) fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
-/// Writes a file of the given content and reads it back as weights.
+/// Writes a file of the given content and reads it back as weights; from memory it reads the same.
 pub(crate) fn read(content: &[u8]) -> Result<NamedTensors, WeightsError> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("weights");
     fs::write(&path, content).unwrap();
-    NamedTensors::read(&path)
+    let from_disk = NamedTensors::read(&path);
+    let name = path.to_str().unwrap();
+    let from_memory = WeightsFile::from_bytes(name, content.to_vec()).and_then(|f| f.read_all());
+    match (&from_disk, &from_memory) {
+        (Ok(disk), Ok(memory)) => {
+            let both = || disk.iter().zip(memory.iter());
+            assert_eq!(disk.iter().count(), memory.iter().count());
+            assert!(both().all(|(a, b)| a.0 == b.0 && a.1.bytes == b.1.bytes));
+        }
+        (Err(disk), Err(memory)) if disk.to_string() == memory.to_string() => {}
+        // An index is one of a file on the disk.
+        (Err(_), Err(memory)) => assert!(memory.to_string().contains("index"), "{memory}"),
+        _ => panic!("{from_disk:?} from the disk, {from_memory:?} from memory"),
+    }
+    from_disk
 }
 
 /// The message of a failure, which is one line that names the file.
