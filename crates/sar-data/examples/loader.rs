@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let recipe = DataRecipe {
-        source: ImageSource::Folder { path },
+        source: ImageSource::Folder { path, held_out: None },
         side: SIDE,
         crop: Crop::AdmRandom { min_share: 0.88 },
         augmentation: Augmentation { flip: 0.5, ..Augmentation::none() },

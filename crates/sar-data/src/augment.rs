@@ -2,10 +2,11 @@
 
 use image::{Rgb, RgbImage, imageops};
 use sar_core::SeedTree;
+use sar_core::classes::nearest;
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::DataError;
-use crate::classes::nearest;
 
 /// How a training image may be varied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,7 +14,7 @@ use crate::classes::nearest;
 pub struct Augmentation {
     /// Largest shift along each axis, as a share of the side, in [0, 0.5].
     pub shift: f32,
-    /// Range of the zoom about the centre, each in [0.5, 2]; 1 is none.
+    /// Range of the zoom about the center, each in [0.5, 2]; 1 is none.
     pub scale: [f32; 2],
     /// Probability of a horizontal mirror image, in [0, 1].
     pub flip: f32,
@@ -52,7 +53,8 @@ impl Augmentation {
         if !(0.0..=1.0).contains(&self.flip) {
             return out_of_range("data.augmentation.flip", self.flip.to_string(), "a probability");
         }
-        match self.flip_except.iter().find(|name| !classes.contains(name)) {
+        match self.flip_except.iter().find(|name| !classes.iter().any(|class| is_same(class, name)))
+        {
             Some(name) => Err(DataError::UnknownClass {
                 field: Some("data.augmentation.flip_except"),
                 query: name.clone(),
@@ -68,7 +70,7 @@ impl Augmentation {
     /// Values between pixels are bilinear; outside, the edge goes on. Of the stream, uniform 0
     /// decides the flip, 1 the zoom, 2 and 3 the shift along x and y, whichever of them are in use.
     pub fn apply(&self, image: &RgbImage, class: &str, draws: SeedTree) -> RgbImage {
-        let may_flip = !self.flip_except.iter().any(|name| name == class);
+        let may_flip = !self.flip_except.iter().any(|name| is_same(class, name));
         let flipped = may_flip && draws.uniform(0) < self.flip;
         let [low, high] = self.scale;
         let zoom = low + (high - low) * draws.uniform(1);
@@ -85,16 +87,16 @@ impl Augmentation {
     }
 }
 
-/// `out(x) = in((x - centre - d) / zoom + centre)`, bilinear, edge clamped.
+/// `out(x) = in((x - center - d) / zoom + center)`, bilinear, edge clamped.
 fn resample(image: &RgbImage, zoom: f32, dx: f32, dy: f32) -> RgbImage {
     let (width, height) = image.dimensions();
     // For every output coordinate: the two input coordinates and the weight of the second.
     let taps = |length: u32, d: f32| -> Vec<(u32, u32, f32)> {
-        let centre = (length as f32 - 1.0) / 2.0;
+        let center = (length as f32 - 1.0) / 2.0;
         let last = length as f32 - 1.0;
         (0..length)
             .map(|i| {
-                let at = ((i as f32 - centre - d) / zoom + centre).clamp(0.0, last);
+                let at = ((i as f32 - center - d) / zoom + center).clamp(0.0, last);
                 let first = at.floor();
                 (first as u32, (first + 1.0).min(last) as u32, at - first)
             })
@@ -111,6 +113,11 @@ fn resample(image: &RgbImage, zoom: f32, dx: f32, dy: f32) -> RgbImage {
         };
         Rgb([value(0), value(1), value(2)])
     })
+}
+
+/// Whether two names are the same, however Unicode writes their letters.
+fn is_same(a: &str, b: &str) -> bool {
+    a == b || a.nfc().eq(b.nfc())
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use image::{Rgb, RgbImage};
 
 use crate::decode::read_part;
-use crate::folder::entries;
 use crate::labels::read_names;
-use crate::{DataError, Dataset, Split};
+use crate::walk::entries;
+use crate::{DataError, Dataset};
 
 const SIDE: usize = 32;
 
-/// Bytes of one colour plane.
+/// Bytes of one color plane.
 const PLANE: usize = SIDE * SIDE;
 
 /// One byte of label, then the red, the green and the blue plane, row by row.
@@ -40,16 +40,11 @@ impl Cifar10 {
         if !folder.exists() {
             return Err(DataError::NoRoot { path: folder.into() });
         }
-        let classes = read_names(&folder.join("batches.meta.txt"))?;
-        let is_batch = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with("data_batch_") && name.ends_with(".bin")
-        };
-        let mut files: Vec<PathBuf> = entries(folder)?.into_iter().filter(is_batch).collect();
+        let mut files = batches(folder)?;
         if files.is_empty() {
-            let problem = "no data_batch_*.bin; unpack CIFAR-10's binary version here".into();
-            return Err(DataError::Format { path: folder.into(), problem });
+            return Err(DataError::Format { path: folder.into(), problem: no_batches(folder) });
         }
+        let classes = read_names(&folder.join("batches.meta.txt"))?;
         let (mut starts, mut labels, mut n_train) = (Vec::new(), Vec::new(), None);
         let test = folder.join("test_batch.bin");
         let n_batches = files.len();
@@ -69,6 +64,35 @@ impl Cifar10 {
         let file = self.starts.partition_point(|start| *start <= i) - 1;
         (&self.files[file], i - self.starts[file])
     }
+}
+
+/// The training batches in a folder, by name.
+fn batches(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let is_batch = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("data_batch_") && name.ends_with(".bin")
+    };
+    Ok(entries(folder)?.into_iter().map(|entry| entry.path).filter(is_batch).collect())
+}
+
+/// What there is in place of batches, and what to do.
+fn no_batches(folder: &Path) -> String {
+    const BINARY: &str = "the binary version, cifar-10-binary.tar.gz";
+    let has = |name: &str| folder.join(name).is_file();
+    if has("data_batch_1") || has("batches.meta") {
+        return format!(
+            "these are CIFAR-10's Python batches, which are not read; download {BINARY}"
+        );
+    }
+    if has("fine_label_names.txt") || (has("meta") && has("train")) {
+        return "this is CIFAR-100; only CIFAR-10 is read so, write its images into class folders \
+                and use kind = \"folder\""
+            .into();
+    }
+    if batches(&folder.join("cifar-10-batches-bin")).is_ok_and(|files| !files.is_empty()) {
+        return "no data_batch_*.bin here, but in cifar-10-batches-bin; name that folder".into();
+    }
+    format!("no data_batch_*.bin; unpack here {BINARY}")
 }
 
 fn read_labels(path: &Path, n_classes: usize, labels: &mut Vec<usize>) -> Result<(), DataError> {
@@ -130,11 +154,8 @@ impl Dataset for Cifar10 {
         RECORD
     }
 
-    fn split(&self) -> Split {
-        match self.n_train {
-            Some(n) => Split { train: (0..n).collect(), held_out: (n..self.len()).collect() },
-            None => Split::every_tenth(self.len()),
-        }
+    fn n_train(&self) -> Option<usize> {
+        self.n_train
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {
@@ -152,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Split;
 
     fn record(label: u8, red: u8) -> Vec<u8> {
         let mut record = vec![label];
@@ -165,10 +187,21 @@ mod tests {
         let dir = dir.path();
         let error = |dir: &Path| Cifar10::open(dir).unwrap_err().to_string();
         assert!(error(&dir.join("none")).contains("none: no such folder"));
+        assert!(error(dir).contains("no data_batch_*.bin; unpack here the binary version"));
+        let inner = dir.join("cifar-10-batches-bin");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("data_batch_1.bin"), "").unwrap();
+        assert!(error(dir).contains("but in cifar-10-batches-bin; name that folder"));
+        for (name, expected) in [
+            ("fine_label_names.txt", "this is CIFAR-100"),
+            ("data_batch_1", "Python batches, which are not read; download the binary version"),
+        ] {
+            fs::write(dir.join(name), "x").unwrap();
+            assert!(error(dir).contains(expected), "{}", error(dir));
+        }
+        fs::write(dir.join("data_batch_1.bin"), [record(2, 9), record(0, 8)].concat()).unwrap();
         assert!(error(dir).contains("batches.meta.txt: cannot be read"));
         fs::write(dir.join("batches.meta.txt"), "plane\ncar\nbird\n\n").unwrap();
-        assert!(error(dir).contains("no data_batch_*.bin"));
-        fs::write(dir.join("data_batch_1.bin"), [record(2, 9), record(0, 8)].concat()).unwrap();
         fs::write(dir.join("data_batch_2.bin"), record(1, 7)).unwrap();
         assert_eq!(Cifar10::open(dir).unwrap().split(), Split::every_tenth(3));
         fs::write(dir.join("test_batch.bin"), record(1, 6)).unwrap();

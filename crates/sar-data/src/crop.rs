@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
-/// How images become squares; held-out images always take the centre, whatever training does.
+/// How images become squares; held-out images always take the center, whatever training does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Crop {
     /// Not at all: every image has the side already.
     Exact {},
-    /// The centre of the image with its short side resized to the side (ADM, `center_crop_arr`).
-    AdmCentre {},
+    /// The center of the image with its short side resized to the side (ADM, `center_crop_arr`).
+    AdmCenter {},
     /// Anywhere in the image with its short side resized to between the side and
     /// `side / min_share` (ADM, `random_crop_arr`; FlexVAR and SAR: 0.88).
     AdmRandom {
@@ -29,7 +29,7 @@ pub enum Crop {
         min_share: f64,
     },
     /// Anywhere in the image with its short side resized by Lanczos to `ratio` times the side; the
-    /// centre of that for held-out images (VAR: 1.125).
+    /// center of that for held-out images (VAR: 1.125).
     LanczosRandom {
         /// In [1, 4].
         ratio: f64,
@@ -58,7 +58,7 @@ impl Crop {
             Err(DataError::Setting { field, value: value.to_string(), allowed })
         };
         match *self {
-            Self::Exact {} | Self::AdmCentre {} => Ok(()),
+            Self::Exact {} | Self::AdmCenter {} => Ok(()),
             Self::AdmRandom { min_share } => {
                 check("data.crop.min_share", min_share, 0.1..=1.0, "a share of 0.1 to 1")
             }
@@ -88,7 +88,7 @@ impl Crop {
             (x, y)
         };
         match *self {
-            Self::Exact {} | Self::AdmCentre {} => self.evaluation(image, side),
+            Self::Exact {} | Self::AdmCenter {} => self.evaluation(image, side),
             Self::AdmRandom { min_share } => {
                 let largest = (f64::from(side) / min_share).ceil() as u32;
                 let short = side + draws.below(0, (largest - side + 1) as usize) as u32;
@@ -119,7 +119,7 @@ impl Crop {
                     Err(WrongSize { width, height })
                 }
             }
-            Self::AdmCentre {} | Self::AdmRandom { .. } => {
+            Self::AdmCenter {} | Self::AdmRandom { .. } => {
                 let resized = Resized::adm(image, side);
                 // ADM rounds the margin down.
                 let margin = |length: u64| (length - u64::from(side)) / 2;
@@ -223,10 +223,10 @@ fn boxes(from: usize) -> Vec<Range<usize>> {
     let per_scale = 1.0 / scale;
     (0..to)
         .map(|i| {
-            let centre = (i as f64 + 0.5) * scale;
-            let first = (centre - 0.5 * scale + 0.5) as usize;
-            let end = ((centre + 0.5 * scale + 0.5) as usize).min(from);
-            let place = |x: usize| (x as f64 - centre + 0.5) * per_scale;
+            let center = (i as f64 + 0.5) * scale;
+            let first = (center - 0.5 * scale + 0.5) as usize;
+            let end = ((center + 0.5 * scale + 0.5) as usize).min(from);
+            let place = |x: usize| (x as f64 - center + 0.5) * per_scale;
             let mut inside = (first..end).filter(|x| place(*x) > -0.5 && place(*x) <= 0.5);
             let first = inside.next().expect("a box is at least two pixels wide");
             first..inside.next_back().unwrap_or(first) + 1
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn centre_crops_equal_those_of_the_reference() {
+    fn center_crops_equal_those_of_the_reference() {
         let cases = [
             ("0_500x375", "0_center_64"),
             ("1_213x320", "1_center_64"),
@@ -325,7 +325,7 @@ mod tests {
         ];
         for (input, golden) in cases {
             let golden = open(golden);
-            let crop = Crop::AdmCentre {}.evaluation(open(input), golden.width()).unwrap();
+            let crop = Crop::AdmCenter {}.evaluation(open(input), golden.width()).unwrap();
             let difference = largest_difference(&crop, &golden);
             assert!(difference <= 1, "{input}: {difference} levels");
             assert_eq!(RANDOM.evaluation(open(input), golden.width()).unwrap(), crop);
@@ -333,9 +333,9 @@ mod tests {
     }
 
     /// The goldens are Pillow 13's: Lanczos to a short side of 1.125 times the side, then
-    /// torchvision's centre crop.
+    /// torchvision's center crop.
     #[test]
-    fn lanczos_centre_crops_equal_those_of_pillow() {
+    fn lanczos_center_crops_equal_those_of_pillow() {
         let cases = [
             ("0_500x375", "0_lanczos_64"),
             ("1_213x320", "1_lanczos_64"),
@@ -359,11 +359,11 @@ mod tests {
         let wide = scale.max(1.0);
         let columns: Vec<(u32, Vec<i64>)> = (0..to)
             .map(|i| {
-                let centre = (f64::from(i) + 0.5) * scale;
+                let center = (f64::from(i) + 0.5) * scale;
                 let reach = support(filter) * wide;
-                let first = (centre - reach + 0.5).max(0.0) as u32;
-                let last = ((centre + reach + 0.5) as u32).min(from);
-                let weight = |x| pillow_weight(filter, (f64::from(x) - centre + 0.5) / wide);
+                let first = (center - reach + 0.5).max(0.0) as u32;
+                let last = ((center + reach + 0.5) as u32).min(from);
+                let weight = |x| pillow_weight(filter, (f64::from(x) - center + 0.5) / wide);
                 let weights: Vec<f64> = (first..last).map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 let fixed = |w: &f64| (w / sum * f64::from(1 << 22)).round() as i64;
@@ -412,18 +412,18 @@ mod tests {
         // So that the comparison with `pillow_x` below is one with Pillow: 90x300 to 96x320.
         let wide = pillow_x(&open("4_90x300"), 96, FilterType::CatmullRom);
         let whole = transposed(&pillow_x(&transposed(&wide), 320, FilterType::CatmullRom));
-        let centre = imageops::crop_imm(&whole, 0, 112, 96, 96).to_image();
-        assert_eq!(centre, open("4_center_96"));
+        let center = imageops::crop_imm(&whole, 0, 112, 96, 96).to_image();
+        assert_eq!(center, open("4_center_96"));
     }
 
     #[test]
     fn an_image_of_the_side_stays_as_it_is() {
         let image = noise(32, 32);
-        for crop in [Crop::Exact {}, Crop::AdmCentre {}, RANDOM] {
+        for crop in [Crop::Exact {}, Crop::AdmCenter {}, RANDOM] {
             assert_eq!(crop.evaluation(image.clone(), 32).unwrap(), image, "{crop:?}");
         }
-        let centre = Crop::AdmCentre {}.training(image.clone(), 32, SeedTree::new(1)).unwrap();
-        assert_eq!(centre, image);
+        let center = Crop::AdmCenter {}.training(image.clone(), 32, SeedTree::new(1)).unwrap();
+        assert_eq!(center, image);
         let error = Crop::Exact {}.evaluation(noise(32, 31), 32).unwrap_err();
         assert_eq!(error, WrongSize { width: 32, height: 31 });
         assert!(Crop::Exact {}.training(noise(31, 32), 32, SeedTree::new(1)).is_err());
@@ -456,11 +456,11 @@ mod tests {
     #[test]
     fn the_lanczos_crop_is_cut_from_the_resized_image() {
         let image = noise(60, 90);
-        // 32 * 1.125 = 36: the image becomes 36 x 54; the centre begins at (2, 11).
+        // 32 * 1.125 = 36: the image becomes 36 x 54; the center begins at (2, 11).
         let whole = resample(&image, [0.0, 0.0, 60.0, 90.0], (36, 54), FilterType::Lanczos3);
-        let centre = imageops::crop_imm(&whole, 2, 11, 32, 32).to_image();
+        let center = imageops::crop_imm(&whole, 2, 11, 32, 32).to_image();
         let crop = LANCZOS.evaluation(image.clone(), 32).unwrap();
-        assert!(largest_difference(&crop, &centre) <= 1);
+        assert!(largest_difference(&crop, &center) <= 1);
         let draws = SeedTree::new(9);
         let (y, x) = (draws.below(1, 54 - 31) as u32, draws.below(2, 36 - 31) as u32);
         let expected = imageops::crop_imm(&whole, x, y, 32, 32).to_image();
@@ -472,9 +472,9 @@ mod tests {
 
     #[test]
     fn reduction_does_not_alias() {
-        // Black and white columns of one pixel give grey and not stripes.
+        // Black and white columns of one pixel give gray and not stripes.
         let stripes = RgbImage::from_fn(64, 64, |x, _| Rgb([if x % 2 == 0 { 0 } else { 255 }; 3]));
-        for crop in [Crop::AdmCentre {}, LANCZOS] {
+        for crop in [Crop::AdmCenter {}, LANCZOS] {
             let small = crop.evaluation(stripes.clone(), 16).unwrap();
             for x in 2..14 {
                 let value = i32::from(small.get_pixel(x, 8).0[0]);
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn strips_and_single_pixels_give_squares() {
-        for crop in [Crop::AdmCentre {}, RANDOM, LANCZOS] {
+        for crop in [Crop::AdmCenter {}, RANDOM, LANCZOS] {
             let one = RgbImage::from_pixel(1, 1, Rgb([9; 3]));
             let square = crop.training(one, 256, SeedTree::new(1)).unwrap();
             assert!(square.dimensions() == (256, 256) && square.pixels().all(|p| p.0 == [9; 3]));
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
-        for good in [RANDOM, LANCZOS, Crop::Exact {}, Crop::AdmCentre {}] {
+        for good in [RANDOM, LANCZOS, Crop::Exact {}, Crop::AdmCenter {}] {
             assert!(good.validate().is_ok());
         }
         let error = |crop: Crop| crop.validate().unwrap_err().to_string();
@@ -509,7 +509,7 @@ mod tests {
         assert!(error(Crop::LanczosRandom { ratio: 0.9 }).contains("data.crop.ratio: 0.9"));
         let parse = |json: &str| serde_json::from_str::<Crop>(json);
         assert_eq!(parse(r#"{"kind": "adm-random", "min_share": 0.88}"#).unwrap(), RANDOM);
-        assert!(parse(r#"{"kind": "adm-centre", "min_share": 0.88}"#).is_err());
+        assert!(parse(r#"{"kind": "adm-center", "min_share": 0.88}"#).is_err());
         assert!(parse(r#"{"kind": "adm-random"}"#).is_err());
     }
 
@@ -518,7 +518,7 @@ mod tests {
         fn every_size_gives_the_square(
             width in 1u32..400, height in 1u32..400, side in 1u32..48, seed: u64, kind in 0usize..3,
         ) {
-            let crop = [Crop::AdmCentre {}, RANDOM, LANCZOS][kind].clone();
+            let crop = [Crop::AdmCenter {}, RANDOM, LANCZOS][kind].clone();
             let flat = RgbImage::from_pixel(width, height, Rgb([9, 90, 200]));
             for square in [
                 crop.training(flat.clone(), side, SeedTree::new(seed)).unwrap(),
@@ -544,7 +544,7 @@ mod tests {
         }
 
         #[test]
-        fn halving_takes_means_of_neighbours(width in 2u32..70, height in 2u32..70) {
+        fn halving_takes_means_of_neighbors(width in 2u32..70, height in 2u32..70) {
             let image = noise(width, height);
             let half = halved(&image);
             prop_assert_eq!(half.dimensions(), (width / 2, height / 2));

@@ -1,12 +1,12 @@
-//! What a set of labelled images is to everything that reads one.
+//! What a set of labeled images is to everything that reads one.
 
 use image::RgbImage;
 
-use crate::{DataError, Split};
+use crate::{DataError, LeftOut, Split};
 
-/// Labelled images in a fixed order, as they are stored: of any size, cropped by nobody.
+/// Labeled images in a fixed order, as they are stored: of any size, cropped by nobody.
 ///
-/// Every method but [`image`](Dataset::image) answers from memory. Methods that take an index panic
+/// Every method but [`image`](Self::image) answers from memory. Methods that take an index panic
 /// if it is not below [`len`](Dataset::len).
 pub trait Dataset: Send + Sync {
     /// The number of images.
@@ -31,12 +31,31 @@ pub trait Dataset: Send + Sync {
         self.name(i)
     }
 
-    /// How many bytes image `i` takes where it is stored; 0 if it is missing.
+    /// How many bytes image `i` takes where it is stored; 0 if it is missing or empty, and so not
+    /// readable.
     fn stored_bytes(&self, i: usize) -> u64;
+
+    /// How many images train, if the source says; those after them are held out.
+    fn n_train(&self) -> Option<usize> {
+        None
+    }
 
     /// Which images train and which are held out: every tenth, unless the source says.
     fn split(&self) -> Split {
-        Split::every_tenth(self.len())
+        match self.n_train() {
+            Some(n) => Split { train: (0..n).collect(), held_out: (n..self.len()).collect() },
+            None => Split::every_tenth(self.len()),
+        }
+    }
+
+    /// What lies in the source and is not among the images, the most frequent first.
+    fn left_out(&self) -> &[LeftOut] {
+        &[]
+    }
+
+    /// What was decided when the source was read that its user ought to know, a line each.
+    fn notes(&self) -> &[String] {
+        &[]
     }
 
     /// Image `i`: 8-bit RGB, upright, composited on white where the original has alpha.

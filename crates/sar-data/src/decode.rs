@@ -5,15 +5,34 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use image::codecs::tiff::TiffDecoder;
 use image::error::{ImageError, ImageFormatHint, LimitError, LimitErrorKind};
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage,
 };
 
 use crate::DataError;
+use crate::color::Conversion;
 
 /// The formats that are read.
-const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+const FORMATS: [ImageFormat; 6] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Tiff,
+    ImageFormat::Bmp,
+    ImageFormat::Gif,
+];
+
+/// Extensions of files that are taken for images, in lower case.
+const EXTENSIONS: [&str; 12] =
+    ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif"];
+
+/// Extensions of images that are not read, in lower case.
+const FOREIGN: [&str; 26] = [
+    "avif", "heic", "heif", "hif", "jxl", "svg", "svgz", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm",
+    "pnm", "tga", "ico", "exr", "hdr", "dds", "psd", "qoi", "dng", "cr2", "nef", "arw", "raw",
+];
 
 /// The largest decoded image, in bytes; a small file that claims more is refused unread.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
@@ -21,7 +40,7 @@ const MAX_DECODED_BYTES: u64 = 512 << 20;
 /// The largest image as it is stored, in bytes.
 const MAX_STORED_BYTES: u64 = 256 << 20;
 
-/// Reads a PNG, JPEG or WebP file as 8-bit RGB on white, upright.
+/// Reads a PNG, JPEG, WebP, TIFF, BMP or GIF file as 8-bit sRGB on white, upright.
 ///
 /// # Errors
 /// If it cannot be read, is not a whole image, or a larger one than any should be.
@@ -30,11 +49,21 @@ pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
     bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
 }
 
-/// Decodes a PNG, JPEG or WebP file.
+/// Whether files with this extension are taken for images, in upper or lower case.
+pub(crate) fn is_image_extension(extension: &str) -> bool {
+    EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
+}
+
+/// Whether files with this extension, in lower case, are images of a format that is not read.
+pub(crate) fn is_foreign_extension(extension: &str) -> bool {
+    FOREIGN.contains(&extension)
+}
+
+/// Decodes a PNG, JPEG, WebP, TIFF, BMP or GIF file, of an animation its first picture.
 ///
-/// The content decides the format, not the file's name. 16-bit, grey, CMYK and palette images become
-/// 8-bit RGB, alpha is composited on white, and a photograph is turned upright as its EXIF
-/// orientation says.
+/// The content decides the format, not the file's name. 16-bit, gray, CMYK and palette images become
+/// 8-bit RGB, a color profile is converted to sRGB as [`Conversion`] says, alpha is composited on
+/// white, and a photograph is turned upright as its EXIF orientation says.
 ///
 /// # Errors
 /// The reason, in one line, if it is not a whole image of these formats or a larger one than the
@@ -46,7 +75,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         Ok(Err(ImageError::Limits(_))) => {
             Err(format!("it would take more than {} MiB decoded", MAX_DECODED_BYTES >> 20))
         }
-        Ok(Err(error)) => Err(error.to_string().replace('\n', " ")),
+        Ok(Err(error)) => {
+            Err(foreign(bytes).unwrap_or_else(|| error.to_string().replace('\n', " ")))
+        }
         Err(_) => Err("the decoder gave up on it".into()),
     }
 }
@@ -94,12 +125,31 @@ pub(crate) fn on_white(image: &RgbaImage) -> RgbImage {
     })
 }
 
+/// What a file is that is not read, by its first bytes, and what to do.
+fn foreign(bytes: &[u8]) -> Option<String> {
+    let brand = bytes.get(4..12).filter(|b| b.starts_with(b"ftyp")).map(|b| &b[4..]);
+    let name = match (brand, bytes) {
+        (Some(b"avif" | b"avis"), _) => "an AVIF image",
+        (Some(b"heic" | b"heix" | b"hevc" | b"mif1" | b"msf1"), _) => "a HEIC image",
+        (_, [0xFF, 0x0A, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..]) => "a JPEG XL image",
+        (_, [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..]) => "a JPEG 2000 image",
+        (_, []) => return Some("the file is empty".into()),
+        (_, [b'<', ..]) => return Some("it is a text with tags, as of a web page or SVG".into()),
+        (_, text) if text.starts_with(b"version https://git-lfs") => {
+            return Some("it is a pointer of Git LFS; fetch the file with git lfs pull".into());
+        }
+        _ => return None,
+    };
+    Some(format!("it is {name}, which is not read; convert it to PNG or JPEG"))
+}
+
 fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     // Whatever else the image crate was built for by other crates.
     if let Some(other) = reader.format().filter(|format| !FORMATS.contains(format)) {
         return Err(ImageError::Unsupported(ImageFormatHint::Exact(other).into()));
     }
+    let is_tiff = reader.format() == Some(ImageFormat::Tiff);
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODED_BYTES);
     reader.limits(limits);
@@ -111,12 +161,35 @@ fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
         return Err(ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory)));
     }
     let orientation = decoder.orientation()?;
+    let is_color = decoder.color_type().has_color();
+    // A profile that cannot be read is as one that is not there.
+    let profile = if is_tiff {
+        // Its decoder takes the size of the pixels for the limit of a profile; unlimited by us, it
+        // has limits of its own.
+        TiffDecoder::new(Cursor::new(bytes)).and_then(|mut decoder| decoder.icc_profile())
+    } else {
+        decoder.icc_profile()
+    };
+    let profile = profile.ok().flatten().filter(|_| is_color);
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
-    Ok(if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8() })
+    let conversion = profile.and_then(|profile| Conversion::to_srgb(&profile));
+    Ok(if image.color().has_alpha() {
+        let mut image = image.into_rgba8();
+        if let Some(conversion) = conversion {
+            conversion.apply_to_rgba(&mut image);
+        }
+        on_white(&image)
+    } else {
+        let mut image = image.into_rgb8();
+        if let Some(conversion) = conversion {
+            conversion.apply(&mut image);
+        }
+        image
+    })
 }
 
-/// Whether a JPEG file has its end; the decoder paints what is missing grey and says nothing.
+/// Whether a JPEG file has its end; the decoder paints what is missing gray and says nothing.
 ///
 /// Walks the markers of ITU-T T.81, annex B: a segment has a length, and coded data goes on to the
 /// next marker that is neither a restart nor a stuffed 0xFF.
@@ -147,9 +220,10 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use image::codecs::gif::GifEncoder;
     use image::codecs::jpeg::JpegEncoder;
     use image::codecs::webp::WebPEncoder;
-    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, LumaA};
+    use image::{ExtendedColorType, Frame, ImageBuffer, ImageEncoder, Luma, LumaA};
     use proptest::prelude::*;
 
     use super::*;
@@ -180,18 +254,18 @@ mod tests {
             .unwrap(),
         );
         assert_eq!(image.into_raw(), [255, 255, 255, 10, 20, 30, 204, 224, 255]);
-        let grey = through_png(ImageBuffer::<LumaA<u8>, _>::from_raw(1, 1, vec![0, 51]).unwrap());
-        assert_eq!(grey.into_raw(), [204, 204, 204]);
+        let gray = through_png(ImageBuffer::<LumaA<u8>, _>::from_raw(1, 1, vec![0, 51]).unwrap());
+        assert_eq!(gray.into_raw(), [204, 204, 204]);
     }
 
     #[test]
-    fn sixteen_bits_and_grey_become_eight_bit_rgb() {
+    fn sixteen_bits_and_gray_become_eight_bit_rgb() {
         let deep = ImageBuffer::<Rgb<u16>, _>::from_raw(2, 1, vec![0, 257, 65535, 128, 129, 25700]);
         assert_eq!(through_png(deep.unwrap()).into_raw(), [0, 1, 255, 0, 1, 100]);
-        let grey = ImageBuffer::<Luma<u8>, _>::from_raw(2, 1, vec![7, 200]).unwrap();
-        assert_eq!(through_png(grey).into_raw(), [7, 7, 7, 200, 200, 200]);
-        let deep_grey = ImageBuffer::<Luma<u16>, _>::from_raw(1, 1, vec![2570]).unwrap();
-        assert_eq!(through_png(deep_grey).into_raw(), [10, 10, 10]);
+        let gray = ImageBuffer::<Luma<u8>, _>::from_raw(2, 1, vec![7, 200]).unwrap();
+        assert_eq!(through_png(gray).into_raw(), [7, 7, 7, 200, 200, 200]);
+        let deep_gray = ImageBuffer::<Luma<u16>, _>::from_raw(1, 1, vec![2570]).unwrap();
+        assert_eq!(through_png(deep_gray).into_raw(), [10, 10, 10]);
         let deep_alpha = ImageBuffer::<Rgba<u16>, _>::from_raw(1, 1, vec![0, 25700, 65535, 13107]);
         assert_eq!(through_png(deep_alpha.unwrap()).into_raw(), [204, 224, 255]);
     }
@@ -217,6 +291,37 @@ mod tests {
                 assert!(u32::from(level).abs_diff(expected) <= 2, "{i}: {pixel:?}");
             }
         }
+    }
+
+    #[test]
+    fn tiff_bmp_and_gif_are_read() {
+        let image = noise(7, 5);
+        for format in [ImageFormat::Tiff, ImageFormat::Bmp] {
+            assert_eq!(decode(&encode(image.clone(), format)).unwrap(), image, "{format:?}");
+        }
+        let deep = ImageBuffer::<Rgb<u16>, _>::from_raw(1, 1, vec![257, 65535, 25700]).unwrap();
+        assert_eq!(decode(&encode(deep, ImageFormat::Tiff)).unwrap().into_raw(), [1, 255, 100]);
+        // Two pictures of 2x1 px with a transparent color; the first is shown.
+        let mut gif = Vec::new();
+        let mut encoder = GifEncoder::new(&mut gif);
+        for level in [10, 200] {
+            let pixels = vec![level, 0, 0, 255, 0, 0, 0, 0];
+            let picture = RgbaImage::from_raw(2, 1, pixels).unwrap();
+            encoder.encode_frame(Frame::new(picture)).unwrap();
+        }
+        drop(encoder);
+        assert_eq!(decode(&gif).unwrap().into_raw(), [10, 0, 0, 255, 255, 255]);
+    }
+
+    #[test]
+    fn what_is_not_read_is_named() {
+        let reason = |bytes: &[u8]| decode(bytes).unwrap_err();
+        assert!(reason(b"\0\0\0\x1cftypavif\0\0\0\0").contains("an AVIF image, which is not read"));
+        assert!(reason(b"\0\0\0\x18ftypheic\0\0\0\0").contains("a HEIC image"));
+        assert!(reason(b"\xFF\x0A\x00\x00").contains("a JPEG XL image"));
+        assert_eq!(reason(b""), "the file is empty");
+        assert!(reason(b"<svg xmlns=...").contains("a text with tags"));
+        assert!(reason(b"version https://git-lfs.github.com/spec/v1").contains("git lfs pull"));
     }
 
     #[test]
@@ -270,7 +375,8 @@ mod tests {
     #[test]
     fn other_formats_and_nothing_are_refused() {
         assert!(decode(b"").is_err());
-        assert!(decode(b"GIF89a\x01\0\x01\0\0\0\0;").unwrap_err().contains("format"));
+        assert!(decode(b"GIF89a\x01\0\x01\0\0\0\0;").is_err(), "no picture");
+        assert!(decode(b"P6 1 1 255 abc").is_err());
         assert!(!decode(b"\xFF\xD8\xFF").unwrap_err().contains('\n'));
     }
 
@@ -284,12 +390,15 @@ mod tests {
     proptest! {
         #[test]
         fn a_torn_image_is_refused_or_was_whole(
-            width in 1u32..24, height in 1u32..24, kind in 0usize..4, cut in 0.0f64..1.0,
+            width in 1u32..24, height in 1u32..24, kind in 0usize..6, cut in 0.0f64..1.0,
         ) {
             let image = noise(width, height);
             let whole = match kind {
                 0 => encode(image, ImageFormat::Png),
                 1 => encode(image, ImageFormat::WebP),
+                2 => encode(image, ImageFormat::Tiff),
+                3 => encode(image, ImageFormat::Bmp),
+                4 => encode(image, ImageFormat::Gif),
                 _ => {
                     let mut jpeg = Vec::new();
                     JpegEncoder::new_with_quality(&mut jpeg, 60).encode_image(&image).unwrap();
@@ -302,15 +411,18 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_do_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..4) {
-            let magic: &[u8] = [b"\x89PNG\r\n\x1a\n", &b"\xFF\xD8\xFF"[..], b"RIFF\xF0\0\0\0WEBPVP8 ", b""][kind];
+        fn no_bytes_do_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..7) {
+            let magic: [&[u8]; 7] = [
+                b"\x89PNG\r\n\x1a\n", b"\xFF\xD8\xFF", b"RIFF\xF0\0\0\0WEBPVP8 ", b"II*\0\x08\0\0\0", b"BM", b"GIF89a", b"",
+            ];
+            let magic = magic[kind];
             bytes.splice(0..0, magic.iter().copied());
             let _ = decode(&bytes);
         }
 
         #[test]
-        fn a_damaged_image_does_no_harm(kind in 0usize..3, at in 0.0f64..1.0, with: u8) {
-            let format = [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg][kind];
+        fn a_damaged_image_does_no_harm(kind in 0usize..FORMATS.len(), at in 0.0f64..1.0, with: u8) {
+            let format = FORMATS[kind];
             let mut bytes = encode(noise(17, 9), format);
             let at = (at * bytes.len() as f64) as usize;
             bytes[at] = with;

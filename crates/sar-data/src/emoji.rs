@@ -1,7 +1,7 @@
-//! The embedded emoji: 1 906 labelled images that need no download.
+//! The embedded emoji: 1 906 labeled images that need no download.
 //!
 //! Noto Emoji v2.048 by way of emoji-datasource-google 16.0.0; `assets/emoji` holds the sheet, its
-//! origin and the two licences.
+//! origin and the two licenses.
 
 use image::{GenericImageView, ImageFormat, Rgb, RgbImage};
 use serde::Deserialize;
@@ -163,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn reduction_takes_means_and_keeps_the_colour() {
+    fn reduction_takes_means_and_keeps_the_color() {
         let half = Emoji::new(32).unwrap();
         for i in 0..FULL.len() {
             let (large, small) = (FULL.image(i).unwrap(), half.image(i).unwrap());
-            let (before, after) = (mean_colour(&large), mean_colour(&small));
+            let (before, after) = (mean_color(&large), mean_color(&small));
             let largest = before.iter().zip(after).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(largest < 0.5, "{}: {before:?} became {after:?}", FULL.describe(i));
         }
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    fn mean_colour(image: &RgbImage) -> [f64; 3] {
+    fn mean_color(image: &RgbImage) -> [f64; 3] {
         let n = f64::from(image.width() * image.height());
         let sum = image.pixels().fold([0.0; 3], |sum: [f64; 3], pixel| {
             std::array::from_fn(|c| sum[c] + f64::from(pixel.0[c]))

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::Fingerprint;
-
 /// A one-line message: the path or field, what is wrong, what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -34,17 +32,24 @@ pub enum DataError {
     },
 
     /// A folder holds neither images nor folders of images.
-    #[error("{}: no images in this folder; add png, jpg, jpeg or webp files, or one sub-folder of them per class", path.display())]
+    #[error(
+        "{}: no images in this folder{}; add PNG, JPEG, WebP, TIFF, BMP or GIF files, or one sub-folder of them per class",
+        path.display(), after_comma(left_out)
+    )]
     NoImages {
-        /// The root as given.
+        /// The folder.
         path: PathBuf,
+        /// What it holds instead, counted.
+        left_out: Option<String>,
     },
 
-    /// A class folder holds no image.
-    #[error("{}: no images in this class folder; add png, jpg, jpeg or webp files or remove the folder", path.display())]
-    EmptyClass {
-        /// The class folder.
-        path: PathBuf,
+    /// Shards hold no sample that has an image.
+    #[error("data.source.shards: no sample with an image{}; {remedy}", after_comma(left_out))]
+    NoSamples {
+        /// What they hold instead, counted.
+        left_out: Option<String>,
+        /// What to do.
+        remedy: &'static str,
     },
 
     /// A class folder whose name cannot be a class name.
@@ -143,12 +148,12 @@ pub enum DataError {
     },
 
     /// The images are not those that a run started with.
-    #[error("data.source: {}; put the images back as they were, or start a new run", theirs.difference(ours))]
+    #[error(
+        "data.source: {difference}; put the images back as they were, or start a new run (only images that the run found unreadable may be replaced or removed)"
+    )]
     Changed {
-        /// What the run started with.
-        theirs: Fingerprint,
-        /// What is there now.
-        ours: Fingerprint,
+        /// What is other than when the run started.
+        difference: String,
     },
 
     /// No class has this name.
@@ -162,24 +167,6 @@ pub enum DataError {
         nearest: String,
         /// The last class index.
         last: usize,
-    },
-
-    /// No class has this index.
-    #[error("no class {query}; known: 0..{last}, or a class name")]
-    ClassIndex {
-        /// The index asked for, as written.
-        query: String,
-        /// The last class index.
-        last: usize,
-    },
-
-    /// Several classes match equally well.
-    #[error("class '{query}' is ambiguous: {candidates}; write more of the name, or its index")]
-    AmbiguousClass {
-        /// The name asked for.
-        query: String,
-        /// The classes that match, quoted, with indices and commas.
-        candidates: String,
     },
 
     /// A setting is outside its range.
@@ -200,6 +187,10 @@ impl DataError {
         let path = path.into();
         move |error| Self::Io { path, reason: error.to_string() }
     }
+}
+
+fn after_comma(text: &Option<String>) -> String {
+    text.as_ref().map_or(String::new(), |text| format!(", {text}"))
 }
 
 fn field_prefix(field: &Option<&'static str>) -> String {

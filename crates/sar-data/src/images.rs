@@ -1,55 +1,22 @@
 //! The images of a run: a source, how its images are prepared, and what may go wrong with them.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use image::RgbImage;
 use sar_core::SeedTree;
-use serde::{Deserialize, Serialize};
 
 use crate::crop::WrongSize;
+use crate::left_out::in_one_line;
+use crate::put_back::PutBack;
+use crate::unreadable::{Unreadable, list, name};
 use crate::{
-    Augmentation, Crop, DataError, Dataset, EpochOrder, Fingerprint, ImageBatch, ImageSource,
-    Loader, ReadAhead, Split,
+    Augmentation, Crop, DataError, DataRecipe, Dataset, EpochOrder, Fingerprint, ImageBatch,
+    LeftOut, Loader, ReadAhead, Split, UnreadableImage,
 };
 
-/// How many unreadable images an error names.
-const NAMED: usize = 3;
-
-/// Where images come from and how they are prepared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipe {
-    /// The embedded emoji, folders, lists, CIFAR-10 or shards.
-    pub source: ImageSource,
-    /// Side of the images, pixels.
-    pub side: u32,
-    /// How an image becomes a square of that side.
-    pub crop: Crop,
-    /// Random changes of training images, after the crop.
-    pub augmentation: Augmentation,
-    /// The share of all images that may be unreadable, in [0, 1]; more of them stop a run.
-    pub max_unreadable: f64,
-}
-
-impl DataRecipe {
-    /// Checks what can be checked without the images.
-    ///
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn validate(&self) -> Result<(), DataError> {
-        let Self { source: _, side, crop, augmentation: _, max_unreadable } = self;
-        let setting = |field, value, allowed| Err(DataError::Setting { field, value, allowed });
-        if *side == 0 {
-            return setting("data.side", side.to_string(), "at least 1 px");
-        }
-        if !(0.0..=1.0).contains(max_unreadable) {
-            return setting("data.max_unreadable", max_unreadable.to_string(), "a share of 0 to 1");
-        }
-        crop.validate()
-    }
-}
+/// How many classes without training images a note names.
+const NAMED: usize = 5;
 
 /// Opened images; clones are the same.
 ///
@@ -59,7 +26,7 @@ impl DataRecipe {
 pub struct Images(Arc<Inner>);
 
 struct Inner {
-    dataset: Box<dyn Dataset>,
+    dataset: PutBack,
     split: Split,
     fingerprint: Fingerprint,
     side: u32,
@@ -68,17 +35,8 @@ struct Inner {
     ahead: ReadAhead,
     /// How many images may be unreadable.
     allowed: usize,
+    notes: Vec<String>,
     unreadable: Mutex<Unreadable>,
-}
-
-/// The images that were found unreadable.
-#[derive(Default)]
-struct Unreadable {
-    indices: HashSet<usize>,
-    /// The first of them with their reasons.
-    named: Vec<String>,
-    /// What nobody was told yet.
-    warnings: Vec<String>,
 }
 
 /// Which images are read in which order.
@@ -133,6 +91,38 @@ impl Images {
         ahead: ReadAhead,
     ) -> Result<Self, DataError> {
         recipe.validate()?;
+        Self::prepare(PutBack::nothing(dataset), recipe, ahead, None)
+    }
+
+    /// Opens the images of a run that goes on: those that it started with, save that images which it
+    /// found unreadable may have been replaced or removed since.
+    ///
+    /// `start` is the [`fingerprint`](Self::fingerprint) of the run's images and `unreadable` what
+    /// [`unreadable`](Self::unreadable) said last. A removed image keeps its place in the order and
+    /// is passed over there, and no longer counts as unreadable.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`DataError::Changed`] if other images have changed.
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub fn reopen(
+        recipe: &DataRecipe,
+        ahead: ReadAhead,
+        start: &Fingerprint,
+        unreadable: &[UnreadableImage],
+    ) -> Result<Self, DataError> {
+        recipe.validate()?;
+        let dataset = PutBack::new(recipe.source.open(recipe.side)?, unreadable);
+        Self::prepare(dataset, recipe, ahead, Some(start))
+    }
+
+    fn prepare(
+        dataset: PutBack,
+        recipe: &DataRecipe,
+        ahead: ReadAhead,
+        start: Option<&Fingerprint>,
+    ) -> Result<Self, DataError> {
         ahead.check();
         let DataRecipe { source: _, side, crop, augmentation, max_unreadable } = recipe;
         augmentation.validate(dataset.classes())?;
@@ -140,9 +130,18 @@ impl Images {
         if split.train.is_empty() || split.held_out.is_empty() {
             return Err(DataError::TooFew { found: dataset.len() });
         }
+        let fingerprint = dataset.fingerprint();
+        if let Some(start) = start {
+            fingerprint.check_same_as(start)?;
+        }
         let allowed = (max_unreadable * dataset.len() as f64) as usize;
+        let mut unreadable = Unreadable::new(dataset.len(), allowed);
+        let mut notes = dataset.notes().to_vec();
+        notes.extend(dataset.note());
+        notes.extend(classes_without_images(&dataset, &split));
+        notes.extend(unreadable.take_down_missing(&dataset)?);
         let images = Self(Arc::new(Inner {
-            fingerprint: Fingerprint::of(&*dataset),
+            fingerprint,
             dataset,
             split,
             side: *side,
@@ -150,7 +149,8 @@ impl Images {
             augmentation: augmentation.clone(),
             ahead,
             allowed,
-            unreadable: Mutex::default(),
+            notes,
+            unreadable: Mutex::new(unreadable),
         }));
         // What no image is fit for is found now, not hours later.
         let training = images.training_purpose(SeedTree::new(0));
@@ -160,6 +160,43 @@ impl Images {
             item?;
         }
         Ok(images)
+    }
+
+    /// How many images train, of how many classes, and what is left out, in one line.
+    ///
+    /// ```text
+    /// trains on 90 images of 2 classes, 10 held out; 9 files left out: 9 .heic (first: a/u0.heic)
+    /// ```
+    pub fn summary(&self) -> String {
+        let n = self.classes().len();
+        let classes = if n == 1 { "class" } else { "classes" };
+        let mut line = format!(
+            "trains on {} images of {n} {classes}, {} held out",
+            self.n_train(),
+            self.n_held_out()
+        );
+        if let Some(left_out) = in_one_line(self.left_out()) {
+            line += &format!("; {left_out}");
+        }
+        line
+    }
+
+    /// What lies in the source and is not among the images, the most frequent first.
+    pub fn left_out(&self) -> &[LeftOut] {
+        self.0.dataset.left_out()
+    }
+
+    /// What a user ought to know of the images before a run, a line each: how the source was
+    /// understood, which images are missing, and which classes have no training image.
+    pub fn notes(&self) -> &[String] {
+        &self.0.notes
+    }
+
+    /// All images that this run found unreadable, for [`reopen`](Self::reopen): those of before, and
+    /// those found since.
+    pub fn unreadable(&self) -> Vec<UnreadableImage> {
+        let found: Vec<usize> = self.state().indices().collect();
+        self.0.dataset.record(found)
     }
 
     /// Class names.
@@ -177,7 +214,7 @@ impl Images {
         self.0.split.held_out.len()
     }
 
-    /// What identifies the data set.
+    /// What identifies the data set that the run started with.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.0.fingerprint
     }
@@ -226,7 +263,7 @@ impl Images {
     }
 
     /// At most `n` held-out images, 0 for all of them, in batches: in the order of the data set and
-    /// from all over it, since neighbours are alike.
+    /// from all over it, since neighbors are alike.
     ///
     /// # Panics
     /// If the batch is 0.
@@ -238,7 +275,7 @@ impl Images {
 
     /// A line for every image that was found unreadable since the last call.
     pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut self.unreadable().warnings)
+        self.state().take_warnings()
     }
 
     fn training_purpose(&self, stage: SeedTree) -> Purpose {
@@ -277,32 +314,39 @@ impl Images {
     /// # Errors
     /// [`DataError::TooManyUnreadable`] if there are more than the recipe allows.
     pub(crate) fn note(&self, passed_over: Vec<(usize, DataError)>) -> Result<(), DataError> {
-        let total = self.0.dataset.len();
-        let allowed = self.0.allowed;
-        let mut unreadable = self.unreadable();
-        for (index, error) in passed_over {
-            if !unreadable.indices.insert(index) {
-                continue;
-            }
-            let found = unreadable.indices.len();
-            if found <= NAMED {
-                unreadable.named.push(name(&error));
-            }
-            unreadable.warnings.push(format!(
-                "{error}; the next image takes its place ({found} of {total} unreadable, {allowed} allowed)"
-            ));
-        }
-        let found = unreadable.indices.len();
-        if found > allowed {
-            let named = list(&unreadable.named, found);
-            return Err(DataError::TooManyUnreadable { found, total, allowed, named });
-        }
-        Ok(())
+        self.state().take_down(passed_over)
     }
 
-    fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+    fn state(&self) -> MutexGuard<'_, Unreadable> {
         self.0.unreadable.lock().expect("nothing panics while it holds this lock")
     }
+}
+
+/// Which classes have no training image, in one line.
+fn classes_without_images(dataset: &dyn Dataset, split: &Split) -> Option<String> {
+    let count = |indices: &[usize]| {
+        let mut counts = vec![0; dataset.classes().len()];
+        indices.iter().for_each(|&i| counts[dataset.label(i)] += 1);
+        counts
+    };
+    let (train, held_out) = (count(&split.train), count(&split.held_out));
+    let without: Vec<usize> = (0..train.len()).filter(|&class| train[class] == 0).collect();
+    let named = without.iter().take(NAMED).map(|&class| {
+        let name = &dataset.classes()[class];
+        match held_out[class] {
+            0 => format!("'{name}' (no image)"),
+            n => format!("'{name}' ({n} held out)"),
+        }
+    });
+    let named: Vec<String> = named.collect();
+    (!without.is_empty()).then(|| {
+        format!(
+            "data.source: {} of {} classes have no training image: {}",
+            without.len(),
+            train.len(),
+            list(&named, without.len())
+        )
+    })
 }
 
 /// The elements from a place on, then those before it.
@@ -328,7 +372,7 @@ impl Inner {
         prepare: impl Fn(RgbImage, &str) -> Result<RgbImage, WrongSize>,
     ) -> Read {
         let mut passed_over = Vec::new();
-        for index in indices {
+        for index in indices.filter(|&index| !self.dataset.is_removed(index)) {
             let image = match self.dataset.image(index) {
                 Ok(image) => image,
                 Err(error) => {
@@ -350,29 +394,17 @@ impl Inner {
                 .map_err(wrong_size);
             return Read { item, passed_over };
         }
-        let names: Vec<String> = passed_over.iter().take(NAMED).map(|(_, e)| name(e)).collect();
+        let names: Vec<String> = passed_over.iter().map(|(_, e)| name(e)).collect();
         let total = passed_over.len();
         let error = DataError::NoneReadable { split, total, named: list(&names, total) };
         Read { item: Err(error), passed_over }
     }
 }
 
-/// What is unreadable, and why.
-fn name(error: &DataError) -> String {
-    match error {
-        DataError::Unreadable { image, reason } => format!("{image} ({reason})"),
-        other => other.to_string(),
-    }
-}
-
-fn list(names: &[String], total: usize) -> String {
-    let more = if total > names.len() { ", ..." } else { "" };
-    names.join(", ") + more
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ImageSource;
     use crate::testing::{Memory, noise};
 
     const AHEAD: ReadAhead = ReadAhead { threads: 2, batches: 2 };
@@ -395,7 +427,7 @@ mod tests {
             flip: 0.5,
             flip_except: vec!["Symbols".into(), "Flags".into()],
         };
-        let recipe = DataRecipe { augmentation, ..recipe(Crop::AdmCentre {}, 32, 0.0) };
+        let recipe = DataRecipe { augmentation, ..recipe(Crop::AdmCenter {}, 32, 0.0) };
         let images = Images::open(&recipe, AHEAD).unwrap();
         let stage = SeedTree::new(0).child("tokenizer");
         let emoji = crate::Emoji::new(32).unwrap();
@@ -430,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn training_crops_anywhere_and_held_out_images_in_the_centre() {
+    fn training_crops_anywhere_and_held_out_images_in_the_center() {
         struct One;
         impl Dataset for One {
             fn len(&self) -> usize {
@@ -446,7 +478,7 @@ mod tests {
                 i.to_string()
             }
             fn stored_bytes(&self, _: usize) -> u64 {
-                0
+                1
             }
             fn image(&self, _: usize) -> Result<RgbImage, DataError> {
                 Ok(noise(40, 50))
@@ -464,6 +496,35 @@ mod tests {
         assert!(batch.images.iter().any(|image| *image != batch.images[0]));
         let held_out = images.held_out(0, 1).next().unwrap().unwrap();
         assert_eq!(held_out.images[0], crop.evaluation(noise(40, 50), 16).unwrap());
+    }
+
+    #[test]
+    fn what_a_user_ought_to_know_is_said_before_a_run() {
+        let mut memory = Memory::numbered(20, 4);
+        // Class 1 has one image, the ninth, which is held out; class 3 has none.
+        memory.labels = (0..20).map(|i| if i == 9 { 1 } else { i % 2 * 2 }).collect();
+        memory.notes = vec!["of the source".into()];
+        memory.left_out = vec![LeftOut { why: ".heic".into(), count: 2, first: "a.heic".into() }];
+        let images = opened(memory.clone(), 0.0).unwrap();
+        let expected = "trains on 18 images of 4 classes, 2 held out; \
+                        2 files left out: 2 .heic (first: a.heic)";
+        assert_eq!(images.summary(), expected);
+        let classes = "data.source: 2 of 4 classes have no training image: \
+                       'class 1' (1 held out), 'class 3' (no image)";
+        assert_eq!(images.notes(), ["of the source", classes]);
+        // What is not there is known at once, and counts.
+        memory = Memory::numbered(20, 1).with_broken(&[3, 4]);
+        (memory.bytes[3], memory.bytes[4]) = (0, 0);
+        let images = opened(memory.clone(), 0.1).unwrap();
+        assert_eq!(images.summary(), "trains on 18 images of 1 class, 2 held out");
+        let missing = "data.source: 2 of 20 images are missing or empty and will be passed over: \
+                       image 3 (torn), image 4 (torn)";
+        assert_eq!(images.notes(), [missing]);
+        let error = opened(memory, 0.05).err().unwrap();
+        assert!(
+            error.contains("2 of 20 images cannot be read, 1 may be: image 3 (torn)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! From labels as people write them, indices or names, to classes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use crate::DataError;
 
@@ -12,6 +15,26 @@ const MAX_CLASSES: usize = 1 << 20;
 
 /// The largest list or file of names, in bytes.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
+
+/// A name with composed characters (NFC): macOS stores an accent apart from its letter, keyboards
+/// write both as one.
+pub(crate) fn nfc(name: &str) -> String {
+    if is_nfc(name) { name.to_owned() } else { name.nfc().collect() }
+}
+
+/// Sorts class names: as numbers if all are numbers (0, 1, 2, 10), else by their characters.
+pub(crate) fn sort_classes(names: &mut [String]) {
+    let number = |name: &String| {
+        let digits = name.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
+        digits.then(|| name.parse::<f64>().ok()).flatten()
+    };
+    if names.iter().all(|name| number(name).is_some()) {
+        let value = |name: &String| number(name).expect("all are numbers");
+        names.sort_by(|a, b| value(a).total_cmp(&value(b)).then_with(|| a.cmp(b)));
+    } else {
+        names.sort();
+    }
+}
 
 /// Reads a text file as UTF-8, without the mark that some editors put before it.
 ///
@@ -29,14 +52,14 @@ pub(crate) fn read_text(path: &Path) -> Result<String, DataError> {
     Ok(text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text))
 }
 
-/// Reads class names, one per line, in the order of their indices.
+/// Reads class names, one per line, in the order of their indices, composed.
 ///
 /// # Errors
 /// As [`read_text`], or if there is none or an empty line between them.
 pub(crate) fn read_names(path: &Path) -> Result<Vec<String>, DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
     let text = read_text(path)?;
-    let names: Vec<String> = text.trim_end().lines().map(|line| line.trim().to_owned()).collect();
+    let names: Vec<String> = text.trim_end().lines().map(|line| nfc(line.trim())).collect();
     match names.iter().position(String::is_empty) {
         Some(i) => Err(format(format!("line {}: no class name; remove the line", i + 1))),
         None if names.is_empty() => {
@@ -49,7 +72,7 @@ pub(crate) fn read_names(path: &Path) -> Result<Vec<String>, DataError> {
 /// The classes and each image's index among them.
 ///
 /// With class names, a label is one of them or an index below their number. Without, labels are all
-/// indices, or else all names, whose order is that of their characters.
+/// indices, or else all names, in the order of [`sort_classes`]. Names are compared composed.
 ///
 /// # Errors
 /// The first label that is no class; `at` says where the `i`-th is written.
@@ -71,7 +94,7 @@ pub(crate) fn resolve(
             for (i, name) in classes.iter().enumerate() {
                 by_name.entry(name).and_modify(|known| *known = None).or_insert(Some(i));
             }
-            let find = |(i, label): (usize, &String)| match by_name.get(label.as_str()) {
+            let find = |(i, label): (usize, &String)| match by_name.get(&*composed(label)) {
                 Some(Some(index)) => Ok(*index),
                 Some(None) => {
                     Err(wrong(i, "is the name of more than one class; write its index".into()))
@@ -96,13 +119,21 @@ pub(crate) fn resolve(
             Ok(((0..n).map(|i| i.to_string()).collect(), indices))
         }
         (None, None) => {
-            let classes: BTreeSet<&String> = written.iter().collect();
-            let index: HashMap<&String, usize> =
-                classes.iter().enumerate().map(|(i, name)| (*name, i)).collect();
-            let labels = written.iter().map(|label| index[label]).collect();
-            Ok((classes.into_iter().cloned().collect(), labels))
+            let composed: Vec<Cow<'_, str>> = written.iter().map(|label| composed(label)).collect();
+            let distinct: HashSet<&str> = composed.iter().map(|label| &**label).collect();
+            let mut classes: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
+            sort_classes(&mut classes);
+            let index: HashMap<&str, usize> =
+                classes.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+            let labels = composed.iter().map(|label| index[&**label]).collect();
+            Ok((classes, labels))
         }
     }
+}
+
+/// As [`nfc`], without a copy where none is needed.
+fn composed(label: &str) -> Cow<'_, str> {
+    if is_nfc(label) { Cow::Borrowed(label) } else { Cow::Owned(nfc(label)) }
 }
 
 #[cfg(test)]
@@ -144,6 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn numbers_sort_as_numbers_and_accents_compose() {
+        let classes = |written: &[&str]| resolved(written, None).unwrap().0.join(" ");
+        assert_eq!(classes(&["10", "-1", "9", "2"]), "-1 2 9 10");
+        assert_eq!(classes(&["10.0", "2.0", "1.5"]), "1.5 2.0 10.0");
+        assert_eq!(
+            classes(&["10", "9", "nan", "inf"]),
+            "10 9 inf nan",
+            "one is a name, so all are"
+        );
+        let (classes, labels) = resolved(&["cafe\u{301}", "caf\u{e9}", "bar"], None).unwrap();
+        assert_eq!((classes.join(" ").as_str(), &labels[..]), ("bar caf\u{e9}", &[1, 1, 0][..]));
+        let names: &[&str] = &["bar", "caf\u{e9}"];
+        assert_eq!(resolved(&["cafe\u{301}"], Some(names)).unwrap().1, [1]);
+    }
+
+    #[test]
     fn files_of_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("names.txt");
@@ -152,6 +199,7 @@ mod tests {
             read_names(&path).map_err(|error| error.to_string())
         };
         assert_eq!(read("\u{FEFF}a b\r\n c \r\n\n".as_bytes()).unwrap(), ["a b", "c"]);
+        assert_eq!(read("cafe\u{301}".as_bytes()).unwrap(), ["caf\u{e9}"]);
         assert!(read(b"a\n\nb").unwrap_err().contains("names.txt: line 2: no class name"));
         assert!(read(b"\n").unwrap_err().contains("no class names"));
         assert!(read(b"\xFF\xFE").unwrap_err().contains("not UTF-8"));

@@ -1,4 +1,4 @@
-//! Labelled images: where they come from, how they are cropped and varied, and in which order they
+//! Labeled images: where they come from, how they are cropped and varied, and in which order they
 //! come, all as recipe data and as pure functions of a seed.
 //!
 //! A recipe names an [`ImageSource`]; opened, it is a [`Dataset`] of 8-bit RGB images of any size.
@@ -7,6 +7,7 @@
 //! that is varied. A [`Loader`] reads batches of them ahead on threads.
 
 pub mod dataset;
+pub mod left_out;
 
 pub mod cifar10;
 pub mod emoji;
@@ -15,10 +16,13 @@ pub mod list;
 pub mod shards;
 pub mod source;
 
+mod braces;
+mod color;
 mod decode;
 mod labels;
+mod shard_index;
+mod walk;
 
-pub mod classes;
 pub mod fingerprint;
 pub mod split;
 
@@ -28,10 +32,11 @@ pub mod order;
 
 pub mod images;
 pub mod loader;
+pub mod recipe;
+pub mod unreadable;
 
 mod prefetch;
-
-pub mod pixels;
+mod put_back;
 
 pub mod error;
 
@@ -40,7 +45,6 @@ mod testing;
 
 pub use augment::Augmentation;
 pub use cifar10::Cifar10;
-pub use classes::find_class;
 pub use crop::Crop;
 pub use dataset::Dataset;
 pub use decode::read_image;
@@ -49,11 +53,13 @@ pub use error::DataError;
 pub use fingerprint::Fingerprint;
 pub use folder::ImageFolder;
 pub use image::RgbImage;
-pub use images::{DataRecipe, Images};
+pub use images::Images;
+pub use left_out::LeftOut;
 pub use list::ImageList;
 pub use loader::{ImageBatch, Loader, ReadAhead};
 pub use order::EpochOrder;
-pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
+pub use recipe::DataRecipe;
 pub use shards::Shards;
-pub use source::ImageSource;
+pub use source::{HeldOutFolder, ImageSource};
 pub use split::Split;
+pub use unreadable::UnreadableImage;

@@ -1,4 +1,4 @@
-//! Lists of images: a text file of `path label` lines.
+//! Lists of images: a text file of `path label` lines, or a `.csv` file of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,33 @@ use image::RgbImage;
 
 use crate::decode::{decode, read_file};
 use crate::labels::{read_names, read_text, resolve};
-use crate::{DataError, Dataset, Split};
+use crate::left_out::one_line;
+use crate::walk::is_image;
+use crate::{DataError, Dataset};
+
+/// Words, in lower case, that a header calls paths by.
+const PATHS: [&str; 12] = [
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+];
+
+/// Words, in lower case, that a header calls labels by.
+const LABELS: [&str; 8] =
+    ["label", "labels", "class", "classes", "class_id", "class_name", "category", "target"];
+
+/// What parts a path from a label. A carriage return, too: the last line of a Windows file may end in
+/// one alone.
+const BLANK: [char; 3] = [' ', '\t', '\r'];
 
 /// A line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,19 +52,64 @@ pub struct ListEntry {
 /// # Errors
 /// The first line without both, counted from 1.
 pub fn parse_list(text: &str) -> Result<Vec<ListEntry>, usize> {
-    // A carriage return too: the last line of a Windows file may end in one alone.
-    const BLANK: [char; 3] = [' ', '\t', '\r'];
+    parse_lines(text, |line| {
+        let (path, label) = line.trim_matches(&BLANK[..]).rsplit_once(&BLANK[..])?;
+        Some((path.trim_end_matches(&BLANK[..]).into(), label.into()))
+    })
+}
+
+/// The entries of a list with commas: a path and a label, either in double quotes where it holds a
+/// comma. Empty lines are passed over.
+///
+/// # Errors
+/// The first line that is not two fields, counted from 1.
+pub fn parse_csv(text: &str) -> Result<Vec<ListEntry>, usize> {
+    parse_lines(text, |line| {
+        let (path, rest) = csv_field(line)?;
+        let (label, end) = csv_field(rest?)?;
+        let is_whole = end.is_none() && !path.is_empty() && !label.is_empty();
+        is_whole.then_some((path, label))
+    })
+}
+
+fn parse_lines(
+    text: &str,
+    parse: impl Fn(&str) -> Option<(String, String)>,
+) -> Result<Vec<ListEntry>, usize> {
     let mut entries = Vec::new();
     for (i, line) in text.lines().enumerate() {
-        let line = line.trim_matches(&BLANK[..]);
-        if line.is_empty() {
+        if line.trim_matches(&BLANK[..]).is_empty() {
             continue;
         }
-        let (path, label) = line.rsplit_once(&BLANK[..]).ok_or(i + 1)?;
-        let path = path.trim_end_matches(&BLANK[..]);
-        entries.push(ListEntry { line: i + 1, path: path.into(), label: label.into() });
+        let (path, label) = parse(line).ok_or(i + 1)?;
+        entries.push(ListEntry { line: i + 1, path, label });
     }
     Ok(entries)
+}
+
+/// The first field of a line, and what follows its comma.
+fn csv_field(line: &str) -> Option<(String, Option<&str>)> {
+    let line = line.trim();
+    let Some(mut quoted) = line.strip_prefix('"') else {
+        return Some(match line.split_once(',') {
+            Some((field, rest)) => (field.trim_end().into(), Some(rest)),
+            None => (line.into(), None),
+        });
+    };
+    let mut field = String::new();
+    loop {
+        let (part, rest) = quoted.split_once('"')?;
+        field.push_str(part);
+        match rest.strip_prefix('"') {
+            // Two quotes are one.
+            Some(rest) => {
+                field.push('"');
+                quoted = rest;
+            }
+            None if rest.trim().is_empty() => return Some((field, None)),
+            None => return Some((field, Some(rest.trim_start().strip_prefix(',')?))),
+        }
+    }
 }
 
 /// The images of a list, or of one for training and one of held-out images.
@@ -47,17 +118,20 @@ pub struct ImageList {
     root: PathBuf,
     classes: Vec<String>,
     paths: Vec<String>,
+    /// How many bytes of each path its name is without.
+    unnamed: usize,
     labels: Vec<usize>,
     bytes: Vec<u64>,
-    /// How many images train, if the others are held out.
     n_train: Option<usize>,
+    notes: Vec<String>,
 }
 
 impl ImageList {
     /// Reads a list of paths below `root`, another of held-out images, and a file of class names,
-    /// where there are any.
+    /// where there are any. Lists whose names end in `.csv` have commas, others spaces or tabs.
     ///
-    /// A listed image that does not exist is an unreadable image, unless none exists.
+    /// A listed image that does not exist is an unreadable image, unless none exists. A header line
+    /// is passed over, and a note says so.
     ///
     /// # Errors
     /// If a file cannot be read, a line has no path and label, or a label is no class.
@@ -68,10 +142,13 @@ impl ImageList {
         names: Option<&Path>,
     ) -> Result<Self, DataError> {
         let names = names.map(read_names).transpose()?;
-        let mut entries = read_list(list)?;
+        let mut notes = Vec::new();
+        let (mut entries, mut bytes) = read_list(list, root, &mut notes)?;
         let n_train = held_out.is_some().then_some(entries.len());
         if let Some(held_out) = held_out {
-            entries.extend(read_list(held_out)?);
+            let (more, their_bytes) = read_list(held_out, root, &mut notes)?;
+            entries.extend(more);
+            bytes.extend(their_bytes);
         }
         let written: Vec<String> =
             entries.iter_mut().map(|entry| std::mem::take(&mut entry.label)).collect();
@@ -81,9 +158,7 @@ impl ImageList {
         };
         let (classes, labels) = resolve(&written, names, at)?;
         let paths: Vec<String> = entries.into_iter().map(|entry| entry.path).collect();
-        let size = |path: &String| fs::metadata(root.join(path)).ok().map(|file| file.len());
-        let sizes: Vec<Option<u64>> = paths.iter().map(size).collect();
-        if sizes.iter().all(Option::is_none) {
+        if bytes.iter().all(Option::is_none) {
             let problem = format!(
                 "none of its {} images exists, the first would be {}; change data.source.root",
                 paths.len(),
@@ -91,8 +166,9 @@ impl ImageList {
             );
             return Err(DataError::Format { path: list.into(), problem });
         }
-        let bytes = sizes.into_iter().map(Option::unwrap_or_default).collect();
-        Ok(Self { root: root.into(), classes, paths, labels, bytes, n_train })
+        let bytes = bytes.into_iter().map(Option::unwrap_or_default).collect();
+        let unnamed = common_folder(&paths);
+        Ok(Self { root: root.into(), classes, paths, unnamed, labels, bytes, n_train, notes })
     }
 
     fn path(&self, i: usize) -> PathBuf {
@@ -100,14 +176,61 @@ impl ImageList {
     }
 }
 
-fn read_list(path: &Path) -> Result<Vec<ListEntry>, DataError> {
+/// The entries of a list without its header, and the sizes of their files, where these exist.
+fn read_list(
+    path: &Path,
+    root: &Path,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<ListEntry>, Vec<Option<u64>>), DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
-    let entries = parse_list(&read_text(path)?)
-        .map_err(|line| format(format!("line {line}: write a path, a space and a label")))?;
-    if entries.is_empty() {
-        return Err(format("no images; write lines of a path, a space and a label".into()));
+    let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let text = read_text(path)?;
+    let (parsed, form) = if is_csv {
+        (parse_csv(&text), "a path, a comma and a label")
+    } else {
+        (parse_list(&text), "a path, a space and a label")
+    };
+    let mut entries = parsed.map_err(|line| format(format!("line {line}: write {form}")))?;
+    let size = |entry: &ListEntry| fs::metadata(root.join(&entry.path)).ok().map(|file| file.len());
+    let mut sizes: Vec<Option<u64>> = entries.iter().map(size).collect();
+    if is_header(&entries, &sizes) {
+        let ListEntry { line, path: first, label } = entries.remove(0);
+        sizes.remove(0);
+        let header = one_line(&format!("{first} {label}"));
+        let path = path.display();
+        notes.push(format!("{path}: line {line}, '{header}', is taken for a header and no image"));
     }
-    Ok(entries)
+    if entries.is_empty() {
+        return Err(format(format!("no images; write lines of {form}")));
+    }
+    Ok((entries, sizes))
+}
+
+/// Whether the first entry is none: its file does not exist, and its words are those of a header,
+/// or it does not name an image and all the others exist.
+fn is_header(entries: &[ListEntry], sizes: &[Option<u64>]) -> bool {
+    let (Some(first), Some(None)) = (entries.first(), sizes.first()) else { return false };
+    let is_word = |words: &[&str], field: &str| words.contains(&field.to_lowercase().as_str());
+    let is_worded = is_word(&PATHS, &first.path) || is_word(&LABELS, &first.label);
+    let others_exist = sizes.len() > 1 && sizes[1..].iter().all(Option::is_some);
+    !is_image(Path::new(&first.path)) && (is_worded || others_exist)
+}
+
+/// The length of the folder that all paths lie in, if all begin at the root of the file system.
+fn common_folder(paths: &[String]) -> usize {
+    let Some(first) = paths.first() else { return 0 };
+    if !paths.iter().all(|path| Path::new(path).is_absolute()) {
+        return 0;
+    }
+    let folder = |path: &str| path.rfind('/').map_or(0, |slash| slash + 1);
+    let mut length = folder(first);
+    for path in &paths[1..] {
+        let same = first.bytes().zip(path.bytes()).take(length).take_while(|(a, b)| a == b).count();
+        if same < length {
+            length = first.as_bytes()[..same].iter().rposition(|b| *b == b'/').map_or(0, |i| i + 1);
+        }
+    }
+    length
 }
 
 impl Dataset for ImageList {
@@ -124,22 +247,23 @@ impl Dataset for ImageList {
     }
 
     fn name(&self, i: usize) -> String {
-        self.paths[i].clone()
+        self.paths[i][self.unnamed..].to_owned()
     }
 
     fn describe(&self, i: usize) -> String {
-        self.path(i).display().to_string()
+        one_line(&self.path(i).display().to_string())
     }
 
     fn stored_bytes(&self, i: usize) -> u64 {
         self.bytes[i]
     }
 
-    fn split(&self) -> Split {
-        match self.n_train {
-            Some(n) => Split { train: (0..n).collect(), held_out: (n..self.len()).collect() },
-            None => Split::every_tenth(self.len()),
-        }
+    fn n_train(&self) -> Option<usize> {
+        self.n_train
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {
@@ -155,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Split;
 
     #[test]
     fn lists_with_spaces_names_and_a_held_out_list() {
@@ -209,6 +334,64 @@ mod tests {
         assert!(error(None, None).contains("t.txt: cannot be read"));
     }
 
+    #[test]
+    fn a_header_is_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        for name in ["0.png", "1.png", "label"] {
+            RgbImage::new(1, 1).save_with_format(dir.join(name), image::ImageFormat::Png).unwrap();
+        }
+        let opened = |name: &str, text: &str| {
+            fs::write(dir.join(name), text).unwrap();
+            let list = ImageList::open(&dir.join(name), dir, None, None).unwrap();
+            let names: Vec<String> = (0..list.len()).map(|i| list.name(i)).collect();
+            (names.join(" "), list.classes().join(" "), list.notes().len())
+        };
+        let expected = |notes| ("0.png 1.png".to_owned(), "0 1 2".to_owned(), notes);
+        assert_eq!(opened("l.txt", "path label\n0.png 2\n1.png 0\n"), expected(1));
+        assert_eq!(opened("l.csv", "filename,label\n\n0.png, 2\n\"1.png\",0"), expected(1));
+        assert_eq!(opened("l.txt", "# my things\n0.png 2\n1.png 0\n"), expected(1));
+        assert_eq!(opened("l.txt", "0.png 2\n1.png 0\n"), expected(0));
+        // With a missing image among the others, words decide.
+        let (names, classes, notes) = opened("l.txt", "Image Class\n0.png 2\n9.png 0\n");
+        assert_eq!((names.as_str(), classes.as_str(), notes), ("0.png 9.png", "0 1 2", 1));
+        // A first image that is missing is no header, nor is a file that is there.
+        assert_eq!(opened("l.txt", "9.png 1\n0.png 2\n1.png 0\n").0, "9.png 0.png 1.png");
+        assert_eq!(opened("l.txt", "label 1\n0.png 2\n").0, "label 0.png");
+        fs::write(dir.join("l.txt"), "path label\n").unwrap();
+        let error = ImageList::open(&dir.join("l.txt"), dir, None, None).unwrap_err().to_string();
+        assert!(error.contains("l.txt: no images; write lines of a path, a space"), "{error}");
+    }
+
+    #[test]
+    fn fields_with_commas_and_quotes() {
+        let parsed = |text: &str| {
+            parse_csv(text)
+                .map(|all| all.into_iter().map(|e| (e.path, e.label)).collect::<Vec<_>>())
+        };
+        let pair = |path: &str, label: &str| (path.to_owned(), label.to_owned());
+        let text = "a b.png , cat\r\n\"x, \"\"y\"\".png\" , \"big cat\"\n";
+        assert_eq!(
+            parsed(text).unwrap(),
+            [pair("a b.png", "cat"), pair("x, \"y\".png", "big cat")]
+        );
+        for wrong in ["a.png", "a.png,", ",1", "a,b,c", "\"a.png,1", "\"a\"b,1"] {
+            assert_eq!(parsed(&format!("ok.png,1\n{wrong}")), Err(2), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_do_not_depend_on_where_absolute_paths_begin() {
+        let folder = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|path| (*path).into()).collect();
+            paths[0][..common_folder(&paths)].to_owned()
+        };
+        assert_eq!(folder(&["/data/im/a.png", "/data/im/b/c.png"]), "/data/im/");
+        assert_eq!(folder(&["/data/img/a.png", "/data/im/b.png"]), "/data/");
+        assert_eq!(folder(&["/data/a.png"]), "/data/");
+        assert_eq!(folder(&["im/a.png", "im/b.png"]), "", "relative ones are as written");
+    }
+
     proptest! {
         #[test]
         fn written_and_parsed_again(
@@ -222,11 +405,13 @@ mod tests {
         }
 
         #[test]
-        fn any_text_has_entries_or_a_wrong_line(text in "(.|\n|\t){0,60}") {
+        fn any_text_has_entries_or_a_wrong_line(text in "(.|\n|\t|,|\"){0,60}") {
             let n = text.lines().count();
-            match parse_list(&text) {
-                Ok(entries) => prop_assert!(entries.iter().all(|e| !e.path.is_empty() && !e.label.is_empty())),
-                Err(line) => prop_assert!(1 <= line && line <= n),
+            for parsed in [parse_list(&text), parse_csv(&text)] {
+                match parsed {
+                    Ok(entries) => prop_assert!(entries.iter().all(|e| !e.path.is_empty() && !e.label.is_empty())),
+                    Err(line) => prop_assert!(1 <= line && line <= n),
+                }
             }
         }
     }

@@ -6,10 +6,11 @@ use std::thread;
 use burn::tensor::{Tensor, backend::Backend};
 use image::RgbImage;
 use sar_core::SeedTree;
+use sar_core::pixels::rgb_to_tensor;
 
+use crate::DataError;
 use crate::images::{Images, Item, Purpose, Read};
 use crate::prefetch::Prefetch;
-use crate::{DataError, to_tensor};
 
 /// The most threads that read by default: enough for any model that trains on images of this size.
 const MAX_THREADS: usize = 8;
@@ -61,7 +62,9 @@ impl ImageBatch {
     /// # Panics
     /// If there are no images.
     pub fn tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 4> {
-        to_tensor(&self.images, device)
+        let (w, h) = self.images.first().expect("a batch of no images").dimensions();
+        let bytes = self.images.iter().map(|image| image.as_raw().as_slice());
+        rgb_to_tensor(bytes, [h as usize, w as usize], device)
     }
 
     fn push(&mut self, item: Item) {

@@ -1,40 +1,39 @@
 //! Webdataset shards: tar files whose members `key.jpg`, `key.cls` are one sample.
 
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use image::RgbImage;
-use serde_json::Value;
-use tar::{Archive, EntryType};
 
+use crate::braces::expand;
 use crate::decode::{decode, read_part};
-use crate::folder::{entries, is_image_extension};
 use crate::labels::{read_names, resolve};
-use crate::{DataError, Dataset, Split};
+use crate::left_out::{Tally, in_one_line, one_line};
+use crate::shard_index::{DOTTED, Found, index_shard};
+use crate::walk::entries;
+use crate::{DataError, Dataset, LeftOut};
 
-/// The most bytes that are read for one member while a shard is indexed: its headers or its label.
-/// Images are passed over, and a longer label is none.
-const MAX_MEMBER_READ: u64 = 1 << 20;
+/// What to do about images whose names hold a dot.
+const RENAME: &str = "rename them, as the key of a sample ends at the first dot of a file name";
 
-/// Keys of a `.json` member that hold the label, the first one that is there.
-const JSON_LABELS: [&str; 3] = ["label", "cls", "class"];
+/// What to do where nothing else helps.
+const NAME_SHARDS: &str =
+    "name tar files, or folders of them, whose members are images and labels of the same key";
 
 /// The images of tar shards, found once and read where they lie.
 ///
-/// Members with the same path up to the first dot of the file name are one sample. Its image has the
-/// extension png, jpg, jpeg or webp; its label is in `.cls`, or in a field `label`, `cls` or `class`
-/// of `.json`, or in `.txt`. Samples without an image and hidden members are passed over.
+/// Members with the same path up to the first dot of the file name are one sample, as in the library
+/// webdataset. Its image has the extension of a format that is read; its label is in `.cls`, or in a
+/// field `label`, `cls` or `class` of `.json`, or in `.txt`. Hidden members are passed over; images
+/// that belong to no sample are counted as left out.
 #[derive(Debug)]
 pub struct Shards {
     classes: Vec<String>,
     files: Vec<PathBuf>,
     samples: Vec<Sample>,
     labels: Vec<usize>,
-    /// How many images train, if the others are held out.
     n_train: Option<usize>,
+    left_out: Vec<LeftOut>,
+    notes: Vec<String>,
 }
 
 /// An image in a shard.
@@ -47,12 +46,12 @@ struct Sample {
 }
 
 impl Shards {
-    /// Indexes shards: each path is a tar file or a folder of them. `names` is a file of class
-    /// names.
+    /// Indexes shards: each path is a tar file, many of them by braces as in `{000000..000127}`, or
+    /// a folder of tar files. `names` is a file of class names.
     ///
     /// # Errors
-    /// If a shard cannot be read, is no whole tar file, has a sample without a label, or a label is
-    /// no class.
+    /// If a shard cannot be read, is not a whole tar file, has an image without a label, or a label
+    /// is no class.
     pub fn open(
         train: &[PathBuf],
         held_out: Option<&[PathBuf]>,
@@ -60,10 +59,16 @@ impl Shards {
     ) -> Result<Self, DataError> {
         let names = names.map(read_names).transpose()?;
         let (mut files, mut samples, mut written) = (Vec::new(), Vec::new(), Vec::new());
-        let mut index = |paths: &[PathBuf]| {
-            for path in tar_files(paths)? {
-                let found = index_shard(&path, names.is_some())?;
-                for (member, offset, bytes, label) in found {
+        let (mut tally, mut notes) = (Tally::default(), Vec::new());
+        let mut index = |paths: &[PathBuf], tally: &mut Tally| {
+            for path in tar_files(paths, tally)? {
+                let (all, has_end) = index_shard(&path, names.is_some(), tally)?;
+                if !has_end {
+                    let path = path.display();
+                    notes.push(format!("{path}: has no mark of its end and may be cut short"));
+                }
+                for found in all {
+                    let Found { member, offset, bytes, label } = found;
                     samples.push(Sample { shard: files.len(), member, offset, bytes });
                     written.push(label);
                 }
@@ -71,185 +76,86 @@ impl Shards {
             }
             Ok::<usize, DataError>(samples.len())
         };
-        let n = index(train)?;
+        let n = index(train, &mut tally)?;
         if n == 0 {
-            let allowed = "tar files, or folders of them, that hold images";
-            return Err(DataError::Setting {
-                field: "data.source.shards",
-                value: format!("{train:?}"),
-                allowed,
-            });
+            let left_out = tally.finish();
+            let is_dotted = left_out.iter().any(|kind| kind.why == DOTTED);
+            let remedy = if is_dotted { RENAME } else { NAME_SHARDS };
+            return Err(DataError::NoSamples { left_out: in_one_line(&left_out), remedy });
         }
         let n_train = match held_out {
-            Some(paths) => index(paths).map(|_| Some(n))?,
+            Some(paths) => index(paths, &mut tally).map(|_| Some(n))?,
             None => None,
         };
         let at = |i: usize| member_path(&files, &samples[i]);
         let (classes, labels) = resolve(&written, names, at)?;
-        Ok(Self { classes, files, samples, labels, n_train })
+        let left_out = tally.finish();
+        if let Some(dotted) = left_out.iter().find(|kind| kind.why == DOTTED) {
+            notes.push(format!("data.source.shards: {dotted} belong to no sample; {RENAME}"));
+        }
+        Ok(Self { classes, files, samples, labels, n_train, left_out, notes })
     }
 }
 
 /// The tar files that the paths name, in their order, those of a folder by name.
-fn tar_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+fn tar_files(paths: &[PathBuf], tally: &mut Tally) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for path in paths {
-        if !path.is_dir() {
-            files.push(path.clone());
-            continue;
-        }
-        let before = files.len();
-        let is_tar = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tar");
-        files.extend(entries(path)?.into_iter().filter(is_tar));
-        if files.len() == before {
-            let problem = "no .tar files in this folder; name the folder of the shards".into();
-            return Err(DataError::Format { path: path.clone(), problem });
+        for path in expanded(path)? {
+            if path.is_dir() {
+                files.extend(tar_files_of(&path, tally)?);
+            } else {
+                files.push(path);
+            }
         }
     }
     Ok(files)
 }
 
-/// Of every sample with an image: the image's member name, offset and size, and its label.
-fn index_shard(path: &Path, has_names: bool) -> Result<Vec<(String, u64, u64, String)>, DataError> {
+/// What the braces of a path stand for; files of that very name come first.
+fn expanded(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
-    let no_tar = |error: io::Error| {
-        format(format!("not a whole tar file ({error}); unpack .tar.gz, fetch a torn one again"))
-    };
-    let file = File::open(path).map_err(DataError::io(path))?;
-    let length = file.metadata().map_err(DataError::io(path))?.len();
-    let budget = Rc::new(Cell::new(MAX_MEMBER_READ));
-    let mut archive = Archive::new(Budgeted { file, left: Rc::clone(&budget) });
-    let mut found = Vec::new();
-    let mut group = Group::default();
-    let mut finish = |group: Group| match group.finish(has_names) {
-        Ok(sample) => {
-            found.extend(sample);
-            Ok(())
-        }
-        Err(problem) => Err(format(problem)),
-    };
-    for entry in archive.entries_with_seek().map_err(no_tar)? {
-        let mut entry = entry.map_err(no_tar)?;
-        let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let (offset, bytes) = (entry.raw_file_position(), entry.size());
-        if offset.checked_add(bytes).is_none_or(|end| end > length) {
-            return Err(format(format!("ends in the middle of {member}; fetch it again")));
-        }
-        let is_file =
-            matches!(entry.header().entry_type(), EntryType::Regular | EntryType::Continuous);
-        let Some((key, extension)) = split_member(&member).filter(|_| is_file) else { continue };
-        if group.key != key {
-            finish(std::mem::replace(&mut group, Group { key: key.into(), ..Group::default() }))?;
-        }
-        let extension = extension.to_ascii_lowercase();
-        if is_image_extension(&extension) {
-            group.image.get_or_insert((member, offset, bytes));
-        } else if let Some(kind) = LabelKind::of(&extension).filter(|_| bytes <= MAX_MEMBER_READ) {
-            budget.set(MAX_MEMBER_READ);
-            let mut text = Vec::new();
-            entry.read_to_end(&mut text).map_err(no_tar)?;
-            group.labels[kind as usize] = String::from_utf8(text).ok();
-        }
-        budget.set(MAX_MEMBER_READ);
-    }
-    finish(group)?;
-    Ok(found)
-}
-
-/// The path up to the first dot of the file name, and what follows it; nothing for hidden files.
-fn split_member(member: &str) -> Option<(&str, &str)> {
-    let name = member.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = name + member[name..].find('.')?;
-    (dot > name).then(|| (&member[..dot], &member[dot + 1..]))
-}
-
-/// Where a label is written, the first before the others.
-#[derive(Clone, Copy)]
-enum LabelKind {
-    Cls,
-    Json,
-    Txt,
-}
-
-impl LabelKind {
-    fn of(extension: &str) -> Option<Self> {
-        match extension {
-            "cls" => Some(Self::Cls),
-            "json" => Some(Self::Json),
-            "txt" => Some(Self::Txt),
-            _ => None,
-        }
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else { return Ok(vec![path.into()]) };
+    let paths: Vec<PathBuf> = expand(text).map_err(format)?.into_iter().map(Into::into).collect();
+    let missing: Vec<&PathBuf> = paths.iter().filter(|path| !path.exists()).collect();
+    match missing.first() {
+        Some(first) if paths.len() > 1 => Err(format(format!(
+            "stands for {} files, of which {} do not exist, the first is {}",
+            paths.len(),
+            missing.len(),
+            first.display()
+        ))),
+        _ => Ok(paths),
     }
 }
 
-/// The members of one sample so far.
-#[derive(Default)]
-struct Group {
-    key: String,
-    image: Option<(String, u64, u64)>,
-    labels: [Option<String>; 3],
-}
-
-impl Group {
-    fn finish(self, has_names: bool) -> Result<Option<(String, u64, u64, String)>, String> {
-        let Some((member, offset, bytes)) = self.image else { return Ok(None) };
-        let [cls, json, txt] = self.labels;
-        let trimmed = |text: String| text.trim().to_owned();
-        // A text beside an image is a caption more often than a label.
-        let is_label = |text: &String| has_names || text.parse::<usize>().is_ok();
-        let label = cls
-            .map(trimmed)
-            .or_else(|| json.as_deref().and_then(json_label))
-            .or_else(|| txt.map(trimmed).filter(is_label))
-            .filter(|label| !label.is_empty());
-        match label {
-            Some(label) => Ok(Some((member, offset, bytes, label))),
-            None => Err(format!(
-                "{member}: no label; it is looked for in {key}.cls, in the field 'label' of \
-                 {key}.json, and as an index, or a name of data.source.labels, in {key}.txt",
-                key = self.key
-            )),
+fn tar_files_of(folder: &Path, tally: &mut Tally) -> Result<Vec<PathBuf>, DataError> {
+    const COMPRESSED: [&str; 8] =
+        [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".txz", ".tar.bz2", ".tar.lz4", ".zip"];
+    let mut compressed = 0;
+    let mut files = Vec::new();
+    for entry in entries(folder)? {
+        let name = entry.path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if name.ends_with(".tar") {
+            files.push(entry.path);
+        } else if COMPRESSED.iter().any(|ending| name.ends_with(ending)) {
+            compressed += 1;
+            tally.add("compressed archives", entry.path.display());
         }
     }
-}
-
-fn json_label(text: &str) -> Option<String> {
-    let value: Value = serde_json::from_str(text).ok()?;
-    match JSON_LABELS.iter().find_map(|key| value.get(key))? {
-        Value::String(name) => Some(name.trim().to_owned()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+    if files.is_empty() {
+        let problem = if compressed > 0 {
+            format!("no .tar files in this folder, but {compressed} compressed ones; unpack them")
+        } else {
+            "no .tar files in this folder; name the folder of the shards".into()
+        };
+        return Err(DataError::Format { path: folder.into(), problem });
     }
+    Ok(files)
 }
 
 fn member_path(files: &[PathBuf], sample: &Sample) -> String {
-    format!("{}: {}", files[sample.shard].display(), sample.member)
-}
-
-/// A file of which no more than a budget is read before the budget is renewed: a header may claim
-/// gigabytes for a file name.
-struct Budgeted {
-    file: File,
-    left: Rc<Cell<u64>>,
-}
-
-impl Read for Budgeted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.left.get();
-        if left == 0 && !buffer.is_empty() {
-            return Err(io::Error::other("a header is larger than 1 MiB"));
-        }
-        let most = buffer.len().min(left as usize);
-        let n = self.file.read(&mut buffer[..most])?;
-        self.left.set(left - n as u64);
-        Ok(n)
-    }
-}
-
-impl Seek for Budgeted {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
-    }
+    format!("{}: {}", files[sample.shard].display(), one_line(&sample.member))
 }
 
 impl Dataset for Shards {
@@ -279,11 +185,16 @@ impl Dataset for Shards {
         self.samples[i].bytes
     }
 
-    fn split(&self) -> Split {
-        match self.n_train {
-            Some(n) => Split { train: (0..n).collect(), held_out: (n..self.len()).collect() },
-            None => Split::every_tenth(self.len()),
-        }
+    fn n_train(&self) -> Option<usize> {
+        self.n_train
+    }
+
+    fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {
@@ -296,14 +207,15 @@ impl Dataset for Shards {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
     use std::io::Cursor;
 
     use image::{ImageFormat, Rgb};
     use proptest::prelude::*;
-    use tar::{Builder, Header};
+    use tar::{Builder, EntryType, Header};
 
     use super::*;
+    use crate::Split;
 
     fn png(level: u8) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -361,6 +273,85 @@ mod tests {
         assert_eq!(both.split(), Split { train: vec![0, 1, 2, 3], held_out: vec![4] });
         let folder = Shards::open(&[dir.to_owned()], None, None).unwrap();
         assert_eq!(levels(&folder), [4, 1, 2, 3, 4], "a.tar comes first");
+        // With braces, and as a file that has braces in its name.
+        let braces = |name: &str| Shards::open(&[dir.join(name)], None, None);
+        assert_eq!(levels(&braces("{b,a}.tar").unwrap()), [1, 2, 3, 4, 4]);
+        let error = braces("{a,b,c,d}.tar").unwrap_err().to_string();
+        let expected = "{a,b,c,d}.tar: stands for 4 files, of which 2 do not exist, the first is ";
+        assert!(error.contains(expected) && error.ends_with("c.tar"), "{error}");
+        fs::rename(dir.join("a.tar"), dir.join("{a,b}.tar")).unwrap();
+        assert_eq!(levels(&braces("{a,b}.tar").unwrap()), [4]);
+    }
+
+    #[test]
+    fn what_belongs_to_no_sample_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let tar = dir.path().join("s.tar");
+        let image = png(1);
+        let open = |members: &[(&str, &[u8])]| {
+            fs::write(&tar, tar_of(members)).unwrap();
+            Shards::open(std::slice::from_ref(&tar), None, None).map_err(|error| error.to_string())
+        };
+        let shards = open(&[
+            ("v1.0/a.png", &image),
+            ("v1.0/a.JPG", &image),
+            ("v1.0/a.cls", b"0"),
+            ("img_22.00.png", &image),
+            ("img_22.00.cls", b"0"),
+            ("img_22.01.png", &image),
+            ("img_22.01.cls", b"0"),
+            ("b.avif", &image),
+            ("b.cls", b"1"),
+            ("d.cls", b"1"),
+            ("c.mask.png", &image),
+            ("c.png", &image),
+            ("c.cls", b"0"),
+        ])
+        .unwrap();
+        assert_eq!(shards.name(0), "s.tar: v1.0/a.png", "dots of folders do not count");
+        assert_eq!(shards.len(), 2);
+        let left_out: Vec<String> = shards.left_out().iter().map(ToString::to_string).collect();
+        let expected = [
+            "2 images with a dot in their names before the extension (first: s.tar: img_22.00.png)",
+            "1 .avif (first: s.tar: b.avif)",
+            "1 further images of a sample (first: s.tar: v1.0/a.JPG)",
+            "1 labels without an image (first: s.tar: d)",
+        ];
+        assert_eq!(left_out, expected);
+        assert!(shards.notes()[0].contains("ends at the first dot") && shards.notes().len() == 1);
+        // Cut where a sample ends, which no header shows, and where one does not.
+        let whole = tar_of(&[("a.png", &image), ("a.cls", b"0"), ("b.png", &image)]);
+        let cut = |blocks: usize| {
+            fs::write(&tar, &whole[..512 * blocks]).unwrap();
+            Shards::open(std::slice::from_ref(&tar), None, None)
+        };
+        assert!(cut(4).unwrap().notes()[0].contains("s.tar: has no mark of its end"));
+        let error = cut(6).unwrap_err().to_string();
+        assert!(error.contains("b.png: no label") && error.contains("or the file was cut short"));
+
+        let error = open(&[("v2.0 x.png", &image), ("v2.0 x.cls", b"0")]).unwrap_err();
+        let expected =
+            "no sample with an image, 1 file left out: 1 images with a dot in their names";
+        assert!(error.contains(expected) && error.contains("rename them, as the key"), "{error}");
+        let error = open(&[("n01440764.tar", b"x")]).unwrap_err();
+        assert!(error.contains("1 tar files in tar files"), "{error}");
+
+        let apart: &[(&str, &[u8])] =
+            &[("a.png", &image), ("b.png", &image), ("a.cls", b"0"), ("b.cls", b"0")];
+        let error = open(apart).unwrap_err();
+        let expected = "s.tar: the members of sample a are not next to each other; pack the shard \
+                        again with its members sorted: tar --sort=name";
+        assert!(error.ends_with(expected), "{error}");
+        let labels_first: Vec<(&str, &[u8])> = apart.iter().rev().copied().collect();
+        assert!(open(&labels_first).unwrap_err().contains("sample b are not next"));
+        let twice: &[(&str, &[u8])] = &[
+            ("a.png", &image),
+            ("a.cls", b"0"),
+            ("b.txt", b"x"),
+            ("a.png", &image),
+            ("a.cls", b"0"),
+        ];
+        assert_eq!(open(twice).unwrap().len(), 2);
     }
 
     #[test]
@@ -404,8 +395,9 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             Shards::open(std::slice::from_ref(&path), None, None).unwrap_err().to_string()
         };
-        assert!(error(b"\x1F\x8B\x08 compressed").contains("s.tar: not a whole tar file"));
-        assert!(error(&[7; 2048]).contains("unpack .tar.gz"));
+        let message = error(b"\x1F\x8B\x08 compressed");
+        assert!(message.contains("s.tar: is compressed") && message.contains("with gunzip"));
+        assert!(error(&[7; 2048]).contains("s.tar: not a whole tar file"));
         let whole = tar_of(&[("k.cls", b"1"), ("k.png", &png(1))]);
         // Two blocks for the label, one of header, then pixels.
         assert!(error(&whole[..512 * 3 + 20]).contains("ends in the middle of k.png"));
@@ -423,7 +415,9 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let open =
             |path: &Path| Shards::open(&[path.to_owned()], None, None).unwrap_err().to_string();
-        assert!(open(dir).contains("no .tar files in this folder"));
+        assert!(open(dir).contains("no .tar files in this folder; name"));
+        fs::write(dir.join("s.tar.gz"), "x").unwrap();
+        assert!(open(dir).contains("no .tar files in this folder, but 1 compressed ones; unpack"));
         assert!(open(&path).contains("s.tar: cannot be read"));
     }
 

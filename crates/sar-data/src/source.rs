@@ -14,12 +14,15 @@ use crate::{Cifar10, DataError, Dataset, Emoji, ImageFolder, ImageList, Shards};
 pub enum ImageSource {
     /// The embedded emoji, reduced to the side.
     Emoji {},
-    /// A folder of class folders, or of images of one class.
+    /// A folder of class folders, or of images of one class; or of `train` and `val` folders of these.
     Folder {
         /// Its root.
         path: PathBuf,
+        /// Such a folder of the images that are held out.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held_out: Option<HeldOutFolder>,
     },
-    /// A text file of `path label` lines; a label is an index or a name.
+    /// A text file of `path label` lines, or a `.csv` file; a label is an index or a name.
     List {
         /// The list.
         path: PathBuf,
@@ -39,7 +42,7 @@ pub enum ImageSource {
     },
     /// Tar shards with samples of an image and a label.
     Webdataset {
-        /// Tar files, or folders of them.
+        /// Tar files, many of them by braces as in `{000000..000127}`, or folders of them.
         shards: Vec<PathBuf>,
         /// The same of the images that are held out.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,6 +51,14 @@ pub enum ImageSource {
         #[serde(skip_serializing_if = "Option::is_none")]
         labels: Option<PathBuf>,
     },
+}
+
+/// A folder of held-out images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOutFolder {
+    /// Its root.
+    pub path: PathBuf,
 }
 
 impl ImageSource {
@@ -59,7 +70,10 @@ impl ImageSource {
     pub fn open(&self, side: u32) -> Result<Box<dyn Dataset>, DataError> {
         Ok(match self {
             Self::Emoji {} => Box::new(Emoji::new(side)?),
-            Self::Folder { path } => Box::new(ImageFolder::open(path)?),
+            Self::Folder { path, held_out } => {
+                let held_out = held_out.as_ref().map(|folder| folder.path.as_path());
+                Box::new(ImageFolder::open(path, held_out)?)
+            }
             Self::List { path, root, held_out, labels } => {
                 Box::new(ImageList::open(path, root, held_out.as_deref(), labels.as_deref())?)
             }
@@ -88,7 +102,7 @@ mod tests {
             labels,
         };
         let all = [
-            ImageSource::Folder { path: path.clone() },
+            ImageSource::Folder { path: path.clone(), held_out: None },
             ImageSource::Cifar10 { path: path.clone() },
             list(None, None),
             list(Some("val".into()), Some("names".into())),
@@ -97,12 +111,21 @@ mod tests {
         for source in &all {
             assert_eq!(parse(&serde_json::to_string(source).unwrap()).unwrap(), *source);
         }
+        let held_out = Some(HeldOutFolder { path: "val".into() });
+        let folder = ImageSource::Folder { path: path.clone(), held_out };
+        let json = r#"{"kind":"folder","path":"photos","held_out":{"path":"val"}}"#;
+        assert_eq!(
+            (parse(json).unwrap(), serde_json::to_string(&folder).unwrap()),
+            (folder, json.into())
+        );
+        assert_eq!(serde_json::to_string(&all[0]).unwrap(), r#"{"kind":"folder","path":"photos"}"#);
         assert_eq!(parse(r#"{"kind": "list", "path": "photos", "root": "/"}"#).unwrap(), all[2]);
         assert_eq!(parse(r#"{"kind": "webdataset", "shards": ["photos"]}"#).unwrap(), all[4]);
         for wrong in [
             r#"{"kind": "emoji", "path": "photos"}"#,
             r#"{"kind": "folder"}"#,
             r#"{"kind": "folder", "path": "photos", "side": 32}"#,
+            r#"{"kind": "folder", "path": "photos", "held_out": "val"}"#,
             r#"{"kind": "list", "path": "photos"}"#,
             r#"{"kind": "tar", "path": "photos"}"#,
         ] {
@@ -114,7 +137,7 @@ mod tests {
     fn opening_gives_images_of_the_side_or_the_reason() {
         let emoji = ImageSource::Emoji {}.open(16).unwrap();
         assert_eq!(emoji.image(7).unwrap().dimensions(), (16, 16));
-        let missing = ImageSource::Folder { path: "no/such/folder".into() };
+        let missing = ImageSource::Folder { path: "no/such/folder".into(), held_out: None };
         let Err(error) = missing.open(16) else { panic!("opened") };
         assert!(error.to_string().starts_with("no/such/folder: no such folder"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 
-use crate::{DataError, Dataset};
+use crate::{DataError, Dataset, LeftOut};
 
 /// An image of which no two pixels need be alike.
 pub(crate) fn noise(width: u32, height: u32) -> RgbImage {
@@ -20,6 +20,8 @@ pub(crate) struct Memory {
     pub(crate) labels: Vec<usize>,
     pub(crate) bytes: Vec<u64>,
     pub(crate) broken: Vec<bool>,
+    pub(crate) left_out: Vec<LeftOut>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Memory {
@@ -30,6 +32,8 @@ impl Memory {
             labels: (0..n).map(|i| i % classes).collect(),
             bytes: vec![12; n],
             broken: vec![false; n],
+            left_out: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -58,6 +62,14 @@ impl Dataset for Memory {
 
     fn stored_bytes(&self, i: usize) -> u64 {
         self.bytes[i]
+    }
+
+    fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn image(&self, i: usize) -> Result<RgbImage, DataError> {
