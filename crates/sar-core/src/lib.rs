@@ -1,12 +1,15 @@
-//! The shared vocabulary of the workspace: scale schedules, resampling, randomness as a value, and
-//! what a model and a tokenizer are to a rollout. No input or output happens here.
+//! The shared vocabulary of the workspace: scale schedules, resampling, randomness as a value, pixels
+//! as tensors, class names, and what a model and a tokenizer are to a rollout. No input or output happens here.
 
+pub mod classes;
+pub mod pixels;
 pub mod resample;
 pub mod rng;
 pub mod roles;
 pub mod scales;
 pub mod schedule_sampler;
 
+pub use classes::{ClassError, find_class};
 pub use resample::{Filter, resample};
 pub use rng::SeedTree;
 pub use roles::{CodePyramid, ScaleModel, paint_all};

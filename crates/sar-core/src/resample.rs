@@ -17,7 +17,7 @@ use crate::ScaleSize;
 pub enum Filter {
     /// Adaptive average pooling, down and up: mean over `floor(i in/out) .. ceil((i+1) in/out)`.
     Area,
-    /// Cubic convolution with a = -0.75, half-pixel centres, edge clamp, no antialiasing.
+    /// Cubic convolution with a = -0.75, half-pixel centers, edge clamp, no antialiasing.
     Bicubic,
     /// The sample at `floor(i in/out)`.
     Nearest,
@@ -39,9 +39,9 @@ impl Filter {
                     row[window].fill(weight);
                 }
                 Self::Bicubic => {
-                    let centre = (i as f64 + 0.5) * n_in as f64 / n_out as f64 - 0.5;
-                    let base = centre.floor();
-                    for (tap, weight) in (-1..=2).zip(cubic_weights(centre - base)) {
+                    let center = (i as f64 + 0.5) * n_in as f64 / n_out as f64 - 0.5;
+                    let base = center.floor();
+                    for (tap, weight) in (-1..=2).zip(cubic_weights(center - base)) {
                         let j = (base as i64 + tap).clamp(0, n_in as i64 - 1);
                         row[j as usize] += weight as f32;
                     }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn bicubic_equals_hand_computed_weights_and_is_not_align_corners() {
-        // 2 -> 4, first row: centre -0.25, t = 0.75, taps -2 -1 0 1 clamped to 0 0 0 1.
+        // 2 -> 4, first row: center -0.25, t = 0.75, taps -2 -1 0 1 clamped to 0 0 0 1.
         let far = |x: f64| ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0;
         let outside = far(1.25) as f32;
         let first = &rows(Filter::Bicubic, 2, 4)[0];

@@ -25,23 +25,30 @@ pub trait ScaleModel<B: Backend> {
     ///
     /// # Shapes
     /// - `input_bnc`: `None` for the first scale, else `[b, n, c]`, the input of that scale
-    /// - output: `[b, n, v]`, unnormalised log-probabilities
+    /// - output: `[b, n, v]`, unnormalized log-probabilities
     fn step(&self, cache: &mut Self::Cache, input_bnc: Option<Tensor<B, 3>>) -> Tensor<B, 3>;
 }
 
 /// The part of a multi-scale tokenizer that turns chosen codes into the next scale's input.
 ///
-/// What a scale's codes mean is the tokenizer's business: a direct one replaces the canvas by them,
-/// a residual one adds them to it.
+/// The canvas is f_hat (VAR, algorithm 2): the code map that has been built up from the scales so
+/// far, and that the decoder makes an image of after the last. What a scale's codes do to it is the
+/// tokenizer's business:
+///
+/// ```text
+/// f_hat_k = f_hat_{k-1} + phi_k(up(codes_k)),  f_hat_0 = 0     residual (VAR)
+/// f_hat_k = codes_k                                            direct (FlexVAR)
+/// input of scale k+1 = f_hat_k, resampled to the size of scale k+1
+/// ```
 pub trait CodePyramid<B: Backend> {
-    /// What has been painted so far.
+    /// What has been painted so far, f_hat; the default is the canvas before the first scale.
     type Canvas: Clone + Default;
 
     /// All codes, `[v, c]`.
     fn codes(&self) -> Tensor<B, 2>;
 
-    /// Paints the codes of scale `k` and returns the input of scale `k + 1`, or `None` after the
-    /// last scale.
+    /// Paints the codes of scale `k`, f_hat_{k-1} to f_hat_k, and returns the input of scale `k + 1`,
+    /// or `None` after the last scale.
     ///
     /// # Shapes
     /// - `codes_bnc`: `[b, n_k, c]`, codes or mixtures of codes
@@ -83,7 +90,7 @@ pub trait CodePyramid<B: Backend> {
 ///
 /// # Shapes
 /// - `tokens_bl`: `[b, l]`, all scales, coarse to fine
-/// - output: one `[b, n_k, c]` for each of the scales `1..K`, and the final canvas
+/// - output: one `[b, n_k, c]` for each of the scales `1..K`, and the canvas after the last
 pub fn paint_all<B: Backend, P: CodePyramid<B>>(
     pyramid: &P,
     schedule: &ScaleSchedule,

@@ -37,7 +37,7 @@ impl fmt::Display for ScaleSize {
     }
 }
 
-/// Why a list of sizes is no schedule.
+/// Why a list of sizes is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
     /// No scale at all.
@@ -59,9 +59,9 @@ pub enum ScheduleError {
         /// The offending scale.
         next: ScaleSize,
     },
-    /// A side that is no positive integer, or too large to be meant.
+    /// A side that is not a positive integer, or too large to be meant.
     #[error(
-        "'{}' is no scale: write sides such as 1_2_3_4, or heights and widths such as 1_2x3 (each from 1 to {})",
+        "'{}' is not a scale: write sides such as 1_2_3_4, or heights and widths such as 1_2x3 (each from 1 to {})",
         text.escape_debug(),
         ScaleSchedule::MAX_SIDE
     )]
@@ -69,7 +69,7 @@ pub enum ScheduleError {
         /// The text that could not be read.
         text: String,
     },
-    /// A name that is no preset.
+    /// A name that is not a preset.
     #[error("no scale preset '{name}'; known: {}", ScaleSchedule::PRESETS.map(|(n, _)| n).join(", "))]
     UnknownPreset {
         /// The name asked for.
@@ -79,7 +79,7 @@ pub enum ScheduleError {
 
 /// An increasing list of token-map sizes that starts at a single token (VAR, section 3.1).
 ///
-/// Written and serialised as `1_2_3_4`, with `HxW` for scales that are not square: `1_2x3_4x6`.
+/// Written and serialized as `1_2_3_4`, with `HxW` for scales that are not square: `1_2x3_4x6`.
 ///
 /// ```
 /// use sar_core::ScaleSchedule;
@@ -332,11 +332,11 @@ mod tests {
         check("1_3_3", "3 after 3 (scale 2");
         check("1_4_3", "3 after 4");
         check("1_2x5_4x4", "4 after 2x5");
-        check("1_two", "'two' is no scale");
-        check("1_0", "'0' is no scale");
-        check("1_2x\n;", "'\\n;' is no scale");
-        check("1_99999999999999999999", "is no scale");
-        check("1_2_", "'' is no scale");
+        check("1_two", "'two' is not a scale");
+        check("1_0", "'0' is not a scale");
+        check("1_2x\n;", "'\\n;' is not a scale");
+        check("1_99999999999999999999", "is not a scale");
+        check("1_2_", "'' is not a scale");
     }
 
     #[test]

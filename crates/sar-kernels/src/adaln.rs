@@ -1,4 +1,4 @@
-//! Adaptive layer norm: layer normalisation, modulated and gated per image.
+//! Adaptive layer norm: layer normalization, modulated and gated per image.
 //!
 //! Rows are token-major, so that an image's condition is one row `[1, b d]` that all tokens share in
 //! the plain form: the broadcast that every backend runs at memory speed.
@@ -26,14 +26,14 @@ pub fn layer_norm_modulated<B: Backend>(
     let [l, b, d] = tokens_images_channels(&x_rd, &scale_bd);
     let (x_rd, [scale_bd, shift_bd]) = (widened(x_rd), [scale_bd, shift_bd].map(widened));
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x_rd.dtype()) {
+    if crate::cpu::serves::<B>(&[x_rd.dtype(), scale_bd.dtype(), shift_bd.dtype()]) {
         return crate::cpu::layer_norm_modulated(x_rd, scale_bd, shift_bd, epsilon);
     }
-    let centred = x_rd.clone() - x_rd.mean_dim(1);
-    let variance = centred.clone().square().mean_dim(1);
-    let normalised = (centred / (variance + epsilon).sqrt()).reshape([l, b * d]);
+    let centerd = x_rd.clone() - x_rd.mean_dim(1);
+    let variance = centerd.clone().square().mean_dim(1);
+    let normalized = (centerd / (variance + epsilon).sqrt()).reshape([l, b * d]);
     let [scale, shift] = [scale_bd, shift_bd].map(|row| row.reshape([1, b * d]));
-    (normalised * (scale + 1.0) + shift).reshape([l * b, d])
+    (normalized * (scale + 1.0) + shift).reshape([l * b, d])
 }
 
 /// `x + gate * branch`, one gate per image and channel.
@@ -53,7 +53,7 @@ pub fn gated_residual<B: Backend>(
     let [l, b, d] = tokens_images_channels(&x_rd, &gate_bd);
     let [x_rd, branch_rd, gate_bd] = [x_rd, branch_rd, gate_bd].map(widened);
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x_rd.dtype()) {
+    if crate::cpu::serves::<B>(&[x_rd.dtype(), branch_rd.dtype(), gate_bd.dtype()]) {
         return crate::cpu::gated_residual(x_rd, branch_rd, gate_bd);
     }
     let gated = branch_rd.reshape([l, b * d]) * gate_bd.reshape([1, b * d]);

@@ -47,7 +47,9 @@ pub fn adamw<B: Backend>(
     let fits = [mean, square, &g_n].iter().all(|x| x.dims() == n) && factor_1.dims() == [1];
     assert!(fits, "a parameter, its moments and its gradient of one length");
     #[cfg(feature = "flex")]
-    if crate::cpu::serves_untracked::<B>(p_n.dtype()) {
+    let dtypes = [&p_n, mean, square, &g_n, &factor_1].map(Tensor::dtype);
+    #[cfg(feature = "flex")]
+    if crate::cpu::serves_untracked::<B>(&dtypes) {
         return crate::cpu::adamw(p_n, moments_n, g_n, factor_1, step);
     }
     let AdamWStep { beta1, beta2, eps, decay, rate, correction } = step;
@@ -64,7 +66,7 @@ pub fn adamw<B: Backend>(
 /// The sum of all squares, `[n]` to `[1]`, in an order that the length alone fixes.
 pub fn sum_of_squares<B: Backend>(x_n: Tensor<B, 1>) -> Tensor<B, 1> {
     #[cfg(feature = "flex")]
-    if crate::cpu::serves_untracked::<B>(x_n.dtype()) {
+    if crate::cpu::serves_untracked::<B>(&[x_n.dtype()]) {
         return crate::cpu::sum_of_squares(x_n);
     }
     // A full sum over millions of elements is not deterministic on every backend, sums along rows

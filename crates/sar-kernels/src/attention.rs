@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! out = softmax(q' k'^T) v    over the tokens that are visible
-//! q' = temperature q / |q|,   k' = k / |k|      with q/k normalisation
+//! q' = temperature q / |q|,   k' = k / |k|      with q/k normalization
 //! q' = temperature q,         k' = k            without
 //! ```
 //! Lengths below 1e-12 count as 1e-12 (torch's `normalize`).
@@ -24,8 +24,8 @@ pub struct AttentionConfig {
     pub batch: usize,
     /// Heads, h.
     pub heads: usize,
-    /// Whether queries and keys are l2-normalised.
-    pub normalise: bool,
+    /// Whether queries and keys are l2-normalized.
+    pub normalize: bool,
 }
 
 /// What every token sees: the tokens before an end.
@@ -93,7 +93,7 @@ pub fn attention<B: Backend>(
     let [l, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, config);
     assert_eq!(l, visible.tokens(), "tokens of the rows and of what they see");
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(qkv_r3d.dtype()) {
+    if crate::cpu::serves::<B>(&[qkv_r3d.dtype(), temperature_h.dtype()]) {
         return crate::cpu::attention(qkv_r3d, temperature_h, &visible.ends, config);
     }
     let AttentionConfig { batch: b, heads: h, .. } = config;
@@ -147,7 +147,7 @@ impl<B: Backend> KeyValueCache<B> {
         let [k_bhle, v_bhle] = self.k_v_bhle.take().unwrap_or_else(|| [zeros(), zeros()]);
         self.filled = end;
         #[cfg(feature = "flex")]
-        if crate::cpu::serves_untracked::<B>(qkv_r3d.dtype()) {
+        if crate::cpu::serves_untracked::<B>(&[dtype, temperature_h.dtype(), k_bhle.dtype()]) {
             let caches = [k_bhle, v_bhle];
             let (out_rd, caches) =
                 crate::cpu::cached_attention(qkv_r3d, temperature_h, caches, start, self.config);
@@ -173,13 +173,13 @@ fn queries_keys_values<B: Backend>(
     config: AttentionConfig,
 ) -> [Tensor<B, 4>; 3] {
     let [l, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, config);
-    let AttentionConfig { batch: b, heads: h, normalise } = config;
+    let AttentionConfig { batch: b, heads: h, normalize } = config;
     let qkv_3bhle = qkv_r3d.reshape([l, b, 3, h, e]).permute([2, 1, 3, 0, 4]);
     let part = |i: usize| qkv_3bhle.clone().slice_dim(0, i..i + 1).reshape([b, h, l, e]);
     let (q_bhle, k_bhle, v_bhle) = (widened(part(0)), widened(part(1)), part(2));
     let temperature_1h11 = widened(temperature_h).reshape([1, h, 1, 1]);
     let length = |x: &Tensor<B, 4>| x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
-    let (q_bhle, k_bhle) = match normalise {
+    let (q_bhle, k_bhle) = match normalize {
         true => {
             let (q_length, k_length) = (length(&q_bhle), length(&k_bhle));
             (q_bhle * (temperature_1h11 / q_length), k_bhle / k_length)

@@ -34,7 +34,7 @@ pub fn conv2d<B: Backend>(
         "maps of {h}x{w} under a kernel of {k}, stride {stride}, padding {padding:?}"
     );
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x_bchw.dtype()) {
+    if crate::cpu::serves::<B>(&[x_bchw.dtype(), weight_ockk.dtype(), bias_o.dtype()]) {
         return crate::cpu::conv2d(x_bchw, weight_ockk, bias_o, stride, padding);
     }
     let options =
@@ -50,7 +50,7 @@ pub fn conv2d<B: Backend>(
 pub fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
     let [b, c, h, w] = x_bchw.dims();
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x_bchw.dtype()) {
+    if crate::cpu::serves::<B>(&[x_bchw.dtype()]) {
         return crate::cpu::double_sides(x_bchw);
     }
     let rows = x_bchw.reshape([b * c * h, 1, w, 1]).repeat_dim(1, 2).repeat_dim(3, 2);

@@ -12,7 +12,6 @@ mod group_norm;
 mod kernel;
 mod layer_norm;
 mod linear;
-mod memory;
 mod resize;
 mod rows;
 mod simd;
@@ -26,7 +25,6 @@ use crate::{AdamWStep, AttentionConfig, GroupNormConfig};
 
 pub(crate) use self::attention::cached_attention;
 pub(crate) use self::kernel::{serves, serves_untracked};
-pub use self::memory::keep_freed_memory;
 
 pub(crate) fn linear<B: Backend>(
     x_ri: Tensor<B, 2>,

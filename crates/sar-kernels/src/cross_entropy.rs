@@ -12,13 +12,13 @@ use crate::precision::widened;
 /// ```
 ///
 /// # Shapes
-/// - `logits_rv`: `[r, v]`, unnormalised log-probabilities
+/// - `logits_rv`: `[r, v]`, unnormalized log-probabilities
 /// - `target_r`: `[r]`, each in `0..v`
 /// - `smoothing`: in `[0, 1)`, 0 for none
 /// - output: `[r]`, nats
 ///
 /// # Panics
-/// If the shapes do not fit, or, on CPUs, a target is no class.
+/// If the shapes do not fit, or, on CPUs, a target is not a class.
 pub fn cross_entropy<B: Backend>(
     logits_rv: Tensor<B, 2>,
     target_r: Tensor<B, 1, Int>,
@@ -28,7 +28,7 @@ pub fn cross_entropy<B: Backend>(
     assert_eq!(target_r.dims(), [r], "one target per row");
     let logits_rv = widened(logits_rv);
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(logits_rv.dtype()) {
+    if crate::cpu::serves::<B>(&[logits_rv.dtype()]) {
         return crate::cpu::cross_entropy(logits_rv, target_r, smoothing);
     }
     let log_p_rv = log_softmax(logits_rv, 1);
@@ -61,7 +61,7 @@ pub fn soft_cross_entropy<B: Backend>(
     assert_eq!(target_logits_rv.dims(), [r, v], "one target distribution per row");
     let [logits_rv, target_logits_rv] = [logits_rv, target_logits_rv].map(widened);
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(logits_rv.dtype()) {
+    if crate::cpu::serves::<B>(&[logits_rv.dtype(), target_logits_rv.dtype()]) {
         return crate::cpu::soft_cross_entropy(logits_rv, target_logits_rv);
     }
     let target_rv = softmax(target_logits_rv.detach(), 1);

@@ -31,7 +31,7 @@ pub fn filtered<B: Backend>(logits_rv: Tensor<B, 2>, top_k: usize, top_p: f64) -
         return logits_rv;
     }
     #[cfg(feature = "flex")]
-    if crate::cpu::serves_untracked::<B>(logits_rv.dtype()) {
+    if crate::cpu::serves_untracked::<B>(&[logits_rv.dtype()]) {
         return crate::cpu::filtered(logits_rv, top_k, top_p);
     }
     let mut logits_rv = logits_rv;

@@ -15,7 +15,7 @@ pub fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = x.dtype();
     let x = widened(x);
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(x.dtype()) {
+    if crate::cpu::serves::<B>(&[x.dtype()]) {
         return cast(crate::cpu::gelu_tanh(x), dtype);
     }
     let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();

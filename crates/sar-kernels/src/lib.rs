@@ -3,7 +3,7 @@
 //! Each is a function of tensors that runs on every burn backend in plain tensor operations. With
 //! the feature `flex`, `burn-flex` (alone and under `Autodiff`, in f32) runs hand-written code
 //! instead: one pass over memory where the plain form makes many, matrix products straight from the
-//! layout that is there, gradients that recompute instead of storing. Backends are recognised by
+//! layout that is there, gradients that recompute instead of storing. Backends are recognized by
 //! the type of their tensors, so no bound but `B: Backend` is needed to call them.
 //!
 //! Half precision (`f16`, `bf16`) is for matrix products: [`linear`] computes in the type of its
@@ -44,8 +44,6 @@ pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
 pub use conv::{conv2d, double_sides};
-#[cfg(feature = "flex")]
-pub use cpu::keep_freed_memory;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;

@@ -28,7 +28,7 @@ pub fn linear<B: Backend>(
     let dtype = weight_io.dtype();
     let (x_ri, bias_o) = (cast(x_ri, dtype), cast(bias_o, dtype));
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(dtype) {
+    if crate::cpu::serves::<B>(&[dtype]) {
         return crate::cpu::linear(x_ri, weight_io, bias_o);
     }
     x_ri.matmul(weight_io) + bias_o.unsqueeze()

@@ -11,7 +11,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 /// ```
 ///
 /// # Shapes
-/// - `logits_blv`: `[b, l, v]`, unnormalised log-probabilities
+/// - `logits_blv`: `[b, l, v]`, unnormalized log-probabilities
 /// - `target_bl`: `[b, l]`, each in `0..v`
 /// - `smoothing`: in `[0, 1)`, 0 for none
 /// - output: `[b, l]`, nats

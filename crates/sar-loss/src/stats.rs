@@ -47,26 +47,38 @@ impl StatsByScale {
     ///
     /// # Shapes
     /// - `loss_bl`: `[b, l]`, nats
-    /// - `predicted_bl`, `target_bl`: `[b, l]`, each in `0..v`
+    /// - `predicted_bl`, `target_bl`: `[b, l]`, each in `0..codes`
+    ///
+    /// # Panics
+    /// If the shapes are not those of the schedule's tokens, or a target is not a code.
     pub fn add<B: Backend>(
         &mut self,
         loss_bl: Tensor<B, 2>,
         predicted_bl: Tensor<B, 2, Int>,
         target_bl: Tensor<B, 2, Int>,
     ) {
+        let [b, l] = loss_bl.dims();
+        assert_eq!(l, self.schedule.n_tokens(), "tokens of the batch and of {}", self.schedule);
+        assert_eq!(predicted_bl.dims(), [b, l], "one prediction per token");
+        assert_eq!(target_bl.dims(), [b, l], "one target per token");
         let losses: Vec<f32> = loss_bl.into_data().convert::<f32>().into_vec().expect("f32");
         let ints = |x: Tensor<B, 2, Int>| -> Vec<i64> {
             x.into_data().convert::<i64>().into_vec().expect("i64")
         };
         let (predicted, target) = (ints(predicted_bl), ints(target_bl));
-        let l = self.schedule.n_tokens();
         for (tally, range) in self.scales.iter_mut().zip(self.schedule.ranges()) {
-            for row in 0..losses.len() / l {
+            for row in 0..b {
                 for i in row * l + range.start..row * l + range.end {
+                    let (code, codes) = (target[i], self.codes);
+                    assert!(
+                        (0..codes as i64).contains(&code),
+                        "token {} of image {row} has the target {code}: codes are 0..{codes}",
+                        i % l
+                    );
+                    tally.histogram[code as usize] += 1;
                     tally.loss += f64::from(losses[i]);
                     tally.correct += usize::from(predicted[i] == target[i]);
                     tally.tokens += 1;
-                    tally.histogram[target[i] as usize % self.codes] += 1;
                 }
             }
         }
@@ -99,6 +111,7 @@ pub fn histogram_entropy(counts: &[usize]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::TensorData;
     use burn_flex::Flex;
 
     #[test]
@@ -118,5 +131,27 @@ mod tests {
         assert_eq!((report[0].loss, report[0].accuracy, report[0].codes_used), (2.0, 0.5, 2));
         assert_eq!((report[1].loss, report[1].accuracy, report[1].codes_used), (1.5, 0.5, 2));
         assert!((report[1].histogram_entropy - 2f64.ln()).abs() < 1e-12);
+    }
+
+    fn add_target(target: i64) {
+        let device = Default::default();
+        let mut stats = StatsByScale::new(&"1_2".parse().unwrap(), 8);
+        let tokens = |last: i64| {
+            let tokens = [0, 0, 0, 0, 0, 7, 7, 7, last, 7].to_vec();
+            Tensor::<Flex, 2, Int>::from_data(TensorData::new(tokens, [2, 5]), &device)
+        };
+        stats.add(Tensor::<Flex, 2>::zeros([2, 5], &device), tokens(0), tokens(target));
+    }
+
+    #[test]
+    #[should_panic(expected = "token 3 of image 1 has the target 8: codes are 0..8")]
+    fn a_target_past_the_codes_is_named() {
+        add_target(8);
+    }
+
+    #[test]
+    #[should_panic(expected = "token 3 of image 1 has the target -1: codes are 0..8")]
+    fn a_negative_target_is_named() {
+        add_target(-1);
     }
 }

@@ -1,4 +1,4 @@
-//! Losses of the quantiser: on normalised latents and codes for FlexVAR, on the latent and
+//! Losses of the quantizer: on normalized latents and codes for FlexVAR, on the latent and
 //! what has been painted after each scale for VAR.
 //!
 //! Shapes: n latents, c code channels, v codes.
@@ -32,7 +32,7 @@ pub fn commitment<B: Backend>(z_nc: Tensor<B, 2>, q_nc: Tensor<B, 2>) -> Tensor<
 }
 
 /// The mean of a loss over pairs of latents and codes: one pair for FlexVAR, one a scale for VAR,
-/// whose quantiser's loss is
+/// whose quantizer's loss is
 ///
 /// ```text
 /// mean_k [ mean (f_hat_k - sg f)^2 + beta mean (sg f_hat_k - f)^2 ]
@@ -48,7 +48,7 @@ pub fn mean_over<B: Backend>(
     losses.reduce(|sum, one| sum + one).expect("at least one pair") / pairs.len() as f64
 }
 
-/// Favours certain assignments of each latent and an even use of all codes.
+/// Favors certain assignments of each latent and an even use of all codes.
 ///
 /// ```text
 /// p = softmax(-|z - e|^2 / 0.01),   mean H(p_i) - H(mean p_i)

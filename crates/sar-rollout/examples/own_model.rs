@@ -1,7 +1,7 @@
 //! SAR for a model of one's own: only `sar-rollout` and `sar-loss` are linked beside burn.
 //!
-//! The model has no attention and the images are pyramids of colours that follow a rule: the first
-//! token is the class or its opposite, and each token of a finer scale is its parent's colour, moved
+//! The model has no attention and the images are pyramids of colors that follow a rule: the first
+//! token is the class or its opposite, and each token of a finer scale is its parent's color, moved
 //! on by its quarter. Two traits make a model fit for rollouts: `ScaleModel` runs it scale by scale,
 //! `CodePyramid` turns tokens into the next scale's input.
 //!
@@ -19,23 +19,23 @@ use burn::tensor::activation::relu;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
-use sar_loss::{Contrast, Teacher, cross_entropy, mean_tokens, student_forcing};
+use sar_loss::{Target, cross_entropy, mean_tokens, student_forcing};
 use sar_rollout::sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, paint_all};
-use sar_rollout::{Choice, Guidance, OwnScales, Sampler, Transitions, generate, stagger};
+use sar_rollout::{Choice, Guidance, Sampler, StudentContext, Transitions, generate, stagger};
 
-const COLOURS: usize = 8;
+const COLORS: usize = 8;
 const CLASSES: usize = 4;
-/// Small, because half of the student's contexts here are of the other first colour.
+/// Small, because half of the student's contexts here are of the other first color.
 const STUDENT_WEIGHT: f64 = 0.02;
 
-/// The rule of the data: a child's colour.
+/// The rule of the data: a child's color.
 fn child(parent: usize, y: usize, x: usize) -> usize {
-    (parent + 1 + 2 * (y % 2) + x % 2) % COLOURS
+    (parent + 1 + 2 * (y % 2) + x % 2) % COLORS
 }
 
-/// A pyramid of a class, coarse to fine; `flip` chooses between its two first colours.
+/// A pyramid of a class, coarse to fine; `flip` chooses between its two first colors.
 fn pyramid(schedule: &ScaleSchedule, class: usize, flip: bool) -> Vec<usize> {
-    let mut tokens = vec![class + if flip { COLOURS / 2 } else { 0 }];
+    let mut tokens = vec![class + if flip { COLORS / 2 } else { 0 }];
     for k in 1..schedule.len() {
         let (side, before) = (schedule.size(k).width, schedule.size(k - 1).width);
         let parents = schedule.range(k - 1).start;
@@ -49,14 +49,14 @@ fn pyramid(schedule: &ScaleSchedule, class: usize, flip: bool) -> Vec<usize> {
     tokens
 }
 
-/// A colour's code is one-hot; the next input is the colour map, enlarged.
-struct Colours<B: Backend>(B::Device);
+/// A color's code is one-hot; the next input is the color map, enlarged.
+struct Colors<B: Backend>(B::Device);
 
-impl<B: Backend> CodePyramid<B> for Colours<B> {
+impl<B: Backend> CodePyramid<B> for Colors<B> {
     type Canvas = ();
 
     fn codes(&self) -> Tensor<B, 2> {
-        Tensor::eye(COLOURS, &self.0)
+        Tensor::eye(COLORS, &self.0)
     }
 
     fn paint(
@@ -94,9 +94,9 @@ impl<B: Backend> Mlp<B> {
         Self {
             class: EmbeddingConfig::new(CLASSES + 1, d).init(device),
             place: EmbeddingConfig::new(places, d).init(device),
-            input: LinearConfig::new(COLOURS, d).init(device),
+            input: LinearConfig::new(COLORS, d).init(device),
             hidden: LinearConfig::new(d, d).init(device),
-            output: LinearConfig::new(d, COLOURS).init(device),
+            output: LinearConfig::new(d, COLORS).init(device),
         }
     }
 
@@ -117,7 +117,7 @@ impl<B: Backend> Mlp<B> {
 
     /// All scales at once from the inputs of all but the first.
     fn all(&self, labels_b: Tensor<B, 1, Int>, inputs: Vec<Tensor<B, 3>>) -> Tensor<B, 3> {
-        let first = Tensor::zeros([labels_b.dims()[0], 1, COLOURS], &labels_b.device());
+        let first = Tensor::zeros([labels_b.dims()[0], 1, COLORS], &labels_b.device());
         let inputs_blc = Tensor::cat(std::iter::once(first).chain(inputs).collect(), 1);
         let l = inputs_blc.dims()[1];
         self.forward(labels_b, 0..l, inputs_blc)
@@ -142,7 +142,7 @@ impl<B: Backend> ScaleModel<B> for Mlp<B> {
     ) -> Tensor<B, 3> {
         let device = labels_b.device();
         let input =
-            input.unwrap_or_else(|| Tensor::zeros([labels_b.dims()[0], 1, COLOURS], &device));
+            input.unwrap_or_else(|| Tensor::zeros([labels_b.dims()[0], 1, COLORS], &device));
         let places = *done..*done + input.dims()[1];
         *done = places.end;
         self.forward(labels_b.clone(), places, input)
@@ -157,27 +157,23 @@ fn loss<A: AutodiffBackend>(
     truth_bl: Tensor<A::InnerBackend, 2, Int>,
     step: SeedTree,
 ) -> Tensor<A, 1> {
-    let colours = Colours::<A::InnerBackend>(labels_b.device());
+    let colors = Colors::<A::InnerBackend>(labels_b.device());
     let labels_b = Tensor::<A, 1, Int>::from_inner(labels_b);
-    let (inputs, _) = paint_all(&colours, schedule, truth_bl.clone());
+    let (inputs, _) = paint_all(&colors, schedule, truth_bl.clone());
     let inputs = inputs.into_iter().map(Tensor::from_inner).collect();
     let teacher_blv = model.all(labels_b.clone(), inputs);
     let predicted_bl = teacher_blv.clone().inner().argmax(2).squeeze_dim::<2>(2);
 
-    let (own, transitions) = (OwnScales::All, Transitions::All);
-    let passes =
-        stagger(&colours, schedule, predicted_bl.clone(), truth_bl.clone(), own, transitions, step);
+    let (context, transitions) = (StudentContext::All, Transitions::All);
+    let (predicted, truth) = (predicted_bl.clone(), truth_bl.clone());
+    let passes = stagger(&colors, schedule, predicted, truth, context, transitions, step);
     let truth_bl = Tensor::<A, 2, Int>::from_inner(truth_bl);
-    let teacher_loss = mean_tokens(cross_entropy(teacher_blv.clone(), truth_bl.clone(), 0.0));
+    let teacher_loss = mean_tokens(cross_entropy(teacher_blv, truth_bl, 0.0));
+    let target = Target::Tokens(predicted_bl);
     let student_losses = passes.into_iter().map(|pass| {
         let inputs = vec![Tensor::from_inner(pass.inputs_blc)];
         let student_blv = model.all(labels_b.clone(), inputs).slice_dim(1, pass.predicts.clone());
-        let teacher = Teacher {
-            tokens_bl: Tensor::from_inner(predicted_bl.clone()).slice_dim(1, pass.predicts.clone()),
-            logits_blv: teacher_blv.clone().slice_dim(1, pass.predicts.clone()),
-            truth_bl: truth_bl.clone().slice_dim(1, pass.predicts),
-        };
-        mean_tokens(student_forcing(student_blv, teacher, Contrast::TeacherTokens))
+        mean_tokens(student_forcing(student_blv, target.of_tokens(pass.predicts)))
     });
     student_losses.fold(teacher_loss, |sum, student| sum + student * STUDENT_WEIGHT)
 }
@@ -190,12 +186,12 @@ fn obedience<B: Backend>(model: &Mlp<B>, schedule: &ScaleSchedule, device: &B::D
         guidance: Guidance::Ramp { scale: 0.5 },
         choice: Choice::Sample { top_k: 4, top_p: 0.9 },
     };
-    let colours = Colours(device.clone());
-    let tokens = generate(model, &colours, &labels, schedule, sampler, &streams, device);
+    let colors = Colors(device.clone());
+    let tokens = generate(model, &colors, &labels, schedule, sampler, &streams, device);
     let tokens = tokens.tokens_bl().into_data().convert::<i64>().into_vec::<i64>().expect("i64");
     let l = schedule.n_tokens();
     let good = labels.iter().zip(tokens.chunks(l)).map(|(class, tokens)| {
-        let expected = pyramid(schedule, *class, tokens[0] as usize >= COLOURS / 2);
+        let expected = pyramid(schedule, *class, tokens[0] as usize >= COLORS / 2);
         tokens.iter().zip(expected).filter(|(a, b)| **a as usize == *b).count()
     });
     good.sum::<usize>() as f64 / (labels.len() * l) as f64

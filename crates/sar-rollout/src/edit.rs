@@ -58,7 +58,7 @@ impl Region {
 
 /// The tokens of a source image that an edit keeps.
 #[derive(Clone, Debug)]
-pub struct Kept<B: Backend> {
+pub struct KeptTokens<B: Backend> {
     scales: Vec<KeptScale<B>>,
 }
 
@@ -68,7 +68,7 @@ struct KeptScale<B: Backend> {
     keep_bn: Tensor<B, 2, Bool>,
 }
 
-impl<B: Backend> Kept<B> {
+impl<B: Backend> KeptTokens<B> {
     /// Keeps the first `whole_scales` scales as they are, and of the others what is outside the
     /// region.
     ///
@@ -146,7 +146,7 @@ mod tests {
         let source = Tensor::<Flex, 2, Int>::from_ints([[1, 2, 3, 4, 5]], &device);
         let right = Region::new(ScaleSize::square(2), |x, _| x == 1);
         let drawn = |k, whole_scales| {
-            let kept = Kept::new(source.clone(), &schedule, &right, whole_scales);
+            let kept = KeptTokens::new(source.clone(), &schedule, &right, whole_scales);
             let n = schedule.size(k).tokens();
             let tokens = kept.tokens(k, Tensor::full([1, n], 9, &device));
             tokens.into_data().convert::<i64>().into_vec::<i64>().unwrap()

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Filters {
     /// Keeps logits not below the k-th largest.
     pub top_k: usize,
-    /// Then, on the renormalised rest, drops the ascending tail whose cumulative probability is at
+    /// Then, on the renormalized rest, drops the ascending tail whose cumulative probability is at
     /// most `1 - top_p`, never the largest.
     pub top_p: f64,
 }

@@ -7,7 +7,7 @@ use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::{argmax, draw, gumbel_softmax};
-use crate::edit::Kept;
+use crate::edit::KeptTokens;
 use crate::filter::Filters;
 use crate::guidance::{Guidance, guide};
 
@@ -58,7 +58,7 @@ impl<B: Backend> Chosen<B> {
         }
     }
 
-    /// The codes to be painted, `[b, n, c]`.
+    /// The codes that go into the canvas, `[b, n, c]`.
     pub fn codes<P: CodePyramid<B>>(&self, pyramid: &P) -> Tensor<B, 3> {
         match self {
             Self::Tokens(tokens_bn) => pyramid.look_up(tokens_bn.clone()),
@@ -72,12 +72,12 @@ impl Choice {
     ///
     /// # Shapes
     /// - `logits_bnv`: `[b, n, v]`
-    /// - `images`: the b streams of the images; a choice is a function of its logits and of its
-    ///   image's stream, the scale and its place, and of nothing else in the batch
+    /// - `streams`: one random stream per image; a choice is a function of its logits, its image's
+    ///   stream, the scale and its place, and of nothing else in the batch
     pub fn choose<B: Backend>(
         self,
         logits_bnv: Tensor<B, 3>,
-        images: &[SeedTree],
+        streams: &[SeedTree],
         schedule: &ScaleSchedule,
         k: usize,
     ) -> Chosen<B> {
@@ -85,8 +85,8 @@ impl Choice {
         let device = logits_bnv.device();
         let logits_rv = logits_bnv.reshape([b * n, v]);
         let uniforms = |purpose: &str, n: usize| -> Vec<f32> {
-            let streams = images.iter().map(|image| image.child(purpose).at(k as u64));
-            streams.flat_map(|stream| stream.uniforms(n)).collect()
+            let of_scale = streams.iter().map(|stream| stream.child(purpose).at(k as u64));
+            of_scale.flat_map(|stream| stream.uniforms(n)).collect()
         };
         let tokens_r = match self {
             Self::Argmax => argmax(logits_rv),
@@ -124,7 +124,7 @@ pub struct Sampler {
 pub struct Generated<B: Backend, C> {
     /// Tokens of every scale, each `[b, n_k]`.
     pub tokens: Vec<Tensor<B, 2, Int>>,
-    /// The painted code map, for the tokenizer's decoder.
+    /// The canvas after the last scale (f_hat of VAR, algorithm 2), for the tokenizer's decoder.
     pub canvas: C,
     /// Guided, unfiltered logits of the last scale, `[b, n, v]`.
     pub last_logits_bnv: Tensor<B, 3>,
@@ -142,19 +142,21 @@ impl<B: Backend, C> Generated<B, C> {
 pub struct Request<'a, B: Backend> {
     /// Class of each image.
     pub labels: &'a [usize],
-    /// Stream of each image.
-    pub images: &'a [SeedTree],
+    /// The random stream of each image: what is drawn for it depends on no other.
+    pub streams: &'a [SeedTree],
     /// The scales.
     pub schedule: &'a ScaleSchedule,
     /// Guidance and choice.
     pub sampler: Sampler,
     /// Tokens that are not drawn but stand already.
-    pub kept: Option<&'a Kept<B>>,
+    pub kept: Option<&'a KeptTokens<B>>,
 }
 
 /// Generates one image per label.
 ///
-/// Conditional and unconditional rows run together; without guidance only the former do.
+/// Conditional and unconditional rows run together; without guidance only the former do. The tokens
+/// of an image depend on its own label and stream, and on the other images of the batch only as far
+/// as a backend's products of another size round otherwise.
 ///
 /// # Panics
 /// If there is not one stream per label.
@@ -164,7 +166,7 @@ pub fn generate<B, M, P>(
     labels: &[usize],
     schedule: &ScaleSchedule,
     sampler: Sampler,
-    images: &[SeedTree],
+    streams: &[SeedTree],
     device: &B::Device,
 ) -> Generated<B, P::Canvas>
 where
@@ -172,7 +174,7 @@ where
     M: ScaleModel<B>,
     P: CodePyramid<B>,
 {
-    let request = Request { labels, images, schedule, sampler, kept: None };
+    let request = Request { labels, streams, schedule, sampler, kept: None };
     generate_watched(model, pyramid, request, device, |_, _| {})
 }
 
@@ -193,8 +195,8 @@ where
     M: ScaleModel<B>,
     P: CodePyramid<B>,
 {
-    let Request { labels, images, schedule, sampler, kept } = request;
-    assert_eq!(labels.len(), images.len(), "one stream per image");
+    let Request { labels, streams, schedule, sampler, kept } = request;
+    assert_eq!(labels.len(), streams.len(), "one stream per label");
     let b = labels.len();
     let guided = !sampler.guidance.is_off(schedule);
     let mut rows: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
@@ -216,7 +218,7 @@ where
             let uncond = logits_bnv.slice_dim(0, b..2 * b);
             logits_bnv = guide(cond, uncond, sampler.guidance.strength(k, schedule));
         }
-        let chosen = sampler.choice.choose(logits_bnv.clone(), images, schedule, k);
+        let chosen = sampler.choice.choose(logits_bnv.clone(), streams, schedule, k);
         last_logits = Some(logits_bnv);
         let mut codes_bnc = chosen.codes(pyramid);
         let mut tokens_bn = chosen.tokens();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// # Shapes
-/// - `cond_bnv`, `uncond_bnv`, output: `[b, n, v]`, unnormalised log-probabilities
+/// - `cond_bnv`, `uncond_bnv`, output: `[b, n, v]`, unnormalized log-probabilities
 ///
 /// # Panics
 /// If the two inputs differ in shape.
@@ -55,6 +55,16 @@ impl Guidance {
     /// FlexVAR's rule with its published limit.
     pub const fn flexvar(scale: f64) -> Self {
         Self::FlexRamp { scale, constant_over: 16 }
+    }
+
+    /// The same rule with another scale.
+    pub const fn with_scale(self, scale: f64) -> Self {
+        match self {
+            Self::Ramp { .. } => Self::Ramp { scale },
+            Self::FlexRamp { constant_over, .. } => Self::FlexRamp { scale, constant_over },
+            Self::Constant { .. } => Self::Constant { scale },
+            Self::HalfRamp { .. } => Self::HalfRamp { scale },
+        }
     }
 
     /// The strength `t` of [`guide`] at scale `k`. A single scale has ramp ratio 0.
@@ -104,6 +114,18 @@ mod tests {
         assert_eq!(flex.strength(0, &single), 0.0);
         assert!(Guidance::Constant { scale: 1.0 }.is_off(&schedule));
         assert!(!flex.is_off(&schedule));
+    }
+
+    #[test]
+    fn another_scale_keeps_the_rule() {
+        for (rule, expected) in [
+            (Guidance::Ramp { scale: 2.0 }, Guidance::Ramp { scale: 3.0 }),
+            (Guidance::flexvar(2.0), Guidance::flexvar(3.0)),
+            (Guidance::Constant { scale: 2.0 }, Guidance::Constant { scale: 3.0 }),
+            (Guidance::HalfRamp { scale: 2.0 }, Guidance::HalfRamp { scale: 3.0 }),
+        ] {
+            assert_eq!(rule.with_scale(3.0), expected);
+        }
     }
 
     #[test]

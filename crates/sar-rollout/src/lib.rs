@@ -15,8 +15,8 @@ pub mod stagger;
 pub use sar_core;
 
 pub use draw::{argmax, draw, gumbel_softmax};
-pub use edit::{Kept, Region};
+pub use edit::{KeptTokens, Region};
 pub use filter::Filters;
 pub use generate::{Choice, Chosen, Generated, Request, Sampler, generate, generate_watched};
 pub use guidance::{Guidance, guide};
-pub use stagger::{OwnScales, Predictions, StudentPass, Transitions, stagger};
+pub use stagger::{Predictions, StudentContext, StudentPass, Transitions, stagger};

@@ -16,7 +16,7 @@
 //! ```
 //! Each f^_k is predicted from true coarser scales and yet added to predicted ones: the student meets
 //! a map whose errors have not been corrected, which is what it meets in sampling, one step deep.
-//! Where only some scales are the model's own ([`OwnScales`]), the others add their true codes. A
+//! Where only some scales are the model's own ([`StudentContext`]), the others add their true codes. A
 //! transition that is a sequence of its own has the map of the whole pyramid before it.
 //!
 //! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, c code channels.
@@ -46,7 +46,7 @@ pub enum Transitions {
 /// Which scales of the student's context are the model's own predictions; the others are true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum OwnScales {
+pub enum StudentContext {
     /// All of them.
     All,
     /// Those of odd index (second, fourth, ...).
@@ -55,7 +55,7 @@ pub enum OwnScales {
     From(usize),
 }
 
-impl OwnScales {
+impl StudentContext {
     fn contains(self, k: usize) -> bool {
         match self {
             Self::All => true,
@@ -106,7 +106,7 @@ pub fn stagger<B: Backend, P: CodePyramid<B>>(
     schedule: &ScaleSchedule,
     predicted_bl: Tensor<B, 2, Int>,
     truth_bl: Tensor<B, 2, Int>,
-    own: OwnScales,
+    context: StudentContext,
     transitions: Transitions,
     step: SeedTree,
 ) -> Vec<StudentPass<B>> {
@@ -114,11 +114,11 @@ pub fn stagger<B: Backend, P: CodePyramid<B>>(
     if n_scales == 1 {
         return Vec::new();
     }
-    let context = schedule.ranges().enumerate().map(|(k, range)| {
-        let source = if own.contains(k) { &predicted_bl } else { &truth_bl };
+    let tokens = schedule.ranges().enumerate().map(|(k, range)| {
+        let source = if context.contains(k) { &predicted_bl } else { &truth_bl };
         source.clone().slice_dim(1, range)
     });
-    let context_bl = Tensor::cat(context.collect(), 1);
+    let context_bl = Tensor::cat(tokens.collect(), 1);
     let (inputs, _) = paint_all(pyramid, schedule, context_bl);
     let single = |k: usize| StudentPass {
         schedule: schedule.transition(k),
@@ -167,7 +167,10 @@ mod tests {
         }
     }
 
-    fn run(own: OwnScales, transitions: Transitions) -> Vec<(String, Vec<f32>, Range<usize>)> {
+    fn run(
+        context: StudentContext,
+        transitions: Transitions,
+    ) -> Vec<(String, Vec<f32>, Range<usize>)> {
         let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
         let ids = |scales: [i64; 3]| {
             let mut tokens = vec![scales[0]];
@@ -176,7 +179,7 @@ mod tests {
             Tensor::<Flex, 2, Int>::from_data(TensorData::new(tokens, [1, 14]), &Default::default())
         };
         let (predicted, truth) = (ids([1, 2, 3]), ids([10, 20, 30]));
-        stagger(&Mean, &schedule, predicted, truth, own, transitions, SeedTree::new(0))
+        stagger(&Mean, &schedule, predicted, truth, context, transitions, SeedTree::new(0))
             .into_iter()
             .map(|pass| {
                 let inputs = pass.inputs_blc.to_data().to_vec::<f32>().unwrap();
@@ -191,23 +194,26 @@ mod tests {
     fn each_scale_sees_the_one_before() {
         let mut expected = vec![1.0; 4];
         expected.extend([2.0; 9]);
-        assert_eq!(run(OwnScales::All, Transitions::All), [("1_2_3".into(), expected, 1..14)]);
-        assert_eq!(run(OwnScales::All, Transitions::Last), [("1_3".into(), vec![2.0; 9], 5..14)]);
-        let separate = run(OwnScales::All, Transitions::Separate);
+        assert_eq!(run(StudentContext::All, Transitions::All), [("1_2_3".into(), expected, 1..14)]);
+        assert_eq!(
+            run(StudentContext::All, Transitions::Last),
+            [("1_3".into(), vec![2.0; 9], 5..14)]
+        );
+        let separate = run(StudentContext::All, Transitions::Separate);
         assert_eq!(separate[0], ("1_2".into(), vec![1.0; 4], 1..5));
         assert_eq!(separate[1], ("1_3".into(), vec![2.0; 9], 5..14));
-        assert_eq!(run(OwnScales::All, Transitions::OneRandom).len(), 1);
+        assert_eq!(run(StudentContext::All, Transitions::OneRandom).len(), 1);
     }
 
     #[test]
     fn mixed_contexts_take_the_truth_where_they_should() {
-        let firsts = |own| {
-            let inputs = &run(own, Transitions::All)[0].1;
+        let firsts = |context| {
+            let inputs = &run(context, Transitions::All)[0].1;
             (inputs[0], inputs[4])
         };
-        assert_eq!(firsts(OwnScales::Odd), (10.0, 2.0));
-        assert_eq!(firsts(OwnScales::From(1)), (10.0, 2.0));
-        assert_eq!(firsts(OwnScales::From(2)), (10.0, 20.0));
-        assert_eq!(firsts(OwnScales::From(0)), (1.0, 2.0));
+        assert_eq!(firsts(StudentContext::Odd), (10.0, 2.0));
+        assert_eq!(firsts(StudentContext::From(1)), (10.0, 2.0));
+        assert_eq!(firsts(StudentContext::From(2)), (10.0, 20.0));
+        assert_eq!(firsts(StudentContext::From(0)), (1.0, 2.0));
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_rollout::{OwnScales, Transitions, stagger};
+use sar_rollout::{StudentContext, Transitions, stagger};
 use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig, init};
 use sar_weights::{NamedTensors, collect};
 
@@ -138,9 +138,9 @@ fn the_map_accumulates_from_the_models_own_tokens() {
             (0..2).flat_map(|image| draw(purpose, image)).map(|token| token as i64).collect();
         Tensor::from_data(TensorData::new(tokens, [2, l]), &device)
     };
-    let run = |own, transitions| {
+    let run = |context, transitions| {
         let (predicted, truth) = (both("predicted"), both("truth"));
-        stagger(&tokenizer, &schedule, predicted, truth, own, transitions, SeedTree::new(0))
+        stagger(&tokenizer, &schedule, predicted, truth, context, transitions, SeedTree::new(0))
     };
     let check = |found: Tensor<Flex, 3>, own: &[bool], scales: std::ops::Range<usize>| {
         let expected = (0..2).flat_map(|image| {
@@ -160,19 +160,19 @@ fn the_map_accumulates_from_the_models_own_tokens() {
         }
     };
 
-    let all = run(OwnScales::All, Transitions::All).remove(0);
+    let all = run(StudentContext::All, Transitions::All).remove(0);
     assert_eq!((&all.schedule, all.predicts), (&schedule, 1..l));
     check(all.inputs_blc, &[true; 4], 1..4);
     // Behind the class token alone stands the map of the whole pyramid before.
-    let last = run(OwnScales::All, Transitions::Last).remove(0);
+    let last = run(StudentContext::All, Transitions::Last).remove(0);
     assert_eq!((last.schedule.to_string(), last.predicts), ("1_5".into(), 14..39));
     check(last.inputs_blc, &[true; 4], 3..4);
-    for (k, pass) in run(OwnScales::All, Transitions::Separate).into_iter().enumerate() {
+    for (k, pass) in run(StudentContext::All, Transitions::Separate).into_iter().enumerate() {
         check(pass.inputs_blc, &[true; 4], k + 1..k + 2);
     }
     // True scales add their own codes to the same map.
-    let odd = run(OwnScales::Odd, Transitions::All).remove(0);
+    let odd = run(StudentContext::Odd, Transitions::All).remove(0);
     check(odd.inputs_blc, &[false, true, false, true], 1..4);
-    let later = run(OwnScales::From(2), Transitions::Last).remove(0);
+    let later = run(StudentContext::From(2), Transitions::Last).remove(0);
     check(later.inputs_blc, &[false, false, true, true], 3..4);
 }

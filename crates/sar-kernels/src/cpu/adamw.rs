@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{sum_of, vectorised};
+use super::simd::{sum_of, vectorized};
 use crate::AdamWStep;
 
 /// Elements of a piece of work.
@@ -24,7 +24,7 @@ pub(super) fn step(
     let pieces = p.par_chunks_mut(PIECE).zip(mean.par_chunks_mut(PIECE));
     let pieces = pieces.zip(square.par_chunks_mut(PIECE)).zip(g.par_chunks(PIECE));
     pieces.for_each(|(((p, mean), square), g)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 for (((p, mean), square), g) in p.iter_mut().zip(mean).zip(square).zip(g) {
@@ -41,7 +41,7 @@ pub(super) fn step(
 /// The sum of squares; pieces in f32, their sum in f64.
 pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     let piece = |x: &[f32]| {
-        f64::from(vectorised(
+        f64::from(vectorized(
             #[inline(always)]
             || sum_of(x, |x| x * x),
         ))

@@ -30,7 +30,7 @@ mod tile;
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
-use super::simd::{sum_of, vectorised};
+use super::simd::{sum_of, vectorized};
 use correlation::{Correlation, PARALLEL};
 use tile::TILE;
 
@@ -146,7 +146,7 @@ impl Conv {
         let channel = |o: usize| {
             let planes = grad_out.chunks_exact(pixels).skip(o).step_by(self.c_out);
             let rows = planes.flat_map(|plane| plane.chunks(1024));
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || rows.map(|row| f64::from(sum_of(row, |g| g))).sum::<f64>() as f32,
             )

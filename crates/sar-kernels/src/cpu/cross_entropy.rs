@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::rows::piece;
-use super::simd::{exp, max, sum_of, sum_of_pairs, vectorised};
+use super::simd::{exp, max, sum_of, sum_of_pairs, vectorized};
 
 /// The largest logit m, sum exp(x - m) and the log-sum-exp m + ln(sum) of a row.
 #[inline(always)]
@@ -23,7 +23,7 @@ pub(crate) fn forward(logits: &[f32], targets: &[i64], smoothing: f32) -> (Vec<f
     let pieces = loss.par_chunks_mut(piece).zip(lse.par_chunks_mut(piece));
     let pieces = pieces.zip(targets.par_chunks(piece)).zip(logits.par_chunks(piece * classes));
     pieces.for_each(|(((loss, lse), targets), logits)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 let rows = loss.iter_mut().zip(lse).zip(targets).zip(logits.chunks_exact(classes));
@@ -60,7 +60,7 @@ pub(crate) fn backward(
     let pieces = out.par_chunks_mut(piece * classes).zip(logits.par_chunks(piece * classes));
     let pieces = pieces.zip(targets.par_chunks(piece)).zip(lse.par_chunks(piece));
     pieces.zip(grad.par_chunks(piece)).for_each(|((((out, logits), targets), lse), grad)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 let rows = out.chunks_exact_mut(classes).zip(logits.chunks_exact(classes));
@@ -94,7 +94,7 @@ pub(crate) fn soft_forward(
     let pieces = pieces.zip(logits.par_chunks(piece * classes));
     pieces.zip(targets.par_chunks(piece * classes)).for_each(
         |((((loss, lse), target_lse), logits), targets)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let rows = logits.chunks_exact(classes).zip(targets.chunks_exact(classes));
@@ -130,7 +130,7 @@ pub(crate) fn soft_backward(
     let pieces = pieces.zip(targets.par_chunks(piece * classes)).zip(lse.par_chunks(piece));
     let pieces = pieces.zip(target_lse.par_chunks(piece)).zip(grad.par_chunks(piece));
     pieces.for_each(|(((((out, logits), targets), lse), target_lse), grad)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 let rows = out.chunks_exact_mut(classes).zip(logits.chunks_exact(classes));

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::rows::piece;
-use super::simd::{exp, vectorised};
+use super::simd::{exp, vectorized};
 
 const CUBIC: f32 = 0.044_715;
 /// 2 sqrt(2 / pi)
@@ -33,7 +33,7 @@ fn map(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let piece = piece(x.len(), 1, 1, 1);
     let pieces = out.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(y.par_chunks(piece));
     pieces.for_each(|((out, x), y)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {

@@ -1,4 +1,4 @@
-//! Group normalisation of images, with the activation that often follows.
+//! Group normalization of images, with the activation that often follows.
 //!
 //! Within a group of `m` elements of an image, h = (x - mean) / std and z = gamma h + beta, with
 //! gamma and beta of the channel; the output is z, or SiLU(z) = z sigmoid(z). Sums are taken in f32
@@ -9,14 +9,14 @@ use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
-use super::simd::{exp, sum_of, sum_of_pairs, vectorised};
+use super::simd::{exp, sum_of, sum_of_pairs, vectorized};
 
 /// Elements that are summed up in f32.
 const PIECE: usize = 1024;
 /// The elements that are worth another thread.
 const PARALLEL: usize = 1 << 16;
 
-/// Shape and settings of a group normalisation of `[batch, channels, spatial]`.
+/// Shape and settings of a group normalization of `[batch, channels, spatial]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupNorm {
     pub(crate) batch: usize,
@@ -31,7 +31,7 @@ pub(crate) struct GroupNorm {
     pub(crate) silu: bool,
 }
 
-/// Gradients of the operands of a group normalisation.
+/// Gradients of the operands of a group normalization.
 pub(crate) struct GroupNormGradients {
     pub(crate) x: Vec<f32>,
     pub(crate) gamma: Vec<f32>,
@@ -47,7 +47,7 @@ impl GroupNorm {
         beta: &[f32],
     ) -> (Vec<f32>, Vec<[f32; 2]>) {
         let (channels, len) = self.group();
-        assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalisation");
+        assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalization");
         let mut y = vec![0.0; x.len()];
         let mut statistics = vec![[0.0; 2]; self.batch * self.groups];
         if x.is_empty() {
@@ -65,12 +65,12 @@ impl GroupNorm {
                 let z = |x: f32| (x - mean).mul_add(gamma, beta);
                 let pairs = y.iter_mut().zip(x);
                 if self.silu {
-                    vectorised(
+                    vectorized(
                         #[inline(always)]
                         || pairs.for_each(|(y, &x)| *y = z(x) * sigmoid(z(x))),
                     );
                 } else {
-                    vectorised(
+                    vectorized(
                         #[inline(always)]
                         || pairs.for_each(|(y, &x)| *y = z(x)),
                     );
@@ -101,12 +101,12 @@ impl GroupNorm {
         grad_out: &[f32],
     ) -> GroupNormGradients {
         let (channels, len) = self.group();
-        assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalisation");
-        assert_eq!(x.len(), grad_out.len(), "gradients of a group normalisation");
+        assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalization");
+        assert_eq!(x.len(), grad_out.len(), "gradients of a group normalization");
         assert_eq!(
             statistics.len(),
             self.batch * self.groups,
-            "statistics of a group normalisation"
+            "statistics of a group normalization"
         );
         let mut dx = vec![0.0; x.len()];
         // Of each channel of each image the sums of dz and h dz.
@@ -137,7 +137,7 @@ impl GroupNorm {
             let slope = slope * scale;
             for (c, (x, dx)) in x.chunks_exact(n).zip(dx.chunks_exact_mut(n)).enumerate() {
                 let gamma = gamma[first + c] * scale;
-                vectorised(
+                vectorized(
                     #[inline(always)]
                     || {
                         for (dx, &x) in dx.iter_mut().zip(x) {
@@ -185,7 +185,7 @@ type GroupGradient<'a> = (((&'a [f32], &'a [f32]), &'a mut [f32]), &'a mut [[f64
 /// The mean of `f(x)`.
 fn mean_of(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     let pieces = x.chunks(PIECE).map(|piece| {
-        f64::from(vectorised(
+        f64::from(vectorized(
             #[inline(always)]
             || sum_of(piece, &f),
         ))

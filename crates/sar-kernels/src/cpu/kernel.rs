@@ -1,7 +1,7 @@
 //! Hand-written operators as operators of burn: on `Flex`, and with their gradients on
 //! `Autodiff<Flex>`.
 //!
-//! A backend is recognised by the type of its tensors, so that callers need no bound beyond
+//! A backend is recognized by the type of its tensors, so that callers need no bound beyond
 //! `B: Backend` and every other backend, foreign ones too, runs the plain form.
 
 use std::any::{Any, TypeId};
@@ -53,15 +53,20 @@ pub(crate) enum Gradient {
     New(Vec<f32>),
 }
 
-/// Whether tensors of this backend and type are served by hand-written operators.
-pub(crate) fn serves<B: Backend>(dtype: DType) -> bool {
+/// Whether tensors of this backend and these types are served by hand-written operators: all of them
+/// in f32.
+pub(crate) fn serves<B: Backend>(dtypes: &[DType]) -> bool {
     let tracked = TypeId::of::<FloatTensor<B>>() == TypeId::of::<Tracked>();
-    serves_untracked::<B>(dtype) || (dtype == DType::F32 && tracked)
+    serves_untracked::<B>(dtypes) || (tracked && are_f32(dtypes))
 }
 
-/// As [`serves`], for tensors of no tape only.
-pub(crate) fn serves_untracked<B: Backend>(dtype: DType) -> bool {
-    dtype == DType::F32 && TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>()
+/// As [`serves`], for tensors without a tape only.
+pub(crate) fn serves_untracked<B: Backend>(dtypes: &[DType]) -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>() && are_f32(dtypes)
+}
+
+fn are_f32(dtypes: &[DType]) -> bool {
+    dtypes.iter().all(|dtype| *dtype == DType::F32)
 }
 
 /// A tensor's primitive.
@@ -89,7 +94,7 @@ pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize, const D: usize>(
     }
 }
 
-/// Reads a tensor of no tape.
+/// Reads a tensor without a tape.
 ///
 /// # Panics
 /// If the backend is not [served](serves_untracked).
@@ -97,7 +102,7 @@ pub(crate) fn read<B: Backend, R>(x: FloatTensor<B>, work: impl FnOnce(&[f32]) -
     work(values(&contiguous(same_type(x).expect(SERVED))))
 }
 
-/// Runs work on tensors of no tape that reads some and writes others in place; those are copied
+/// Runs work on tensors without a tape that reads some and writes others in place; those are copied
 /// first if they are shared.
 ///
 /// # Panics
@@ -214,7 +219,7 @@ mod tests {
     use burn::tensor::Distribution;
 
     use super::*;
-    use crate::{AdamWStep, adamw, gelu_tanh, linear};
+    use crate::{AdamWStep, AttentionConfig, Visible, adamw, attention, gelu_tanh, linear};
 
     type A = Autodiff<Flex>;
 
@@ -255,6 +260,24 @@ mod tests {
         assert!(bias.grad(&gradients).is_none());
         // Nothing tracked.
         assert_eq!(floats(linear(square.clone().detach(), square.detach(), bias)).len(), 4);
+    }
+
+    #[test]
+    fn one_tensor_of_another_type_is_not_served() {
+        let (single, half) = (DType::F32, DType::F16);
+        assert!(serves::<Flex>(&[single, single]) && serves::<A>(&[single, single]));
+        assert!(!serves::<Flex>(&[single, half]) && !serves::<A>(&[half, single]));
+        assert!(serves_untracked::<Flex>(&[single]) && !serves_untracked::<A>(&[single]));
+        assert!(!serves_untracked::<Flex>(&[single, half]));
+        // Rows in f32 and a temperature in f16 run in the plain form.
+        let device = Default::default();
+        let rows = Tensor::<Flex, 2>::random([6, 12], Distribution::Default, &device);
+        let temperature = Tensor::<Flex, 1>::from_floats([1.0, 0.5], &device);
+        let config = AttentionConfig { batch: 2, heads: 2, normalize: true };
+        let run =
+            |temperature| floats(attention(rows.clone(), temperature, &Visible::all(3), config));
+        let (whole, mixed) = (run(temperature.clone()), run(temperature.cast(DType::F16)));
+        assert!(whole.iter().zip(&mixed).all(|(x, y)| (x - y).abs() < 1e-6));
     }
 
     #[test]

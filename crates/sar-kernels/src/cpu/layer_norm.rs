@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::rows::{piece, sum_in_order};
-use super::simd::{sum_of, sum_of_pairs, vectorised};
+use super::simd::{sum_of, sum_of_pairs, vectorized};
 
 /// y = norm(x) (1 + scale) + shift, with norm(x) = (x - mean) / sqrt(variance + eps) along the row.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ impl LayerNorm {
         let piece = piece(rows, d, self.batch, 1);
         let pieces = y.par_chunks_mut(piece * d).zip(x.par_chunks(piece * d));
         pieces.zip(statistics.par_chunks_mut(piece)).for_each(|((y, x), statistics)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(statistics);
@@ -76,7 +76,7 @@ impl LayerNorm {
             // gscale, then gshift.
             let mut part = vec![0.0; 2 * b * d];
             let (gscale, gshift) = part.split_at_mut(b * d);
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let rows =
@@ -122,7 +122,7 @@ pub(crate) fn gated(x: &[f32], branch: &[f32], gate: &[f32], batch: usize) -> Ve
     let piece = d * piece(rows, d, batch, 1);
     y.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(branch.par_chunks(piece)).for_each(
         |((y, x), branch)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let tokens = y.chunks_exact_mut(batch * d).zip(x.chunks_exact(batch * d));
@@ -153,7 +153,7 @@ pub(crate) fn gated_backward(
     let pieces = gbranch.par_chunks_mut(piece).zip(branch.par_chunks(piece));
     let parts = pieces.zip(grad.par_chunks(piece)).map(|((gbranch, branch), grad)| {
         let mut ggate = vec![0.0; batch * d];
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 let tokens =

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
-use super::simd::vectorised;
+use super::simd::vectorized;
 
 /// `[x (.., h, w)]` to `(.., 2 h, 2 w)`
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ impl Kernel<1> for Double {
         let mut of_x = vec![0.0; pass.gradient.len() / 4];
         let rows = of_x.par_chunks_exact_mut(w).zip(pass.gradient.par_chunks_exact(4 * w));
         rows.with_min_len(rows_of_a_task(w)).for_each(|(row, pair)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let (upper, lower) = pair.split_at(2 * w);

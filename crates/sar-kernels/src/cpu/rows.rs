@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::vectorised;
+use super::simd::vectorized;
 
 /// Elements of a piece: small enough to share out, large enough to pay for it.
 const GRAIN: usize = 1 << 15;
@@ -19,7 +19,7 @@ pub(crate) fn piece(rows: usize, cols: usize, unit: usize, least: usize) -> usiz
 pub(crate) fn sum_in_order(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
     let mut parts = parts.into_iter();
     let mut sum = parts.next().unwrap_or_else(|| vec![0.0; len]);
-    vectorised(
+    vectorized(
         #[inline(always)]
         || parts.for_each(|part| add(&mut sum, &part)),
     );
@@ -40,7 +40,7 @@ pub(crate) fn column_sums(x: &[f32], cols: usize) -> Vec<f32> {
     let piece = cols * piece(x.len() / cols, cols, 1, 16);
     let parts = x.par_chunks(piece).map(|x| {
         let mut sum = vec![0.0; cols];
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 let fours = x.chunks_exact(4 * cols);

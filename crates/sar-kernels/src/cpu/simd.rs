@@ -1,11 +1,11 @@
-//! Loops that the compiler vectorises for the CPU at hand.
+//! Loops that the compiler vectorizes for the CPU at hand.
 
 /// Runs a loop compiled for the vector instructions that this CPU has (fused multiply-add included).
 ///
 /// The closure and what it calls must be inlined (`#[inline(always)] || ..`), else they are compiled
 /// for the oldest CPU, where a fused multiply-add is a function call.
 #[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
@@ -125,6 +125,6 @@ mod tests {
             sum_of_pairs(&x, &y, |x, y| x * y),
             x.iter().zip(&y).map(|(x, y)| x * y).sum::<f32>()
         );
-        assert_eq!(vectorised(|| max(&x)), 100.0);
+        assert_eq!(vectorized(|| max(&x)), 100.0);
     }
 }

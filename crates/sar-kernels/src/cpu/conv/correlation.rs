@@ -7,7 +7,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::super::rows::sum_in_order;
-use super::super::simd::vectorised;
+use super::super::simd::vectorized;
 use super::products::{ByRows, Dots, ROWS, Strips, WIDEST};
 use super::tile::{TILE, Tiling};
 
@@ -148,7 +148,7 @@ impl Correlation {
                     }));
                 }
                 if last {
-                    vectorised(
+                    vectorized(
                         #[inline(always)]
                         || {
                             for (at, plane) in planes.iter_mut().enumerate() {
@@ -228,7 +228,7 @@ impl Correlation {
             for first in (0..height).step_by(tiling.rows) {
                 let rows = tiling.rows.min(height - first);
                 let planes = grad_out[start * self.c_out * height * width..].chunks(height * width);
-                vectorised(
+                vectorized(
                     #[inline(always)]
                     || {
                         for (plane, to) in planes.zip(grads.chunks_exact_mut(grads_row)) {

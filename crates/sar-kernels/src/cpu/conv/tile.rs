@@ -4,7 +4,7 @@ use std::array::from_fn;
 
 use rayon::prelude::*;
 
-use super::super::simd::vectorised;
+use super::super::simd::vectorized;
 use super::correlation::Correlation;
 use super::products::{ROWS, WIDEST};
 
@@ -99,7 +99,7 @@ impl Tiling {
     #[inline(always)]
     pub(super) fn fill(&self, image: &[f32], first: usize, tile: &mut [f32]) {
         if self.pairs {
-            return vectorised(
+            return vectorized(
                 #[inline(always)]
                 || self.fill_pairs(image, first, tile),
             );

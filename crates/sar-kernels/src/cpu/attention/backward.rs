@@ -1,0 +1,184 @@
+//! The gradients of attention, which recompute the scores.
+
+use rayon::prelude::*;
+
+use super::product::{hide, product};
+use super::{Attention, KEYS, Lanes, Part, Rows, SHORTEST, Saved};
+use crate::cpu::rows::{add, sum_in_order};
+use crate::cpu::simd::{LANES, exp, sum_of_pairs, vectorized};
+
+/// Vectors of queries in a block.
+const BACKWARD: usize = 4;
+/// Pieces that the queries are cut into, at least, over all tiles.
+const PIECES: usize = 16;
+
+impl Attention {
+    /// The gradients of `qkv` and of `temperature`, given what forward got and gave.
+    pub(super) fn backward(
+        &self,
+        qkv: &[f32],
+        temperature: &[f32],
+        visible: &[u32],
+        out: &[f32],
+        saved: &Saved,
+        grad: &[f32],
+    ) -> (Vec<f32>, Vec<f32>) {
+        const N: usize = BACKWARD * LANES;
+        let (l, e, h) = (self.tokens, self.head_dim, self.heads);
+        self.check(qkv, temperature);
+        self.check_visible(visible);
+        assert!(
+            out.len() == l * self.tiles() * e && grad.len() == out.len(),
+            "gradient of attention"
+        );
+        let mut gqkv = vec![0.0; qkv.len()];
+        // Queries of a piece: whole blocks.
+        let piece = l.div_ceil(PIECES.div_ceil(self.tiles())).next_multiple_of(N).max(N);
+        let tiles = self.rows_of_tiles(&mut gqkv, 3).into_par_iter().zip(saved.0.par_chunks(l));
+        let tiles = tiles.with_min_len(self.tiles_of_task(l)).enumerate();
+        let gtemperatures = tiles.map(|(tile, (mut gqkv, saved))| {
+            let [q_part, k_part, v_part] = Part::of_projection(qkv, tile);
+            let [out, grad_part] = [out, grad].map(|x| Part { x, parts: 1, part: 0, tile });
+            let factor = temperature[tile % h];
+            let (k, v) = (self.pack(k_part, 0..l, Some(1.0)), self.pack(v_part, 0..l, None));
+            let (gq, gkv) = gqkv.split_at_mut(l);
+            let (gk, gv) = gkv.split_at_mut(l);
+            let pieces = gq.par_chunks_mut(piece).enumerate().map(|(at, gq)| {
+                // The gradients of k' and v from this piece, and that of the temperature.
+                let size = l * self.width() * LANES;
+                let mut gkv = vec![0.0; 2 * size];
+                let (gk, gv) = gkv.split_at_mut(size);
+                let (gk, gv) = (gk.as_chunks_mut().0, gv.as_chunks_mut().0);
+                let mut scratch = [(); 2].map(|()| vec![[0.0; LANES]; KEYS * BACKWARD]);
+                let mut gtemperature = 0.0;
+                for (block, gq) in gq.chunks_mut(N).enumerate() {
+                    let start = at * piece + block * N;
+                    let tokens = start..start + gq.len();
+                    let q = self.pack(q_part, tokens.clone(), Some(factor));
+                    let grad = self.pack(grad_part, tokens.clone(), None);
+                    let mut means = [[0.0; LANES]; BACKWARD];
+                    for (mean, token) in means.as_flattened_mut().iter_mut().zip(tokens.clone()) {
+                        let (out, grad) = (self.row(out, token), self.row(grad_part, token));
+                        *mean = vectorized(
+                            #[inline(always)]
+                            || sum_of_pairs(out, grad, |x, y| x * y),
+                        );
+                    }
+                    let (saved, visible) = (&saved[tokens.clone()], &visible[tokens.clone()]);
+                    let rows = [&q, &k, &v, &grad];
+                    let gkv = [&mut *gk, &mut *gv];
+                    let g = self.attend_backward(rows, saved, means, visible, gkv, &mut scratch);
+                    for ((token, gq), g) in tokens.zip(gq).zip(g.chunks_exact(self.width())) {
+                        let q = self.row(q_part, token);
+                        gtemperature += self.project(q, &g.as_flattened()[..e], factor, gq);
+                    }
+                }
+                (gkv, gtemperature)
+            });
+            let (gkvs, gtemperatures): (Vec<_>, Vec<f32>) =
+                pieces.collect::<Vec<_>>().into_iter().unzip();
+            let gkv = sum_in_order(gkvs, 0);
+            let mut rows = gkv.chunks_exact(self.width() * LANES).map(|row| &row[..e]);
+            for (token, (gk, g)) in gk.iter_mut().zip(&mut rows).enumerate() {
+                self.project(self.row(k_part, token), g, 1.0, gk);
+            }
+            gv.iter_mut().zip(rows).for_each(|(gv, g)| gv.copy_from_slice(g));
+            gtemperatures.iter().sum::<f32>()
+        });
+        let gtemperatures: Vec<f32> = gtemperatures.collect();
+        let mut gtemperature = vec![0.0; h];
+        gtemperatures.chunks_exact(h).for_each(|image| add(&mut gtemperature, image));
+        (gqkv, gtemperature)
+    }
+
+    /// A block of queries: adds to the gradients of k' and v, returns that of q'.
+    ///
+    /// With P = softmax(q' k'^T): gv += P^T grad, D = P (grad v^T - means), means = sum(grad out),
+    /// gk' += D^T q', gq' = D k'.
+    fn attend_backward(
+        &self,
+        [q, k, v, grad]: [&Rows; 4],
+        saved: &[f32],
+        means: [Lanes; BACKWARD],
+        visible: &[u32],
+        [gk, gv]: [&mut [Lanes]; 2],
+        [p, d]: &mut [Vec<Lanes>; 2],
+    ) -> Vec<Lanes> {
+        const N: usize = BACKWARD * LANES;
+        let (n, e, width) = (visible.len(), self.head_dim, self.width());
+        let mut lse = [[0.0; LANES]; BACKWARD];
+        lse.as_flattened_mut()[..n].copy_from_slice(saved);
+        let (q_lanes, grad_lanes) = (q.transposed(), grad.transposed());
+        let mut gq = vec![[0.0; LANES]; n * width];
+        let all = visible[n - 1] as usize;
+        for start in (0..all).step_by(KEYS) {
+            let keys = start..all.min(start + KEYS);
+            let at = start * width;
+            let (k, v) = (&k.data[at..], &v.data[at..]);
+            for (lane, visible) in visible.chunks(LANES).enumerate() {
+                let (p, d) = (&mut p[lane..], &mut d[lane..]);
+                let seen = (visible[visible.len() - 1] as usize).clamp(start, keys.end) - start;
+                let lanes = lane * width * LANES..;
+                let (q, grad) = (&q_lanes[lanes.clone()], &grad_lanes[lanes]);
+                product::<true>(false, p, BACKWARD, seen, k.as_flattened(), width * LANES, q, 1, e);
+                product::<true>(
+                    false,
+                    d,
+                    BACKWARD,
+                    seen,
+                    v.as_flattened(),
+                    width * LANES,
+                    grad,
+                    1,
+                    e,
+                );
+                let (lse, mean) = (lse[lane], means[lane]);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        hide(p, BACKWARD, visible, keys.clone());
+                        let rows = p.chunks_mut(BACKWARD).zip(d.chunks_mut(BACKWARD));
+                        for (j, (p, d)) in rows.take(keys.len()).enumerate() {
+                            if j >= seen {
+                                (p[0], d[0]) = ([0.0; LANES], [0.0; LANES]);
+                                continue;
+                            }
+                            for i in 0..LANES {
+                                p[0][i] = exp(p[0][i] - lse[i]);
+                                d[0][i] = p[0][i] * (d[0][i] - mean[i]);
+                            }
+                        }
+                    },
+                );
+            }
+            let (p, d) = (p.as_flattened(), d.as_flattened());
+            for c in 0..width {
+                let (m, at) = (keys.len(), at + c);
+                product::<true>(true, &mut gv[at..], width, m, p, N, &grad.data[c..], width, n);
+                product::<true>(true, &mut gk[at..], width, m, d, N, &q.data[c..], width, n);
+                product::<false>(true, &mut gq[c..], width, n, d, N, &k[c..], width, m);
+            }
+        }
+        gq
+    }
+
+    /// The gradient of x from that of x' = factor x / |x|, written to `out`:
+    /// factor (g - n (n g)) / |x| with n = x / |x|. Returns the gradient of the factor, n g.
+    fn project(&self, x: &[f32], g: &[f32], factor: f32, out: &mut [f32]) -> f32 {
+        vectorized(
+            #[inline(always)]
+            || {
+                let inverse = self.inverse_length(x);
+                let along = inverse * sum_of_pairs(x, g, |x, g| x * g);
+                // A constant length, as of vectors too short to normalize, takes nothing away.
+                let fixed = !self.normalize || inverse >= 1.0 / SHORTEST;
+                let back = if fixed { 0.0 } else { inverse * along };
+                let scale = factor * inverse;
+                for ((out, x), g) in out.iter_mut().zip(x).zip(g) {
+                    *out = scale * x.mul_add(-back, *g);
+                }
+                along
+            },
+        )
+    }
+}

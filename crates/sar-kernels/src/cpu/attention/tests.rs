@@ -1,0 +1,185 @@
+use super::*;
+use crate::cpu::testing::*;
+
+/// Query t of a scale sees all scales up to its own.
+fn visible_of(scales: &[usize]) -> Vec<u32> {
+    let mut sum = 0;
+    let scales = scales.iter().flat_map(|s| {
+        sum += s * s;
+        vec![sum as u32; s * s]
+    });
+    scales.collect()
+}
+
+/// Output, gradient of qkv and of the temperature, all by the definition.
+fn exact(
+    a: &Attention,
+    qkv: &[f64],
+    temperature: &[f64],
+    visible: &[u32],
+    grad: &[f64],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (b, l, h, e) = (a.batch, a.tokens, a.heads, a.head_dim);
+    let at = |token, image, part, head| ((token * b + image) * 3 + part) * h * e + head * e;
+    let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+    let length = |x: &[f64]| if a.normalize { dot(x, x).sqrt().max(1e-12) } else { 1.0 };
+    let mut out = vec![0.0; l * b * h * e];
+    let mut gqkv = vec![0.0; qkv.len()];
+    let mut gtemperature = vec![0.0; h];
+    for (image, head) in (0..b).flat_map(|i| (0..h).map(move |j| (i, j))) {
+        let rows = |part| -> Vec<&[f64]> {
+            (0..l).map(|t| &qkv[at(t, image, part, head)..][..e]).collect()
+        };
+        let (q, k, v) = (rows(0), rows(1), rows(2));
+        let t = temperature[head];
+        let (mut gq, mut gk) = (vec![vec![0.0; e]; l], vec![vec![0.0; e]; l]);
+        for i in 0..l {
+            let n = visible[i] as usize;
+            let score = |j: usize| t * dot(q[i], k[j]) / (length(q[i]) * length(k[j]));
+            let scores: Vec<f64> = (0..n).map(score).collect();
+            let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - m).exp()).sum();
+            let p: Vec<f64> = scores.iter().map(|s| (s - m).exp() / sum).collect();
+            let g = &grad[((i * b + image) * h + head) * e..][..e];
+            let out = &mut out[((i * b + image) * h + head) * e..][..e];
+            for j in 0..n {
+                (0..e).for_each(|c| out[c] += p[j] * v[j][c]);
+            }
+            let mean = dot(g, out);
+            for j in 0..n {
+                let d = p[j] * (dot(g, v[j]) - mean);
+                gtemperature[head] += d * scores[j] / t;
+                for c in 0..e {
+                    gqkv[at(j, image, 2, head) + c] += p[j] * g[c];
+                    gq[i][c] += d * t * k[j][c] / length(k[j]);
+                    gk[j][c] += d * t * q[i][c] / length(q[i]);
+                }
+            }
+        }
+        for (part, x, g) in [(0, &q, &gq), (1, &k, &gk)] {
+            for i in 0..l {
+                let along =
+                    if a.normalize && length(x[i]) > 1e-12 { dot(x[i], &g[i]) } else { 0.0 };
+                for c in 0..e {
+                    let n = length(x[i]);
+                    gqkv[at(i, image, part, head) + c] = (g[i][c] - x[i][c] * along / n / n) / n;
+                }
+            }
+        }
+    }
+    (out, gqkv, gtemperature)
+}
+
+fn example(
+    batch: usize,
+    heads: usize,
+    head_dim: usize,
+    normalize: bool,
+    visible: &[u32],
+) -> (Attention, [Vec<f32>; 3]) {
+    let tokens = visible.len();
+    let n = batch * tokens * heads * head_dim;
+    let temperature = random(heads, 3).iter().map(|x| 3.0 + 2.0 * x).collect();
+    let a = Attention { batch, tokens, heads, head_dim, normalize };
+    (a, [random(3 * n, 1), temperature, random(n, 2)])
+}
+
+#[test]
+fn against_the_formula() {
+    let causal: Vec<u32> = (1..=70).collect();
+    let patterns = [
+        vec![1],
+        visible_of(&[1, 2, 3]),
+        vec![5; 5],
+        causal,
+        visible_of(&[1, 2, 3, 4, 6, 9]),
+        visible_of(&[12]),
+    ];
+    for visible in &patterns {
+        for (b, h, e) in [(1, 1, 4), (2, 3, 8), (3, 1, 64), (1, 2, 17)] {
+            for normalize in [true, false] {
+                let (a, [qkv, temperature, grad]) = example(b, h, e, normalize, visible);
+                let want = exact(&a, &wide(&qkv), &wide(&temperature), visible, &wide(&grad));
+                let (out, saved) = a.forward(&qkv, &temperature, visible);
+                // Without normalization the scores are large.
+                let slack = if normalize { 1.0 } else { 10.0 };
+                assert_close("attention", &out, &want.0, slack * 1e-6);
+                let got = a.backward(&qkv, &temperature, visible, &out, &saved, &grad);
+                assert_close("gradient", &got.0, &want.1, slack * 2e-6);
+                // A sum over everything, of both signs.
+                let scale = wide(&grad).iter().map(|g| g.abs()).sum::<f64>();
+                for (got, want) in got.1.iter().zip(&want.2) {
+                    assert!((f64::from(*got) - want).abs() < 1e-7 * scale, "{got} for {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn adjoint_of_the_formula() {
+    for normalize in [true, false] {
+        let visible = visible_of(&[1, 2]);
+        let (a, x) = example(2, 2, 4, normalize, &visible);
+        let [qkv, temperature, grad] = x.map(|x| wide(&x));
+        let loss = |qkv: &[f64], temperature: &[f64]| -> f64 {
+            exact(&a, qkv, temperature, &visible, &grad)
+                .0
+                .iter()
+                .zip(&grad)
+                .map(|(x, g)| x * g)
+                .sum()
+        };
+        let (_, gqkv, gtemperature) = exact(&a, &qkv, &temperature, &visible, &grad);
+        assert_gradient(&qkv, &gqkv, |qkv| loss(qkv, &temperature));
+        assert_gradient(&temperature, &gtemperature, |temperature| loss(&qkv, temperature));
+    }
+}
+
+#[test]
+fn extremes() {
+    // Scores of hundreds, and vectors of no length.
+    let visible = visible_of(&[1, 2, 3]);
+    let (a, [mut qkv, _, grad]) = example(2, 2, 8, true, &visible);
+    let temperature = [200.0, 100.0];
+    qkv[..5 * 8].fill(0.0);
+    qkv[5 * 8..6 * 8].fill(1e-15);
+    let (out, saved) = a.forward(&qkv, &temperature, &visible);
+    let (want, ..) = exact(&a, &wide(&qkv), &wide(&temperature), &visible, &wide(&grad));
+    assert_close("attention", &out, &want, 1e-4);
+    let (gqkv, _) = a.backward(&qkv, &temperature, &visible, &out, &saved, &grad);
+    assert!(gqkv.iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn cache_agrees_with_the_mask() {
+    let scales = [1, 2, 3, 5, 9];
+    let visible = visible_of(&scales);
+    let (b, h, e, capacity) = (2, 3, 8, 130);
+    let (a, [qkv, temperature, _]) = example(b, h, e, true, &visible);
+    let want = a.forward(&qkv, &temperature, &visible).0;
+    let mut caches = [(); 2].map(|()| vec![f32::NAN; b * h * capacity * e]);
+    let mut filled = 0;
+    for n in scales.map(|s| s * s) {
+        let step = Attention { tokens: n, ..a };
+        let row = b * h * e;
+        let qkv = &qkv[3 * row * filled..][..3 * row * n];
+        let [k, v] = &mut caches;
+        let got = step.append_and_attend(qkv, &temperature, k, v, capacity, filled);
+        assert_close("cached", &got, &wide(&want[row * filled..][..row * n]), 1e-6);
+        filled += n;
+    }
+}
+
+#[test]
+fn same_on_any_threads() {
+    let visible = visible_of(&[1, 2, 3, 4, 6, 9, 12]);
+    for (b, h) in [(1, 1), (2, 3)] {
+        let (a, [qkv, temperature, grad]) = example(b, h, 64, true, &visible);
+        assert_same_on_threads(|| {
+            let (out, saved) = a.forward(&qkv, &temperature, &visible);
+            let (gqkv, gt) = a.backward(&qkv, &temperature, &visible, &out, &saved, &grad);
+            vec![out, saved.0, gqkv, gt]
+        });
+    }
+}
