@@ -16,11 +16,11 @@ pub(crate) fn scale_causal<B: Backend>(schedule: &ScaleSchedule) -> Visible<B> {
     Visible::new(ends.collect())
 }
 
-/// What the queries of a pass may see.
-pub(crate) enum Sight<'a, B: Backend> {
-    /// Of the tokens of the pass, those that each may see.
-    Masked(&'a Visible<B>),
-    /// The cached tokens and all new ones.
+/// How the tokens of a pass are attended to: all scales at once, or one after the other.
+pub(crate) enum AttentionMode<'a, B: Backend> {
+    /// All tokens are in the pass; each attends to those of it that it may see.
+    Parallel(&'a Visible<B>),
+    /// The tokens of one scale are new; each attends to the cached tokens and to all new ones.
     Cached(&'a mut KeyValueCache<B>),
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Attention<B: Backend> {
     mat_qkv: Linear<B>,
     q_bias: Param<Tensor<B, 1>>,
     v_bias: Param<Tensor<B, 1>>,
-    /// Logarithm of the temperature per head, `[1, h, 1, 1]`; with q/k normalisation only.
+    /// Logarithm of the temperature per head, `[1, h, 1, 1]`; with q/k normalization only.
     scale_mul: Option<Param<Tensor<B, 4>>>,
     proj: Linear<B>,
     heads: usize,
@@ -38,17 +38,18 @@ pub(crate) struct Attention<B: Backend> {
 
 impl<B: Backend> Attention<B> {
     pub(crate) fn new(config: &BackboneConfig, device: &B::Device) -> Self {
-        let d = config.width;
+        let d = config.shape.width;
         let zeros = || Initializer::Zeros.init([d], device);
         Self {
             mat_qkv: linear_layer(d, 3 * d, false, device),
             q_bias: zeros(),
             v_bias: zeros(),
             scale_mul: config
+                .shape
                 .qk_l2_norm
-                .then(|| Initializer::Zeros.init([1, config.heads, 1, 1], device)),
+                .then(|| Initializer::Zeros.init([1, config.shape.heads, 1, 1], device)),
             proj: linear_layer(d, d, true, device),
-            heads: config.heads,
+            heads: config.shape.heads,
         }
     }
 
@@ -58,17 +59,17 @@ impl<B: Backend> Attention<B> {
         &self,
         x_rd: Tensor<B, 2>,
         batch: usize,
-        sight: Sight<'_, B>,
+        mode: AttentionMode<'_, B>,
     ) -> Tensor<B, 2> {
         let [_, d] = x_rd.dims();
         let zero_k_bias = Tensor::zeros([d], &x_rd.device());
         let bias_3d = Tensor::cat(vec![self.q_bias.val(), zero_k_bias, self.v_bias.val()], 0);
         let qkv_r3d = linear(x_rd, self.mat_qkv.weight.val(), bias_3d);
-        let out_rd = match sight {
-            Sight::Masked(visible) => {
+        let out_rd = match mode {
+            AttentionMode::Parallel(visible) => {
                 attention(qkv_r3d, self.temperature_h(d), visible, self.config(batch))
             }
-            Sight::Cached(cache) => cache.attend(qkv_r3d, self.temperature_h(d)),
+            AttentionMode::Cached(cache) => cache.attend(qkv_r3d, self.temperature_h(d)),
         };
         apply(&self.proj, out_rd)
     }
@@ -79,10 +80,10 @@ impl<B: Backend> Attention<B> {
     }
 
     fn config(&self, batch: usize) -> AttentionConfig {
-        AttentionConfig { batch, heads: self.heads, normalise: self.scale_mul.is_some() }
+        AttentionConfig { batch, heads: self.heads, normalize: self.scale_mul.is_some() }
     }
 
-    /// The factor of each head's queries, `[h]`: learned with q/k normalisation, else `1/(4 sqrt e)`.
+    /// The factor of each head's queries, `[h]`: learned with q/k normalization, else `1/(4 sqrt e)`.
     fn temperature_h(&self, d: usize) -> Tensor<B, 1> {
         let h = self.heads;
         match &self.scale_mul {

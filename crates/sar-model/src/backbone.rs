@@ -10,26 +10,11 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize};
 use sar_kernels::{KeyValueCache, layer_norm_modulated};
-use sar_weights::Layout;
 
-use crate::attention::{Sight, linear_layer, project, scale_causal};
+use crate::attention::{AttentionMode, linear_layer, project, scale_causal};
 use crate::block::{Block, EPSILON, Modulation};
 use crate::positions::Positions;
-use crate::{BackboneConfig, BackboneConfigError, StochasticDepth};
-
-/// The released names and layout.
-pub const LAYOUT: Layout = Layout {
-    renames: &[
-        ("positions.grid", "pos_1LC"),
-        ("positions.token", "pos_1LC"),
-        ("positions.level", "lvl_embed"),
-        ("scale_mul", "scale_mul_1H11"),
-        ("ada_lin", "ada_lin.1"),
-        ("shared_ada_lin", "shared_ada_lin.1"),
-    ],
-    ignored: &["attn_bias_for_masking", "lvl_1L", "zero_k_bias"],
-    roots: &["trainer.var_wo_ddp", "model"],
-};
+use crate::{BackboneConfig, BackboneConfigError, DropPath};
 
 /// What the first token is made of (the student's has no start position).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +37,7 @@ pub struct Pass<'a, B: Backend> {
     /// What the first token is made of.
     pub first: FirstToken,
     /// Dropped branches, in training only.
-    pub depth_drops: Option<&'a StochasticDepth>,
+    pub depth_drops: Option<&'a DropPath>,
 }
 
 /// The transformer: parameters only. Schedule, cache and randomness are handed in.
@@ -91,7 +76,7 @@ impl<B: Backend> Backbone<B> {
     /// If the configuration cannot be built.
     pub fn new(config: &BackboneConfig, device: &B::Device) -> Result<Self, BackboneConfigError> {
         config.validate()?;
-        let d = config.width;
+        let d = config.shape.width;
         let zeros = Initializer::Zeros;
         Ok(Self {
             pos_start: zeros.init([1, 1, d], device),
@@ -100,8 +85,8 @@ impl<B: Backend> Backbone<B> {
             class_emb: EmbeddingConfig::new(config.classes + 1, d)
                 .with_initializer(zeros)
                 .init(device),
-            shared_ada_lin: config.shared_adaln.then(|| linear_layer(d, 6 * d, true, device)),
-            blocks: (0..config.depth).map(|_| Block::new(config, device)).collect(),
+            shared_ada_lin: config.shape.shared_adaln.then(|| linear_layer(d, 6 * d, true, device)),
+            blocks: (0..config.shape.depth).map(|_| Block::new(config, device)).collect(),
             head_nm: HeadNorm { ada_lin: linear_layer(d, 2 * d, true, device) },
             head: linear_layer(d, config.codebook_size, true, device),
             width: d,
@@ -121,7 +106,7 @@ impl<B: Backend> Backbone<B> {
     /// Predicts every scale from the inputs of all, through the scale-causal mask.
     ///
     /// # Shapes
-    /// - output: `[b, l, v]`, unnormalised log-probabilities
+    /// - output: `[b, l, v]`, unnormalized log-probabilities
     ///
     /// # Panics
     /// If the inputs do not have the tokens of the schedule, or the positions were learned for one
@@ -153,7 +138,7 @@ impl<B: Backend> Backbone<B> {
                 Some(drops) => modulation.with_drops(drops.of_block(i, &device)),
                 None => modulation,
             };
-            x_rd = block.forward(x_rd, b, modulation, Sight::Masked(&visible));
+            x_rd = block.forward(x_rd, b, modulation, AttentionMode::Parallel(&visible));
         }
         let (scale, shift) = (condition.head_scale, condition.head_shift);
         self.logits(layer_norm_modulated(x_rd, scale, shift, EPSILON), l, b)
@@ -275,7 +260,7 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
         let mut x_rd = x_rd + per_token(pass.positions_ld.clone().slice_dim(0, range), b);
         for (i, block) in self.blocks.iter().enumerate() {
             let modulation = pass.condition.blocks[i].clone();
-            x_rd = block.forward(x_rd, b, modulation, Sight::Cached(&mut pass.blocks[i]));
+            x_rd = block.forward(x_rd, b, modulation, AttentionMode::Cached(&mut pass.blocks[i]));
         }
         let (scale, shift) = (&pass.condition.head_scale, &pass.condition.head_shift);
         let y_rd = layer_norm_modulated(x_rd, scale.clone(), shift.clone(), EPSILON);

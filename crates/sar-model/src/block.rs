@@ -12,7 +12,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{KeyValueCache, gated_residual, gelu_tanh, layer_norm_modulated};
 
 use crate::BackboneConfig;
-use crate::attention::{Attention, Sight, apply, linear_layer, project};
+use crate::attention::{Attention, AttentionMode, apply, linear_layer, project};
 
 /// Epsilon of every layer norm.
 pub(crate) const EPSILON: f64 = 1e-6;
@@ -71,11 +71,11 @@ pub(crate) struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     pub(crate) fn new(config: &BackboneConfig, device: &B::Device) -> Self {
-        let d = config.width;
-        let shared = config.shared_adaln;
+        let d = config.shape.width;
+        let shared = config.shape.shared_adaln;
         Self {
             attn: Attention::new(config, device),
-            ffn: FeedForward::new(d, config.mlp_ratio * d, device),
+            ffn: FeedForward::new(d, config.shape.mlp_ratio * d, device),
             ada_lin: (!shared).then(|| linear_layer(d, 6 * d, true, device)),
             ada_gss: shared.then(|| Initializer::Zeros.init([1, 1, 6, d], device)),
         }
@@ -106,10 +106,10 @@ impl<B: Backend> Block<B> {
         x_rd: Tensor<B, 2>,
         batch: usize,
         m: Modulation<B>,
-        sight: Sight<'_, B>,
+        mode: AttentionMode<'_, B>,
     ) -> Tensor<B, 2> {
         let y = layer_norm_modulated(x_rd.clone(), m.scale1, m.shift1, EPSILON);
-        let x_rd = gated_residual(x_rd, self.attn.forward(y, batch, sight), m.gamma1);
+        let x_rd = gated_residual(x_rd, self.attn.forward(y, batch, mode), m.gamma1);
         let y = layer_norm_modulated(x_rd.clone(), m.scale2, m.shift2, EPSILON);
         gated_residual(x_rd, self.ffn.forward(y), m.gamma2)
     }

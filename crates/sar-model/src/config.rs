@@ -20,10 +20,9 @@ pub enum PositionsConfig {
     },
 }
 
-/// Shape of a backbone.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BackboneConfig {
+/// Shape of the transformer itself, whatever it is fed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackboneShape {
     /// Number of blocks.
     pub depth: usize,
     /// Channels of a token, d.
@@ -32,16 +31,24 @@ pub struct BackboneConfig {
     pub heads: usize,
     /// Hidden channels of the MLP as a multiple of `width`.
     pub mlp_ratio: usize,
+    /// One adaptive projection for all blocks plus an offset per block, instead of one each.
+    pub shared_adaln: bool,
+    /// l2-normalized queries and keys with a learned temperature per head.
+    pub qk_l2_norm: bool,
+}
+
+/// What a backbone is made of: its shape, and what it is fed with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackboneConfig {
+    /// Shape of the transformer.
+    #[serde(flatten)]
+    pub shape: BackboneShape,
     /// Number of classes; the null class of guidance comes on top.
     pub classes: usize,
     /// Number of codes, v.
     pub codebook_size: usize,
     /// Channels of a code, c.
     pub codebook_dim: usize,
-    /// One adaptive projection for all blocks plus an offset per block, instead of one each.
-    pub shared_adaln: bool,
-    /// l2-normalised queries and keys with a learned temperature per head.
-    pub qk_l2_norm: bool,
     /// Where positions come from.
     pub positions: PositionsConfig,
 }
@@ -56,24 +63,33 @@ pub struct BackboneConfigError {
     pub problem: String,
 }
 
-impl BackboneConfig {
-    /// FlexVAR's published shape of a depth (width 64 * depth, head dimension 64) for ImageNet.
-    pub fn flexvar(depth: usize) -> Self {
+impl BackboneShape {
+    /// The published shape of a depth: width 64 * depth, head dimension 64.
+    pub fn published(depth: usize) -> Self {
         Self {
             depth,
             width: 64 * depth,
             heads: depth,
             mlp_ratio: 4,
+            shared_adaln: false,
+            qk_l2_norm: true,
+        }
+    }
+}
+
+impl BackboneConfig {
+    /// FlexVAR's and SAR's published backbone of a depth for ImageNet.
+    pub fn flexvar(depth: usize) -> Self {
+        Self {
+            shape: BackboneShape::published(depth),
             classes: 1000,
             codebook_size: 8912,
             codebook_dim: 32,
-            shared_adaln: false,
-            qk_l2_norm: true,
             positions: PositionsConfig::Grid { side: 32 },
         }
     }
 
-    /// VAR's published shape of a depth for ImageNet: d16, d20, d24 and d30 run at `256px`; d36-s
+    /// VAR's published backbone of a depth for ImageNet: d16, d20, d24 and d30 run at `256px`; d36-s
     /// runs at `512px` and has `shared_adaln`.
     pub fn var(depth: usize, scales: ScaleSchedule) -> Self {
         Self {
@@ -108,10 +124,10 @@ impl BackboneConfig {
             PositionsConfig::PerToken { .. } => 1,
         };
         for (field, value) in [
-            ("depth", self.depth),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("mlp_ratio", self.mlp_ratio),
+            ("depth", self.shape.depth),
+            ("width", self.shape.width),
+            ("heads", self.shape.heads),
+            ("mlp_ratio", self.shape.mlp_ratio),
             ("classes", self.classes),
             ("codebook_size", self.codebook_size),
             ("codebook_dim", self.codebook_dim),
@@ -121,12 +137,12 @@ impl BackboneConfig {
                 return err(field, "must be positive".into());
             }
         }
-        if !self.width.is_multiple_of(self.heads) {
-            let problem = format!("{} is not a multiple of heads ({})", self.width, self.heads);
-            return err("width", problem);
+        let BackboneShape { width, heads, .. } = self.shape;
+        if !width.is_multiple_of(heads) {
+            return err("width", format!("{width} is not a multiple of heads ({heads})"));
         }
-        if !self.width.is_multiple_of(2) {
-            return err("width", format!("{} is odd; positions pair their channels", self.width));
+        if !width.is_multiple_of(2) {
+            return err("width", format!("{width} is odd; positions pair their channels"));
         }
         Ok(())
     }

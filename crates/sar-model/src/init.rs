@@ -1,4 +1,4 @@
-//! Initialisation of a backbone, drawn from a seed by parameter name.
+//! Initialization of a backbone, drawn from a seed by parameter name.
 //!
 //! | parameter | distribution |
 //! |---|---|
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
 
-/// What is free in the initialisation.
+/// What is free in the initialization.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Init {
@@ -52,9 +52,9 @@ pub fn init<B: Backend>(
     seed: SeedTree,
     device: &B::Device,
 ) -> Result<Backbone<B>, BackboneConfigError> {
-    let d = config.width;
+    let d = config.shape.width;
     let std = (1.0 / (3.0 * d as f64)).sqrt();
-    let branch = (2.0 * config.depth as f64).sqrt().recip();
+    let branch = (2.0 * config.shape.depth as f64).sqrt().recip();
     Ok(fill(Backbone::new(config, device)?, &LAYOUT, |name, shape| {
         let n: usize = shape.iter().product();
         // Normal values times a factor that may depend on the place in the tensor.
@@ -107,6 +107,7 @@ fn sine_cosine_grid(d: usize, grid: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BackboneShape;
     use burn_flex::Flex;
     use sar_weights::collect;
 
@@ -119,11 +120,15 @@ mod tests {
     #[test]
     fn the_table_holds() {
         let check = |shared: bool| {
-            let config = BackboneConfig {
+            let shape = BackboneShape {
                 depth: 2,
                 width: 64,
                 heads: 2,
                 shared_adaln: shared,
+                ..BackboneShape::published(16)
+            };
+            let config = BackboneConfig {
+                shape,
                 classes: 100,
                 codebook_size: 256,
                 ..BackboneConfig::flexvar(16)
@@ -172,9 +177,8 @@ mod tests {
     #[test]
     fn positions_of_one_schedule_are_normal() {
         let scales: sar_core::ScaleSchedule = "1_2_3_4_5_6".parse().unwrap();
-        let (depth, width, heads) = (1, 64, 2);
-        let config =
-            BackboneConfig { depth, width, heads, classes: 2, ..BackboneConfig::var(16, scales) };
+        let shape = BackboneShape { heads: 2, ..BackboneShape::published(1) };
+        let config = BackboneConfig { shape, classes: 2, ..BackboneConfig::var(16, scales) };
         let init_ = Init { adaln_gamma: 1e-3 };
         let model = init::<Flex>(&config, init_, SeedTree::new(0), &Default::default()).unwrap();
         let tensors = collect(&model, &LAYOUT);

@@ -5,7 +5,8 @@ use burn_flex::Flex;
 use proptest::prelude::*;
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::{
-    Backbone, BackboneConfig, FirstToken, Init, Pass, PositionsConfig, StochasticDepth, init,
+    Backbone, BackboneConfig, BackboneShape, DropPath, FirstToken, Init, Pass, PositionsConfig,
+    init,
 };
 
 type B = Flex;
@@ -18,18 +19,10 @@ fn per_token(scales: &ScaleSchedule) -> PositionsConfig {
 
 /// Weights with open residual branches, so that every part shows in the logits.
 fn backbone(positions: PositionsConfig, shared_adaln: bool, qk_l2_norm: bool) -> Backbone<B> {
-    let config = BackboneConfig {
-        depth: 2,
-        width: 16,
-        heads: 2,
-        mlp_ratio: 2,
-        classes: 3,
-        codebook_size: 11,
-        codebook_dim: 5,
-        shared_adaln,
-        qk_l2_norm,
-        positions,
-    };
+    let shape =
+        BackboneShape { depth: 2, width: 16, heads: 2, mlp_ratio: 2, shared_adaln, qk_l2_norm };
+    let config =
+        BackboneConfig { shape, classes: 3, codebook_size: 11, codebook_dim: 5, positions };
     let open = Init { adaln_gamma: 0.5 };
     init(&config, open, SeedTree::new(3), &Default::default()).unwrap()
 }
@@ -49,7 +42,7 @@ fn logits(
     schedule: &ScaleSchedule,
     inputs_blc: Option<Tensor<B, 3>>,
     first: FirstToken,
-    depth_drops: Option<&StochasticDepth>,
+    depth_drops: Option<&DropPath>,
 ) -> Tensor<B, 3> {
     model.forward(Pass { labels_b: labels(), inputs_blc, schedule, first, depth_drops })
 }

@@ -50,8 +50,8 @@ pub(crate) fn norm<B: Backend>(channels: usize, device: &B::Device) -> GroupNorm
     burn::nn::GroupNormConfig::new(GROUPS, channels).with_epsilon(1e-6).init(device)
 }
 
-/// Normalises groups of channels.
-fn normalise<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>, silu: bool) -> Tensor<B, 4> {
+/// Normalizes groups of channels.
+fn normalize<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>, silu: bool) -> Tensor<B, 4> {
     let config = GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu };
     let [gamma_c, beta_c] = [&norm.gamma, &norm.beta]
         .map(|parameter| parameter.as_ref().expect("built with affine parameters").val());
@@ -60,7 +60,7 @@ fn normalise<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>, silu: bool) 
 
 /// `silu(norm(x))`
 pub(crate) fn activate<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    normalise(norm, x_bchw, true)
+    normalize(norm, x_bchw, true)
 }
 
 /// `x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 shortcut where channels change.
@@ -133,7 +133,7 @@ impl<B: Backend> AttentionBlock<B> {
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, c, h, w] = x_bchw.dims();
-        let y = normalise(&self.norm, x_bchw.clone(), false);
+        let y = normalize(&self.norm, x_bchw.clone(), false);
         let qkv = match &self.projections {
             Projections::Separate(Separate { q, k, v }) => {
                 Tensor::cat([q, k, v].map(|one| convolve(one, y.clone())).to_vec(), 1)
@@ -143,7 +143,7 @@ impl<B: Backend> AttentionBlock<B> {
         let n = h * w;
         let qkv_r3c = qkv.reshape([b, 3 * c, n]).permute([2, 0, 1]).reshape([n * b, 3 * c]);
         let temperature_1 = Tensor::full([1], (c as f64).powf(-0.5), &x_bchw.device());
-        let config = AttentionConfig { batch: b, heads: 1, normalise: false };
+        let config = AttentionConfig { batch: b, heads: 1, normalize: false };
         let out_rc = attention(qkv_r3c, temperature_1, &Visible::all(n), config);
         let out_bcn = out_rc.reshape([n, b, c]).permute([1, 2, 0]);
         x_bchw + convolve(&self.proj_out, out_bcn.reshape([b, c, h, w]))

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 /// What makes a code near.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// The angle: codes and latents are l2-normalised, and the normalised code is what is looked up
+    /// The angle: codes and latents are l2-normalized, and the normalized code is what is looked up
     /// (FlexVAR).
     Cosine,
     /// The distance between code and latent as they are (VAR).
@@ -32,7 +32,12 @@ impl<B: Backend> Codebook<B> {
 
     /// Number of codes, v.
     pub fn size(&self) -> usize {
-        self.embedding.weight.shape()[0]
+        self.raw_shape()[0]
+    }
+
+    /// `[v, c]`
+    pub(crate) fn raw_shape(&self) -> [usize; 2] {
+        self.embedding.weight.shape().dims()
     }
 
     /// What makes a code near.
@@ -45,12 +50,12 @@ impl<B: Backend> Codebook<B> {
         self.comparable(self.embedding.weight.val())
     }
 
-    /// The raw code vectors `[v, c]`, before any normalisation.
+    /// The raw code vectors `[v, c]`, before any normalization.
     pub fn raw(&self) -> Tensor<B, 2> {
         self.embedding.weight.val()
     }
 
-    /// The same parameter with other vectors `[v, c]` (initialisation from data, dead codes).
+    /// The same parameter with other vectors `[v, c]` (initialization from data, dead codes).
     pub fn with_raw(self, vectors_vc: Tensor<B, 2>) -> Self {
         let weight = self.embedding.weight.map(|_| vectors_vc);
         Self { embedding: Embedding { weight }, metric: self.metric }
@@ -59,7 +64,7 @@ impl<B: Backend> Codebook<B> {
     /// Rows as the search compares them, `[n, c]`: of length 1 where angles count.
     pub fn comparable(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 2> {
         match self.metric {
-            Metric::Cosine => normalise(z_nc),
+            Metric::Cosine => normalize(z_nc),
             Metric::Euclidean => z_nc,
         }
     }
@@ -78,7 +83,7 @@ impl<B: Backend> Codebook<B> {
     pub fn nearness(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 2> {
         let codes_vc = self.codes();
         match self.metric {
-            Metric::Cosine => normalise(z_nc).matmul(codes_vc.transpose()),
+            Metric::Cosine => normalize(z_nc).matmul(codes_vc.transpose()),
             Metric::Euclidean => {
                 let half_1v = codes_vc.clone().square().sum_dim(1).transpose() * 0.5;
                 z_nc.matmul(codes_vc.transpose()) - half_1v
@@ -100,7 +105,7 @@ impl<B: Backend> Codebook<B> {
 ///
 /// # Shapes
 /// - `x_nc` and output: `[n, c]`
-pub fn normalise<B: Backend>(x_nc: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn normalize<B: Backend>(x_nc: Tensor<B, 2>) -> Tensor<B, 2> {
     let length = x_nc.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
     x_nc / length
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Channels per group normalisation are split into this many groups, as released.
+/// Channels per group normalization are split into this many groups, as released.
 pub const GROUPS: usize = 32;
 
 /// Which published tokenizer one is built like.
@@ -117,7 +117,7 @@ impl TokenizerConfig {
         let err = |field, problem: String| Err(TokenizerConfigError { field, problem });
         if self.base_channels == 0 || !self.base_channels.is_multiple_of(GROUPS) {
             let problem = format!(
-                "{} is not a multiple of {GROUPS} (group normalisation)",
+                "{} is not a multiple of {GROUPS} (group normalization)",
                 self.base_channels
             );
             return err("base_channels", problem);

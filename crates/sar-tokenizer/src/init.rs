@@ -1,4 +1,4 @@
-//! Initialisation of a tokenizer: torch's defaults, drawn from a seed by parameter name.
+//! Initialization of a tokenizer: torch's defaults, drawn from a seed by parameter name.
 //!
 //! | parameter | distribution |
 //! |---|---|

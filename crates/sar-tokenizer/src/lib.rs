@@ -7,11 +7,15 @@ mod block;
 pub mod codebook;
 pub mod config;
 mod init;
-mod layout;
+pub mod quantizer;
+mod released;
 mod residual;
 pub mod tokenizer;
 
 pub use codebook::{Codebook, Metric};
 pub use config::{Family, Phi, TokenizerConfig, TokenizerConfigError};
 pub use init::init;
-pub use tokenizer::{Quantised, Tokenizer};
+pub use quantizer::{Quantized, Quantizer};
+pub use released::ANCHOR;
+pub use residual::Residual;
+pub use tokenizer::Tokenizer;

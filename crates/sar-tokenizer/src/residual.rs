@@ -8,34 +8,37 @@
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
-use sar_core::{Filter, ScaleSchedule, resample};
+use sar_core::{Filter, ScaleSize, resample};
 
+use crate::Codebook;
 use crate::block::{conv, convolve};
 
-/// The convolutions that smooth enlarged code maps, shared between scales.
+/// A codebook that every scale shares, and the convolutions that smooth enlarged code maps.
 #[derive(Module, Debug)]
-pub(crate) struct Residual<B: Backend> {
+pub struct Residual<B: Backend> {
+    pub(crate) codebook: Codebook<B>,
     phi: Vec<Conv2d<B>>,
 }
 
 impl<B: Backend> Residual<B> {
-    pub(crate) fn new(convolutions: usize, channels: usize, device: &B::Device) -> Self {
-        Self { phi: (0..convolutions).map(|_| conv([channels, channels], 3, device)).collect() }
+    pub(crate) fn new(codebook: Codebook<B>, convolutions: usize, device: &B::Device) -> Self {
+        let [_, c] = codebook.raw_shape();
+        Self { codebook, phi: (0..convolutions).map(|_| conv([c, c], 3, device)).collect() }
     }
 
     /// What the codes of scale `k` add to the map.
     ///
     /// # Shapes
     /// - `q_bchw`: `[b, c, h_k, w_k]`
-    /// - output: `[b, c, h, w]` of the schedule's last scale
+    /// - output: `[b, c, h, w]` of the last scale
     pub(crate) fn enlarge(
         &self,
         q_bchw: Tensor<B, 4>,
-        schedule: &ScaleSchedule,
+        scales: &[ScaleSize],
         k: usize,
     ) -> Tensor<B, 4> {
-        let x = resample(q_bchw, schedule.last(), Filter::Bicubic);
-        let phi = &self.phi[phi_index(self.phi.len(), k, schedule.len())];
+        let x = resample(q_bchw, scales[scales.len() - 1], Filter::Bicubic);
+        let phi = &self.phi[phi_index(self.phi.len(), k, scales.len())];
         x.clone() * 0.5 + convolve(phi, x) * 0.5
     }
 }

@@ -50,9 +50,9 @@ fn an_encoding_by_hand() {
     near(&values(inputs[0].clone()), &[0.6; 4]);
     near(&values(canvas.unwrap()), &[2.1, 0.1, 0.1, 0.1]);
 
-    let quantised = tokenizer.quantise(f.clone(), &schedule);
-    near(&values(quantised.straight_through_bchw.clone()), &[2.1, 0.1, 0.1, 0.1]);
-    let errors: Vec<f32> = quantised
+    let quantized = tokenizer.quantizer().quantize(f.clone(), schedule.sizes());
+    near(&values(quantized.straight_through_bchw.clone()), &[2.1, 0.1, 0.1, 0.1]);
+    let errors: Vec<f32> = quantized
         .pairs
         .iter()
         .map(|[z, q]| (z.clone() - q.clone()).square().mean().into_scalar())
@@ -61,13 +61,13 @@ fn an_encoding_by_hand() {
     near(&errors, &[3.16, 0.91]);
 
     // Straight through: the latent gets the map's gradient, the codes none of it.
-    let grads = quantised.straight_through_bchw.sum().backward();
+    let grads = quantized.straight_through_bchw.sum().backward();
     let gradient = f.grad(&grads).unwrap().into_data().into_vec::<f32>().unwrap();
     near(&gradient, &[1.0; 4]);
     assert!(tokenizer.codebook().raw().grad(&grads).is_none());
     // What is painted after the last scale reaches every code that was chosen.
-    let quantised = tokenizer.quantise(f, &schedule);
-    let [_, painted] = quantised.pairs[1].clone();
+    let quantized = tokenizer.quantizer().quantize(f, schedule.sizes());
+    let [_, painted] = quantized.pairs[1].clone();
     let grads = painted.sum().backward();
     let gradient = tokenizer.codebook().raw().grad(&grads).unwrap();
     // Half of four places for 1.2, of three for -1, of one for 3.
@@ -75,7 +75,7 @@ fn an_encoding_by_hand() {
 }
 
 #[test]
-fn what_quantising_paints_is_what_its_tokens_paint() {
+fn what_quantizing_paints_is_what_its_tokens_paint() {
     let device = Default::default();
     let schedule: ScaleSchedule = "1_2x3_4x6".parse().unwrap();
     for phi in [Phi::Shared(1), Phi::Shared(4), Phi::PerScale(3)] {
@@ -85,17 +85,17 @@ fn what_quantising_paints_is_what_its_tokens_paint() {
         let h_bchw = tokenizer.encode(pixels);
         let tokens_bl = tokenizer.tokens(h_bchw.clone(), &schedule);
         let canvases = tokenizer.canvases(tokens_bl.clone(), &schedule);
-        let quantised = tokenizer.quantise(h_bchw.clone(), &schedule);
-        assert_eq!(quantised.indices_n.dims(), [2 * schedule.n_tokens()]);
-        for (canvas, [_, painted]) in canvases.iter().zip(&quantised.pairs) {
+        let quantized = tokenizer.quantizer().quantize(h_bchw.clone(), schedule.sizes());
+        assert_eq!(quantized.indices_n.dims(), [2 * schedule.n_tokens()]);
+        for (canvas, [_, painted]) in canvases.iter().zip(&quantized.pairs) {
             near(&values(canvas.clone()), &values(painted.clone()));
         }
         let last = values(canvases[2].clone());
-        near(&values(quantised.straight_through_bchw), &last);
+        near(&values(quantized.straight_through_bchw), &last);
         let (_, canvas) = paint_all(&tokenizer, &schedule, tokens_bl);
         near(&values(canvas.unwrap()), &last);
         assert_eq!(tokenizer.decode(canvases[2].clone()).dims(), [2, 3, 8, 12]);
-        let searched = tokenizer.searched(h_bchw, &schedule);
+        let searched = tokenizer.quantizer().targets(h_bchw, schedule.sizes());
         let rows: Vec<_> = searched.iter().map(|rows| rows.dims()).collect();
         assert_eq!(rows, [[2, 4], [12, 4], [48, 4]]);
     }
