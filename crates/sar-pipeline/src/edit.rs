@@ -1,0 +1,397 @@
+//! Parts of a picture drawn anew: in-painting, expansion, refinement.
+//!
+//! Everything is said in pixels of the source picture. The picture is resized to about as many pixels
+//! as the model draws, keeping its aspect ratio where the model can run at it. The tokens outside the
+//! part that is drawn anew stay exactly those of the source; its pixels pass through the tokenizer,
+//! unless the source's own are blended back.
+
+use std::ops::Range;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use image::{Rgb, RgbImage, imageops};
+use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
+use sar_model::PositionsConfig;
+use sar_rollout::{KeptTokens, Region, Sampler};
+
+use crate::pipeline::{Pipeline, Request, sample_stream};
+use crate::{Mask, PipelineError, to_tensor};
+
+/// Shown where the source is drawn anew.
+const HOLE: Rgb<u8> = Rgb([128; 3]);
+
+/// What is drawn anew.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// The pixels of a mask.
+    Inside(Mask),
+    /// The pixels that a mask leaves out.
+    Outside(Mask),
+    /// Margins around the picture, in its pixels: left, top, right, bottom. The result is larger.
+    Margins([u32; 4]),
+    /// Everything but the coarse scales that a small picture already has the pixels for.
+    Refine,
+}
+
+/// How a picture is edited.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EditSettings {
+    /// What is drawn anew.
+    pub part: Part,
+    /// The class of what is drawn; the number of classes is no class at all.
+    pub label: usize,
+    /// Coarse scales that are kept whole, which keeps more of the source's layout; `None` for those that
+    /// the part asks for.
+    pub keep_scales: Option<usize>,
+    /// Puts the source's own pixels back outside what is drawn anew, mixed over so many pixels.
+    pub blend: Option<u32>,
+    /// The scales, before they are stretched to the picture.
+    pub scales: ScaleSchedule,
+    /// Whether the picture is cropped to the size of `scales` instead of the scales being stretched to
+    /// the picture.
+    pub exact_size: bool,
+    /// Guidance and filters.
+    pub sampler: Sampler,
+    /// Seed of the results.
+    pub seed: u64,
+}
+
+/// A picture that is ready to be edited.
+#[derive(Clone, Debug)]
+pub struct Edit<'p, B: Backend> {
+    pipeline: &'p Pipeline<B>,
+    canvas: RgbImage,
+    region: Region,
+    whole_scales: usize,
+    blend: Option<u32>,
+    label: usize,
+    scales: ScaleSchedule,
+    sampler: Sampler,
+    seed: SeedTree,
+    tokens_1l: Tensor<B, 2, Int>,
+    notes: Vec<String>,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// Prepares a picture for an edit.
+    ///
+    /// # Errors
+    /// If nothing is left to be drawn, a mask is of another size than the picture, or the model cannot
+    /// run at the size.
+    pub fn edit(
+        &self,
+        source: &RgbImage,
+        settings: &EditSettings,
+    ) -> Result<Edit<'_, B>, PipelineError> {
+        let EditSettings { part, label, keep_scales, blend, scales, exact_size, sampler, seed } =
+            settings;
+        let refuse = |problem: String| Err(PipelineError::Edit(problem));
+        let unit = self.downsampling() as u32;
+        let drawn = [scales.last().width, scales.last().height].map(|n| n as u32 * unit);
+        let is_fixed = matches!(self.backbone.config.positions, PositionsConfig::PerToken { .. });
+        let placement = match *exact_size || is_fixed {
+            true => Placement::cover(source.dimensions(), drawn),
+            false => Placement::keep_aspect(source.dimensions(), drawn, unit),
+        };
+        let mut notes = placement.note(source.dimensions()).into_iter().collect::<Vec<_>>();
+        let picture = placement.render(source);
+        let size = |image: &RgbImage| ScaleSize {
+            height: image.height() as usize,
+            width: image.width() as usize,
+        };
+        let (canvas, region) = match part {
+            Part::Inside(mask) | Part::Outside(mask) => {
+                if mask.dimensions() != source.dimensions() {
+                    let ((w, h), (width, height)) = (mask.dimensions(), source.dimensions());
+                    return refuse(format!(
+                        "the mask has {w}x{h} pixels, the picture {width}x{height} (width x height)"
+                    ));
+                }
+                let is_inside = matches!(part, Part::Inside(_));
+                if mask.share() == if is_inside { 1.0 } else { 0.0 } {
+                    notes.push("the mask leaves nothing out: everything is drawn anew".into());
+                }
+                let is_anew = |x, y| mask.contains(x, y) == is_inside;
+                let region = Region::new(size(&picture), |x, y| {
+                    let [xs, ys] = placement.footprint(x as u32, y as u32);
+                    ys.into_iter().any(|y| xs.clone().any(|x| is_anew(x, y)))
+                });
+                (picture, region)
+            }
+            Part::Margins(margins) => expanded(&picture, placement.scaled(*margins), unit),
+            Part::Refine => {
+                let region = Region::all(size(&picture));
+                (picture, region)
+            }
+        };
+        let scales = self.stretched(scales, size(&canvas))?;
+        let has_pixels = |size: &&ScaleSize| {
+            size.height as u32 * unit <= source.height()
+                && size.width as u32 * unit <= source.width()
+        };
+        let asked_for = match part {
+            Part::Refine => scales.sizes().iter().take_while(has_pixels).count(),
+            _ => 0,
+        };
+        let whole_scales = keep_scales.unwrap_or(asked_for);
+        if region.is_empty() {
+            return refuse(
+                "nothing is left to be drawn: no pixel is to be drawn anew; check the mask or box"
+                    .into(),
+            );
+        }
+        if whole_scales >= scales.len() {
+            return refuse(format!(
+                "nothing is left to be drawn: {whole_scales} of {} scales are kept; keep fewer \
+                 (--keep-scales), or draw at more pixels (--size)",
+                scales.len(),
+            ));
+        }
+        let h_bchw =
+            self.tokenizer.model.encode(to_tensor(std::slice::from_ref(&canvas), &self.device));
+        let tokens_1l = self.tokenizer.model.tokens(h_bchw, &scales);
+        Ok(Edit {
+            pipeline: self,
+            canvas,
+            region,
+            whole_scales,
+            blend: *blend,
+            label: *label,
+            scales,
+            sampler: *sampler,
+            seed: SeedTree::new(*seed).child("edit"),
+            tokens_1l,
+            notes,
+        })
+    }
+}
+
+impl<B: Backend> Edit<'_, B> {
+    /// The picture as the model sees it, before anything is drawn.
+    pub fn canvas(&self) -> &RgbImage {
+        &self.canvas
+    }
+
+    /// The picture with what is drawn anew in gray.
+    pub fn holed(&self) -> RgbImage {
+        RgbImage::from_fn(self.canvas.width(), self.canvas.height(), |x, y| {
+            if self.region.contains(x as usize, y as usize) {
+                HOLE
+            } else {
+                *self.canvas.get_pixel(x, y)
+            }
+        })
+    }
+
+    /// What the user should know: a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The results of some numbers: each is a function of its number, whatever is drawn with it.
+    pub fn draw(&self, numbers: Range<usize>) -> Vec<RgbImage> {
+        let n = numbers.len();
+        let request = Request {
+            labels: vec![self.label; n],
+            streams: numbers.map(|i| sample_stream(self.seed, self.label, i)).collect(),
+            scales: self.scales.clone(),
+            sampler: self.sampler,
+        };
+        let tokens_bl = Tensor::cat(vec![self.tokens_1l.clone(); n], 0);
+        let kept = KeptTokens::new(tokens_bl, &self.scales, &self.region, self.whole_scales);
+        let images = self.pipeline.generate(&request, Some(&kept)).into_iter();
+        images
+            .map(|image| match self.blend {
+                Some(pixels) => blended(&self.canvas, &image, &self.region, pixels),
+                None => image,
+            })
+            .collect()
+    }
+}
+
+/// Which part of the source becomes which pixels of the canvas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Placement {
+    /// Left, top, width, height in the source.
+    cut: [u32; 4],
+    /// Width and height on the canvas.
+    size: [u32; 2],
+}
+
+impl Placement {
+    /// The whole source at about as many pixels as `drawn` has, both sides multiples of `unit`.
+    fn keep_aspect((w, h): (u32, u32), drawn: [u32; 2], unit: u32) -> Self {
+        let [wide, high] = drawn.map(f64::from);
+        let scale = (wide * high / (f64::from(w) * f64::from(h))).sqrt();
+        let side = |n: u32| ((f64::from(n) * scale / f64::from(unit)).round() as u32).max(1) * unit;
+        Self { cut: [0, 0, w, h], size: [side(w), side(h)] }
+    }
+
+    /// The center of the source that has the aspect ratio of `size`.
+    fn cover((w, h): (u32, u32), size: [u32; 2]) -> Self {
+        let ratio = |i: usize, n: u32| f64::from(size[i]) / f64::from(n);
+        let scale = ratio(0, w).max(ratio(1, h));
+        let part =
+            |wanted: u32, has: u32| ((f64::from(wanted) / scale).round() as u32).clamp(1, has);
+        let [cut_w, cut_h] = [part(size[0], w), part(size[1], h)];
+        Self { cut: [(w - cut_w) / 2, (h - cut_h) / 2, cut_w, cut_h], size }
+    }
+
+    /// What is lost of the source, in words.
+    fn note(&self, (w, h): (u32, u32)) -> Option<String> {
+        let [left, top, width, height] = self.cut;
+        ((width, height) != (w, h)).then(|| {
+            format!(
+                "the picture of {w}x{h} pixels is cropped to {width}x{height} of them, from \
+                 {left},{top} on (width x height): the model draws {}x{} here",
+                self.size[0], self.size[1]
+            )
+        })
+    }
+
+    fn render(&self, source: &RgbImage) -> RgbImage {
+        let [left, top, w, h] = self.cut;
+        let cut = imageops::crop_imm(source, left, top, w, h).to_image();
+        let [width, height] = self.size;
+        if cut.dimensions() == (width, height) {
+            return cut;
+        }
+        imageops::resize(&cut, width, height, imageops::FilterType::CatmullRom)
+    }
+
+    /// The columns and rows of the source that a pixel of the canvas shows.
+    fn footprint(&self, x: u32, y: u32) -> [Range<u32>; 2] {
+        let [left, top, w, h] = self.cut.map(u64::from);
+        let [width, height] = self.size.map(u64::from);
+        let along = |at: u32, start: u64, from: u64, to: u64| {
+            let at = u64::from(at);
+            let range = at * from / to..((at + 1) * from).div_ceil(to);
+            (start + range.start) as u32..(start + range.end) as u32
+        };
+        [along(x, left, w, width), along(y, top, h, height)]
+    }
+
+    /// Margins in source pixels as pixels of the canvas, rounded up.
+    fn scaled(&self, [left, top, right, bottom]: [u32; 4]) -> [u32; 4] {
+        let [_, _, w, h] = self.cut.map(u64::from);
+        let [width, height] = self.size.map(u64::from);
+        let scaled =
+            |margin: u32, to: u64, from: u64| (u64::from(margin) * to).div_ceil(from) as u32;
+        [
+            scaled(left, width, w),
+            scaled(top, height, h),
+            scaled(right, width, w),
+            scaled(bottom, height, h),
+        ]
+    }
+}
+
+/// A larger picture around another, its margins rounded up so that both sides are multiples of `unit`;
+/// the margins hold the edge's pixels, and are drawn anew.
+fn expanded(
+    image: &RgbImage,
+    [left, top, right, bottom]: [u32; 4],
+    unit: u32,
+) -> (RgbImage, Region) {
+    let (width, height) = image.dimensions();
+    let [w, h] =
+        [width + left + right, height + top + bottom].map(|length| length.next_multiple_of(unit));
+    let inside = |at: u32, margin: u32, length: u32| at.checked_sub(margin).filter(|x| *x < length);
+    let canvas = RgbImage::from_fn(w, h, |x, y| {
+        let near = |at: u32, margin: u32, length: u32| at.saturating_sub(margin).min(length - 1);
+        *image.get_pixel(near(x, left, width), near(y, top, height))
+    });
+    let size = ScaleSize { height: h as usize, width: w as usize };
+    let region = Region::new(size, |x, y| {
+        inside(x as u32, left, width).is_none() || inside(y as u32, top, height).is_none()
+    });
+    (canvas, region)
+}
+
+/// The source outside the region, the result inside it, mixed over a seam of so many pixels outside:
+/// the share of the result falls from 1 at the region to 0 at the seam's end (Chebyshev distance).
+fn blended(source: &RgbImage, result: &RgbImage, region: &Region, seam: u32) -> RgbImage {
+    let (width, height) = source.dimensions();
+    let distance = |x: u32, y: u32| {
+        (0..=seam).find(|reach| {
+            let around =
+                |at: u32, length: u32| at.saturating_sub(*reach)..=(at + reach).min(length - 1);
+            around(y, height)
+                .any(|y| around(x, width).any(|x| region.contains(x as usize, y as usize)))
+        })
+    };
+    RgbImage::from_fn(width, height, |x, y| {
+        let (a, b) = (source.get_pixel(x, y).0, result.get_pixel(x, y).0);
+        let share = distance(x, y).map_or(0.0, |d| 1.0 - f64::from(d) / f64::from(seam + 1));
+        Rgb(std::array::from_fn(|c| {
+            (f64::from(a[c]) * (1.0 - share) + f64::from(b[c]) * share).round() as u8
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn margins_are_rounded_up_and_drawn_anew() {
+        let image = RgbImage::from_fn(4, 4, |x, _| Rgb([x as u8; 3]));
+        let (canvas, region) = expanded(&image, [1, 0, 2, 0], 4);
+        assert_eq!(canvas.dimensions(), (8, 4));
+        let row: Vec<u8> = (0..8).map(|x| canvas.get_pixel(x, 0).0[0]).collect();
+        assert_eq!(row, [0, 0, 1, 2, 3, 3, 3, 3]);
+        let anew: Vec<bool> = (0..8).map(|x| region.contains(x, 3)).collect();
+        assert_eq!(anew, [true, false, false, false, false, true, true, true]);
+    }
+
+    #[test]
+    fn blending_keeps_the_source_and_mixes_the_seam() {
+        let (source, result) =
+            (RgbImage::from_pixel(6, 1, Rgb([0; 3])), RgbImage::from_pixel(6, 1, Rgb([90; 3])));
+        let region = Region::new(ScaleSize { height: 1, width: 6 }, |x, _| x == 0);
+        let row = |seam| {
+            let image = blended(&source, &result, &region, seam);
+            (0..6).map(|x| image.get_pixel(x, 0).0[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(row(0), [90, 0, 0, 0, 0, 0]);
+        assert_eq!(row(2), [90, 60, 30, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_aspect_ratio_is_kept() {
+        let place = |w, h| Placement::keep_aspect((w, h), [32, 32], 4);
+        assert_eq!(place(32, 32).size, [32, 32]);
+        assert_eq!(place(640, 640).size, [32, 32]);
+        // sqrt(32 * 32 / (640 * 480)) = 0.0577: 36.95 and 27.7 pixels.
+        assert_eq!(place(640, 480).size, [36, 28]);
+        assert_eq!(place(640, 480).note((640, 480)), None);
+        // 160 source pixels are 9.0 of the canvas.
+        assert_eq!(place(640, 480).scaled([0, 0, 160, 1]), [0, 0, 9, 1]);
+        assert_eq!(place(1000, 1).size[1], 4, "a side is never lost");
+    }
+
+    #[test]
+    fn a_crop_keeps_the_center_and_says_so() {
+        let image = RgbImage::from_fn(12, 4, |x, _| Rgb([20 * x as u8; 3]));
+        let placement = Placement::cover((12, 4), [4, 4]);
+        assert_eq!(placement.render(&image), imageops::crop_imm(&image, 4, 0, 4, 4).to_image());
+        let note = placement.note((12, 4)).unwrap();
+        assert!(note.contains("12x4") && note.contains("4x4 of them, from 4,0"), "{note}");
+        assert_eq!(Placement::cover((1, 900), [16, 16]).render(&RgbImage::new(1, 900)).width(), 16);
+    }
+
+    #[test]
+    fn every_source_pixel_shows_in_some_pixel() {
+        for (from, to) in [((64, 48), [36, 28]), ((5, 3), [32, 32]), ((7, 900), [4, 256])] {
+            let placement = Placement { cut: [0, 0, from.0, from.1], size: to };
+            for y in 0..from.1 {
+                let seen = (0..to[1]).any(|v| placement.footprint(0, v)[1].contains(&y));
+                assert!(seen, "row {y} of {from:?}");
+            }
+            for x in 0..from.0 {
+                let seen = (0..to[0]).any(|u| placement.footprint(u, 0)[0].contains(&x));
+                assert!(seen, "column {x} of {from:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Tokenizers and backbones in and out of files that describe themselves.
+//!
+//! Tensors carry the names and layout of the released checkpoints; the metadata says what belongs to
+//! them, so that a file is all that sampling needs.
+
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+use sar_core::ScaleSchedule;
+use sar_model::{Backbone, BackboneConfig, PositionsConfig};
+use sar_rollout::{Choice, Guidance, Sampler};
+use sar_tokenizer::{Tokenizer, TokenizerConfig};
+use sar_weights::{WeightsFile, bind, collect};
+
+use crate::PipelineError;
+use crate::recognize::{Known, Model, Recognized, Wanted};
+
+/// Something out of a file, and what the user should know of how it was read.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// What was loaded.
+    pub value: T,
+    /// A line each; empty for files that leave nothing open.
+    pub notes: Vec<String>,
+}
+
+/// A tokenizer with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct TrainedTokenizer<B: Backend> {
+    /// The weights.
+    pub model: Tokenizer<B>,
+    /// Their configuration.
+    pub config: TokenizerConfig,
+}
+
+/// A backbone with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct TrainedBackbone<B: Backend> {
+    /// The weights.
+    pub model: Backbone<B>,
+    /// Their configuration.
+    pub config: BackboneConfig,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// The scales that it was trained and is sampled with.
+    pub scales: ScaleSchedule,
+    /// How it is sampled.
+    pub sampler: Sampler,
+}
+
+/// How the authors sample a model of this family: guidance of 2.5 by FlexVAR's rule, top-k 900 and
+/// top-p 0.95; of 1.5 by the plain ramp, top-k 900 and top-p 0.96 for VAR.
+pub fn published_sampler(config: &BackboneConfig) -> Sampler {
+    let (guidance, top_p) = match config.positions {
+        PositionsConfig::Grid { .. } => (Guidance::flexvar(2.5), 0.95),
+        PositionsConfig::PerToken { .. } => (Guidance::Ramp { scale: 1.5 }, 0.96),
+    };
+    Sampler { guidance, choice: Choice::Sample { top_k: 900, top_p } }
+}
+
+impl<B: Backend> TrainedTokenizer<B> {
+    /// Reads a tokenizer of a run or a released one.
+    ///
+    /// # Errors
+    /// If the file holds no tokenizer, or is damaged.
+    pub fn load(
+        mut file: WeightsFile,
+        known: &Known,
+        device: &B::Device,
+    ) -> Result<Loaded<Self>, PipelineError> {
+        let found = Recognized::of::<B>(&mut file, Wanted::Tokenizer, known)?;
+        let notes = found.notes();
+        let layout = found.layout();
+        let Model::Tokenizer(config) = found.model else { unreachable!("a tokenizer was wanted") };
+        let tensors = found.located.read(file)?;
+        let model = bind(Tokenizer::new(&config, device)?, tensors, layout)?;
+        Ok(Loaded { value: Self { model, config }, notes })
+    }
+
+    /// Writes the tokenizer.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), PipelineError> {
+        let mut tensors = collect(&self.model, self.config.layout());
+        *tensors.metadata_mut() = Model::Tokenizer(self.config.clone()).metadata();
+        Ok(tensors.write_safetensors(path)?)
+    }
+}
+
+impl<B: Backend> TrainedBackbone<B> {
+    /// Reads a backbone of a run or a released one.
+    ///
+    /// # Errors
+    /// If the file holds no backbone, is damaged, or leaves open what is not known.
+    pub fn load(
+        mut file: WeightsFile,
+        known: &Known,
+        device: &B::Device,
+    ) -> Result<Loaded<Self>, PipelineError> {
+        let found = Recognized::of::<B>(&mut file, Wanted::Backbone, known)?;
+        let notes = found.notes();
+        let Model::Backbone { config, classes, scales, sampler } = found.model else {
+            unreachable!("a backbone was wanted")
+        };
+        let tensors = found.located.read(file)?;
+        let model = bind(Backbone::new(&config, device)?, tensors, &sar_model::LAYOUT)?;
+        Ok(Loaded { value: Self { model, config, classes, scales, sampler }, notes })
+    }
+
+    /// Writes the backbone.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), PipelineError> {
+        let Self { model, config, classes, scales, sampler } = self;
+        let mut tensors = collect(model, &sar_model::LAYOUT);
+        let description = Model::Backbone {
+            config: config.clone(),
+            classes: classes.clone(),
+            scales: scales.clone(),
+            sampler: *sampler,
+        };
+        *tensors.metadata_mut() = description.metadata();
+        Ok(tensors.write_safetensors(path)?)
+    }
+}
