@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use sar_core::ScaleSize;
 use sar_data::DataError;
 use sar_model::BackboneConfigError;
+use sar_pipeline::PipelineError;
 use sar_tokenizer::TokenizerConfigError;
 use sar_weights::WeightsError;
 
+use crate::StageId;
 use crate::recipe::RecipeError;
 
 /// Why training or loading a run failed; every message is one line.
@@ -55,41 +57,45 @@ pub enum TrainError {
         /// What is wrong and what to do.
         problem: String,
     },
-    /// A file of weights is of another kind.
-    #[error("{}: is {found}, not {expected}", path.display())]
-    Kind {
-        /// Which.
-        path: PathBuf,
-        /// What was asked for.
-        expected: String,
-        /// What it is.
-        found: String,
+    /// Weights cannot be loaded, or images cannot be made with them.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The weights that a stage is to start from do not fit it.
+    #[error("{stage}.init_from: {problem}")]
+    InitFrom {
+        /// Stage.
+        stage: StageId,
+        /// The file, what differs, and what to do.
+        problem: String,
     },
-    /// A file of weights does not describe itself.
+    /// A checkpoint does not say what it should.
     #[error("{}: metadata field '{field}': {problem}", path.display())]
     Metadata {
         /// Which.
         path: PathBuf,
         /// The field.
-        field: &'static str,
+        field: String,
         /// What is wrong.
         problem: String,
     },
-    /// A released file of weights does not show what is needed, or something else than was said.
-    #[error("{}: {field}: {problem}", path.display())]
-    Released {
-        /// Which.
-        path: PathBuf,
-        /// What is not shown.
-        field: &'static str,
-        /// What is wrong and what to do.
-        problem: String,
+    /// A measure on held-out images is not a number.
+    #[error(
+        "{stage}, after step {step}: {name} is not a number on held-out images; older checkpoints are \
+         intact: lower {}.optimization.lr.peak in a new run", stage.table()
+    )]
+    BadMeasure {
+        /// Stage.
+        stage: StageId,
+        /// Steps made.
+        step: u64,
+        /// The measure.
+        name: &'static str,
     },
     /// The run was asked to stop and can go on later.
     #[error("stopped in {stage} after step {step}; a checkpoint is written, go on with --resume")]
     Stopped {
         /// Stage.
-        stage: &'static str,
+        stage: StageId,
         /// Steps made.
         step: u64,
     },
@@ -113,20 +119,20 @@ pub enum TrainError {
         /// Its value now.
         ours: String,
     },
-    /// Weights, averages or moments hold what is no finite number; they are not written.
+    /// Weights, averages or moments hold values that are not finite; they are not written.
     #[error(
-        "{stage}, after step {step}: {tensor} holds what is no finite number; nothing of it is \
+        "{stage}, after step {step}: {tensor} holds values that are not finite; nothing of it is \
          written, older checkpoints are intact"
     )]
     BadWeights {
         /// Stage.
-        stage: &'static str,
+        stage: StageId,
         /// Steps made.
         step: u64,
         /// The tensor, as a checkpoint names it.
         tensor: String,
     },
-    /// A loss or a gradient was no finite number; it never reached the weights.
+    /// A loss or a gradient was not finite; it never reached the weights.
     #[error("{0}")]
     NotFinite(NotFinite),
 }
@@ -135,16 +141,16 @@ pub enum TrainError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFinite {
     /// Stage.
-    pub stage: &'static str,
+    pub stage: StageId,
     /// Zero-based step.
     pub step: u64,
     /// Which part of the loss, or `gradient_norm`.
-    pub part: &'static str,
+    pub part: String,
     /// Its value.
     pub value: f64,
-    /// The coarsest scale whose loss is no number.
+    /// The coarsest scale whose loss is not finite.
     pub scale: Option<ScaleSize>,
-    /// The first parameter, in the order of the file, whose gradient is no number.
+    /// The first parameter, in the order of the file, whose gradient is not finite.
     pub parameter: Option<String>,
     /// What the loss was multiplied with.
     pub loss_scale: f64,
@@ -163,9 +169,8 @@ impl fmt::Display for NotFinite {
         write!(
             f,
             "; the weights have not seen it, checkpoints are from before: lower \
-             {}.optimisation.lr.peak in a new run",
-            // The control runs with the settings of SAR.
-            if *stage == "control" { "sar" } else { stage }
+             {}.optimization.lr.peak in a new run",
+            stage.table()
         )?;
         if *loss_scale != 1.0 {
             write!(

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::StageId;
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
@@ -15,7 +17,7 @@ pub enum Event<'a> {
     /// A stage begins.
     StageStarted {
         /// Its name.
-        stage: &'static str,
+        stage: StageId,
         /// Its steps.
         steps: u64,
         /// Steps done before, when resumed.
@@ -26,16 +28,16 @@ pub enum Event<'a> {
     /// A step was made.
     Step {
         /// Its stage.
-        stage: &'static str,
+        stage: StageId,
         /// Zero-based step.
         step: u64,
         /// Named losses, at steps that are logged only: reading them waits for the device.
-        losses: Option<&'a [(&'static str, f64)]>,
+        losses: Option<&'a [(String, f64)]>,
     },
     /// A stage is done.
     StageEnded {
         /// Its name.
-        stage: &'static str,
+        stage: StageId,
         /// Seconds.
         wall_s: f64,
     },
@@ -56,7 +58,12 @@ pub enum Event<'a> {
         /// Where.
         path: &'a Path,
     },
-    /// Something that the user should know.
+    /// Something that the run does and that the user should know.
+    Note {
+        /// One line.
+        message: &'a str,
+    },
+    /// Something that is not as it should be.
     Warning {
         /// One line.
         message: &'a str,

@@ -107,7 +107,7 @@ struct Collector<A: AutodiffBackend> {
 impl<A: AutodiffBackend> ModuleVisitor<A> for Collector<A> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
         let TensorPrimitive::Float(primitive) = param.val().into_primitive() else {
-            panic!("quantised parameters cannot be trained");
+            panic!("quantized parameters cannot be trained");
         };
         let grad = A::grad_remove(&primitive, &mut self.grads)
             .map(|g| Tensor::<A::InnerBackend, D>::from_primitive(TensorPrimitive::Float(g)));

@@ -16,7 +16,7 @@ use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, FirstToken, Pass};
 use serde::{Deserialize, Serialize};
 
-use crate::backbone_task::{TokenBatch, argmax_tokens, inputs, labels_tensor};
+use crate::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
 
 /// A mean with its bootstrap 95 % interval.
 pub type Interval = [f64; 2];
@@ -238,9 +238,9 @@ mod tests {
             SeedTree::new(1).normals(400).into_iter().map(|x| f64::from(x) * 2.0 + 5.0).collect();
         let [low, high] = bootstrap(&values, 2000, SeedTree::new(2));
         // Standard error 2 / sqrt(400) = 0.1; the interval is about 1.96 of them to each side.
-        let centre = mean(&values);
+        let center = mean(&values);
         assert!(
-            (centre - low - 0.196).abs() < 0.03 && (high - centre - 0.196).abs() < 0.03,
+            (center - low - 0.196).abs() < 0.03 && (high - center - 0.196).abs() < 0.03,
             "{low} {high}"
         );
     }

@@ -23,8 +23,8 @@ pub(crate) fn k_means(
     let n = rows.len() / c;
     assert!(n > 0, "k-means of no rows");
     let row = |i: usize| &rows[i * c..(i + 1) * c];
-    let mut centres = row(draws.below(0, n)).to_vec();
-    let mut distance: Vec<f64> = (0..n).map(|i| apart(metric, row(i), &centres)).collect();
+    let mut centers = row(draws.below(0, n)).to_vec();
+    let mut distance: Vec<f64> = (0..n).map(|i| apart(metric, row(i), &centers)).collect();
     for place in 1..k {
         let total: f64 = distance.iter().sum();
         let mut left = f64::from(draws.child("seed").uniform(place as u64)) * total;
@@ -34,33 +34,33 @@ pub(crate) fn k_means(
         });
         // All rows are seeds already: the rest repeats some.
         let chosen = chosen.unwrap_or_else(|| draws.child("repeat").below(place as u64, n));
-        let centre = row(chosen).to_vec();
+        let center = row(chosen).to_vec();
         for (i, d) in distance.iter_mut().enumerate() {
-            *d = d.min(apart(metric, row(i), &centre));
+            *d = d.min(apart(metric, row(i), &center));
         }
-        centres.extend(centre);
+        centers.extend(center);
     }
     for _ in 0..ITERATIONS {
         let mut sums = vec![0.0f64; k * c];
         let mut counts = vec![0usize; k];
         for i in 0..n {
-            let nearest = nearest(metric, row(i), &centres, c);
+            let nearest = nearest(metric, row(i), &centers, c);
             counts[nearest] += 1;
             let sum = &mut sums[nearest * c..(nearest + 1) * c];
             sum.iter_mut().zip(row(i)).for_each(|(sum, x)| *sum += f64::from(*x));
         }
-        for ((centre, sum), count) in centres.chunks_mut(c).zip(sums.chunks(c)).zip(counts) {
+        for ((center, sum), count) in centers.chunks_mut(c).zip(sums.chunks(c)).zip(counts) {
             let divisor = match metric {
                 Metric::Cosine => sum.iter().map(|x| x * x).sum::<f64>().sqrt(),
                 Metric::Euclidean => count as f64,
             };
-            // A centre that nothing is nearest to stays.
+            // A center that nothing is nearest to stays.
             if divisor > 1e-6 {
-                centre.iter_mut().zip(sum).for_each(|(centre, x)| *centre = (x / divisor) as f32);
+                center.iter_mut().zip(sum).for_each(|(center, x)| *center = (x / divisor) as f32);
             }
         }
     }
-    centres
+    centers
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -76,12 +76,12 @@ fn apart(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-fn nearest(metric: Metric, row: &[f32], centres: &[f32], c: usize) -> usize {
-    let score = |centre| match metric {
-        Metric::Cosine => dot(row, centre),
-        Metric::Euclidean => -apart(metric, row, centre) as f32,
+fn nearest(metric: Metric, row: &[f32], centers: &[f32], c: usize) -> usize {
+    let score = |center| match metric {
+        Metric::Cosine => dot(row, center),
+        Metric::Euclidean => -apart(metric, row, center) as f32,
     };
-    let scores = centres.chunks(c).map(score).enumerate();
+    let scores = centers.chunks(c).map(score).enumerate();
     scores.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(place, _)| place)
 }
 
@@ -94,14 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn rare_directions_get_centres_too() {
+    fn rare_directions_get_centers_too() {
         // A thousand rows around 0 degrees, three around 90 and three around 200.
         let common = (0..1000).flat_map(|i| at((i % 5) as f32 - 2.0));
         let rare = [89.0, 90.0, 91.0, 199.0, 200.0, 201.0].into_iter().flat_map(at);
         let rows: Vec<f32> = common.chain(rare).collect();
-        let centres = k_means(&rows, 2, 3, Metric::Cosine, SeedTree::new(0));
+        let centers = k_means(&rows, 2, 3, Metric::Cosine, SeedTree::new(0));
         let mut degrees: Vec<f32> =
-            centres.chunks(2).map(|c| c[1].atan2(c[0]).to_degrees().rem_euclid(360.0)).collect();
+            centers.chunks(2).map(|c| c[1].atan2(c[0]).to_degrees().rem_euclid(360.0)).collect();
         degrees.iter_mut().for_each(|d| *d = if *d > 350.0 { *d - 360.0 } else { *d });
         degrees.sort_by(f32::total_cmp);
         for (found, expected) in degrees.iter().zip([0.0, 90.0, 200.0]) {
@@ -112,20 +112,20 @@ mod tests {
     }
 
     #[test]
-    fn more_centres_than_rows_repeat_rows() {
+    fn more_centers_than_rows_repeat_rows() {
         let rows = [at(0.0), at(90.0)].concat();
-        let centres = k_means(&rows, 2, 5, Metric::Cosine, SeedTree::new(0));
-        assert_eq!(centres.len(), 10);
-        assert!(centres.chunks(2).all(|c| (dot(c, c) - 1.0).abs() < 1e-6));
+        let centers = k_means(&rows, 2, 5, Metric::Cosine, SeedTree::new(0));
+        assert_eq!(centers.len(), 10);
+        assert!(centers.chunks(2).all(|c| (dot(c, c) - 1.0).abs() < 1e-6));
     }
     #[test]
-    fn centres_of_distances_are_means() {
+    fn centers_of_distances_are_means() {
         // Two groups on one line through the origin, which an angle cannot tell apart.
         let rows = [[1.0, 1.0], [1.2, 1.2], [9.0, 9.0], [9.4, 9.4]].concat();
-        let mut centres = k_means(&rows, 2, 2, Metric::Euclidean, SeedTree::new(0));
-        centres.sort_by(f32::total_cmp);
-        for (found, expected) in centres.iter().zip([1.1, 1.1, 9.2, 9.2]) {
-            assert!((found - expected).abs() < 1e-5, "{centres:?}");
+        let mut centers = k_means(&rows, 2, 2, Metric::Euclidean, SeedTree::new(0));
+        centers.sort_by(f32::total_cmp);
+        for (found, expected) in centers.iter().zip([1.1, 1.1, 9.2, 9.2]) {
+            assert!((found - expected).abs() < 1e-5, "{centers:?}");
         }
     }
 }

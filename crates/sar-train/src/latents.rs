@@ -9,13 +9,18 @@
 //! be shared by runs, and a stale cache is never read. A chunk is written whole or not at all: a
 //! cache that was interrupted goes on where it was.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
-use sar_weights::NamedTensors;
+use sar_core::SeedTree;
+use sar_data::{EpochOrder, Images};
+use sar_weights::{NamedTensors, TensorInfo, WeightsFile, write_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -74,8 +79,8 @@ pub(crate) struct Extent {
 
 /// Bytes of a chunk, about.
 const CHUNK_BYTES: u64 = 16 << 20;
-/// Images that are encoded together: the same in every process, so that a chunk is the same too.
-const ENCODED_TOGETHER: usize = 32;
+/// A chunk has a multiple of so many records.
+const CHUNK_UNIT: usize = 32;
 
 impl Extent {
     pub(crate) fn records(&self) -> usize {
@@ -93,20 +98,35 @@ impl Extent {
 
     fn chunk_records(&self) -> usize {
         let fit = (CHUNK_BYTES / self.record_bytes().max(1)) as usize;
-        fit.next_multiple_of(ENCODED_TOGETHER).max(ENCODED_TOGETHER)
+        fit.next_multiple_of(CHUNK_UNIT).max(CHUNK_UNIT)
     }
 }
 
-/// A whole cache, open for reading.
+/// A whole cache, open for reading; clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct LatentCache(Arc<Chunks>);
+
 #[derive(Debug)]
-pub(crate) struct LatentCache {
+struct Chunks {
     folder: PathBuf,
     extent: Extent,
     /// Where the latents of each chunk begin.
     starts: Vec<u64>,
     /// The class of each record.
     labels: Vec<usize>,
+    /// Chunks that are open, some of those that were read last.
+    open: Mutex<HashMap<usize, File>>,
 }
+
+/// Chunks that are kept open: a fraction of what systems allow.
+const MOST_OPEN: usize = 128;
+
+/// Which chunks were found as they were written, by length and time of change: they are not read through
+/// again at every start.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+struct Verified(BTreeMap<String, (u64, u128)>);
+
+const VERIFIED: &str = "verified.json";
 
 // In a file tensors lie in the order of their names.
 const LABELS: &str = "labels";
@@ -118,7 +138,7 @@ type Encoded<B> = (Tensor<B, 4>, Vec<usize>);
 impl LatentCache {
     /// Makes what is missing of the cache, or damaged, and opens it.
     ///
-    /// `encode` gives the latents of some records; it runs on `workers` threads.
+    /// `encode` gives the latents of some records, so many at a time; it runs on `workers` threads.
     /// `progress` hears of the records that are there, and says whether to go on.
     ///
     /// # Errors
@@ -126,37 +146,89 @@ impl LatentCache {
     pub(crate) fn open<B: Backend>(
         folder: PathBuf,
         extent: Extent,
-        workers: usize,
+        [workers, batch_size]: [usize; 2],
         encode: impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync,
         mut progress: impl FnMut(usize) -> Result<(), TrainError>,
     ) -> Result<Self, TrainError> {
         std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder, "cannot be made"))?;
         let (n, size) = (extent.records(), extent.chunk_records());
         let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
+        let known = Verified::read(&folder);
+        let mut verified = Verified::default();
         for (chunk, start) in (0..n).step_by(size).enumerate() {
             let path = chunk_path(&folder, chunk);
             let end = n.min(start + size);
-            let of_chunk = match whole_chunk(&path, extent, end - start) {
+            let is_known = Verified::stamp(&path)
+                .is_some_and(|stamp| known.0.get(&key(chunk)) == Some(&stamp));
+            let of_chunk = match labels_of_chunk(&path, extent, end - start, is_known) {
                 Some(labels) => labels,
                 None => {
-                    write_chunk(&path, extent, start..end, workers, &encode, || progress(start))?
+                    let at_once = [workers, batch_size];
+                    write_chunk(&path, extent, start..end, at_once, &encode, || progress(start))?
                 }
             };
             labels.extend(of_chunk.into_iter().map(|label| label as usize));
             starts.push(start_of_values(&path, extent, end - start)?);
+            verified.0.extend(Verified::stamp(&path).map(|stamp| (key(chunk), stamp)));
             progress(end)?;
         }
-        Ok(Self { folder, extent, starts, labels })
+        if verified != known {
+            let json = serde_json::to_string(&verified).expect("plain values");
+            write_bytes(&folder.join(VERIFIED), json.as_bytes())?;
+        }
+        let open = Mutex::default();
+        Ok(Self(Arc::new(Chunks { folder, extent, starts, labels, open })))
     }
 
-    /// Channels, height and width of a latent.
-    pub(crate) fn shape_chw(&self) -> [usize; 3] {
-        self.extent.shape_chw
+    /// Reads batches of images from batch `first` on, in an order, each image in a variant that its
+    /// stream draws; a thread reads ahead.
+    pub(crate) fn load_ahead(
+        &self,
+        stage: SeedTree,
+        mut order: EpochOrder,
+        size: usize,
+        first: u64,
+    ) -> LatentLoader {
+        let (sender, batches) = sync_channel(AHEAD);
+        let cache = self.clone();
+        std::thread::spawn(move || {
+            for batch in first.. {
+                let start = batch * size as u64;
+                let batch = cache.batch(stage, &mut order, start..start + size as u64);
+                let is_last = batch.is_err();
+                // Nobody waits for more where the loader is gone.
+                if sender.send(batch).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        LatentLoader { batches, next: first }
     }
 
-    /// The number of variants of each image.
-    pub(crate) fn variants(&self) -> usize {
-        self.extent.variants
+    fn batch(
+        &self,
+        stage: SeedTree,
+        order: &mut EpochOrder,
+        positions: std::ops::Range<u64>,
+    ) -> Result<LatentBatch, TrainError> {
+        let Extent { variants, shape_chw: [c, h, w], .. } = self.0.extent;
+        let size = (positions.end - positions.start) as usize;
+        let mut batch = LatentBatch {
+            values: Vec::with_capacity(size * c * h * w),
+            shape_bchw: [size, c, h, w],
+            labels: Vec::with_capacity(size),
+            streams: Vec::with_capacity(size),
+        };
+        for position in positions {
+            let image = order.index(position);
+            let stream = Images::stream(stage, position);
+            let variant = stream.child("variant").below(0, variants);
+            let (values, label) = self.read(image, variant)?;
+            batch.values.extend(values);
+            batch.labels.push(label);
+            batch.streams.push(stream);
+        }
+        Ok(batch)
     }
 
     /// One latent, row-major, and its class.
@@ -166,52 +238,117 @@ impl LatentCache {
     ///
     /// # Panics
     /// If there is no such image or variant.
-    pub(crate) fn read(
-        &self,
-        image: usize,
-        variant: usize,
-    ) -> Result<(Vec<f32>, usize), TrainError> {
-        let Extent { images, variants, shape_chw, precision } = self.extent;
+    fn read(&self, image: usize, variant: usize) -> Result<(Vec<f32>, usize), TrainError> {
+        let Chunks { folder, extent, starts, labels, open } = &*self.0;
+        let Extent { images, variants, shape_chw, precision } = *extent;
         assert!(image < images && variant < variants, "latent {image}.{variant}");
         let record = image * variants + variant;
-        let (chunk, place) =
-            (record / self.extent.chunk_records(), record % self.extent.chunk_records());
-        let path = chunk_path(&self.folder, chunk);
-        let mut bytes = vec![0; self.extent.record_bytes() as usize];
+        let (chunk, place) = (record / extent.chunk_records(), record % extent.chunk_records());
+        let path = chunk_path(folder, chunk);
+        let mut bytes = vec![0; extent.record_bytes() as usize];
         let mut read = || -> std::io::Result<()> {
-            let mut file = File::open(&path)?;
-            let at = self.starts[chunk] + place as u64 * self.extent.record_bytes();
+            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            if !open.contains_key(&chunk) {
+                if open.len() >= MOST_OPEN {
+                    open.clear();
+                }
+                open.insert(chunk, File::open(&path)?);
+            }
+            let file = open.get_mut(&chunk).expect("opened");
+            let at = starts[chunk] + place as u64 * extent.record_bytes();
             file.seek(SeekFrom::Start(at))?;
             file.read_exact(&mut bytes)
         };
         read().map_err(TrainError::io(&path, "cannot be read"))?;
         let data = TensorData::from_bytes_vec(bytes, shape_chw.to_vec(), precision.dtype());
-        Ok((data.convert::<f32>().into_vec().expect("f32"), self.labels[record]))
+        Ok((data.convert::<f32>().into_vec().expect("f32"), labels[record]))
     }
 }
 
-fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
-    folder.join(format!("{chunk:05}.safetensors"))
+/// Stored latents of some images.
+#[derive(Debug)]
+pub(crate) struct LatentBatch {
+    pub(crate) values: Vec<f32>,
+    pub(crate) shape_bchw: [usize; 4],
+    pub(crate) labels: Vec<usize>,
+    pub(crate) streams: Vec<SeedTree>,
 }
 
-/// The labels of a chunk, if it is there, of the right shape, and as it was written.
-fn whole_chunk(path: &Path, extent: Extent, n: usize) -> Option<Vec<i64>> {
-    let mut tensors = NamedTensors::read_safetensors(path).ok()?;
+/// Batches of latents, in their order.
+#[derive(Debug)]
+pub(crate) struct LatentLoader {
+    batches: Receiver<Result<LatentBatch, TrainError>>,
+    next: u64,
+}
+
+/// Batches that are read ahead.
+const AHEAD: usize = 4;
+
+impl LatentLoader {
+    /// The number of the batch that comes next.
+    pub(crate) fn next_batch(&self) -> u64 {
+        self.next
+    }
+
+    /// The next batch.
+    ///
+    /// # Errors
+    /// If a chunk of it cannot be read; nothing comes after that.
+    pub(crate) fn next(&mut self) -> Result<LatentBatch, TrainError> {
+        self.next += 1;
+        self.batches.recv().expect("the thread goes on until somebody hears of an error")
+    }
+}
+
+impl Verified {
+    /// What is known of a folder; nothing, where it cannot be read.
+    fn read(folder: &Path) -> Self {
+        let text = std::fs::read_to_string(folder.join(VERIFIED)).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// Length and time of the last change, nanoseconds.
+    fn stamp(path: &Path) -> Option<(u64, u128)> {
+        let file = std::fs::metadata(path).ok()?;
+        let changed = file.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some((file.len(), changed.as_nanos()))
+    }
+}
+
+fn key(chunk: usize) -> String {
+    format!("{chunk:05}")
+}
+
+fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
+    folder.join(format!("{}.safetensors", key(chunk)))
+}
+
+/// The labels of a chunk, if it is there, of the right shape, and as it was written; the latents of one
+/// that is known to be are not read.
+fn labels_of_chunk(path: &Path, extent: Extent, n: usize, is_known: bool) -> Option<Vec<i64>> {
+    let mut file = WeightsFile::open(path).ok()?;
     let [c, h, w] = extent.shape_chw;
-    let latents = tensors.remove(LATENTS)?;
-    let labels = tensors.remove(LABELS)?;
-    let fits = latents.shape[..] == [n, c, h, w]
-        && latents.dtype == extent.precision.dtype()
-        && labels.shape[..] == [n]
-        && tensors.is_empty();
-    labels.into_vec::<i64>().ok().filter(|_| fits)
+    let info = |name: &str, dtype, shape: &[usize]| TensorInfo {
+        name: name.into(),
+        dtype,
+        shape: shape.to_vec(),
+    };
+    let expected =
+        [info(LABELS, DType::I64, &[n]), info(LATENTS, extent.precision.dtype(), &[n, c, h, w])];
+    if file.tensors() != expected {
+        return None;
+    }
+    if !is_known {
+        file.verify().ok()?;
+    }
+    file.read(LABELS).ok()?.into_vec::<i64>().ok()
 }
 
 fn write_chunk<B: Backend>(
     path: &Path,
     extent: Extent,
     records: std::ops::Range<usize>,
-    workers: usize,
+    [workers, batch_size]: [usize; 2],
     encode: &(impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync),
     mut before_each: impl FnMut() -> Result<(), TrainError>,
 ) -> Result<Vec<i64>, TrainError> {
@@ -221,8 +358,8 @@ fn write_chunk<B: Backend>(
     let mut labels = Vec::with_capacity(n);
     let parts: Vec<_> = records
         .clone()
-        .step_by(ENCODED_TOGETHER)
-        .map(|start| start..records.end.min(start + ENCODED_TOGETHER))
+        .step_by(batch_size)
+        .map(|start| start..records.end.min(start + batch_size))
         .collect();
     for group in parts.chunks(workers.max(1)) {
         before_each()?;
@@ -277,7 +414,7 @@ mod tests {
             let data = TensorData::new(values, [n, 3, 2, 1]);
             Ok((Tensor::<Flex, 4>::from_data(data, &Default::default()), labels))
         };
-        LatentCache::open(folder.to_owned(), extent, 2, encode, |_| Ok(())).unwrap()
+        LatentCache::open(folder.to_owned(), extent, [2, 32], encode, |_| Ok(())).unwrap()
     }
 
     #[test]

@@ -9,29 +9,39 @@ pub mod schedule;
 
 pub mod ema;
 pub mod gradients;
+pub mod graphs;
+pub mod learner;
 pub mod loss_scale;
 pub mod optim;
 pub mod step;
 
-pub mod backbone_task;
-pub mod tokenizer_task;
+pub mod tokens;
+
+pub mod backbone_loss;
+pub mod tokenizer_loss;
 
 pub mod held_out;
 pub mod report;
 
+mod stage_id;
+
 mod checkpoint;
+mod run_dir;
+mod stage;
+mod watch;
+
+mod batches;
 mod k_means;
 pub mod latents;
-pub mod plan;
-pub mod released;
-pub mod run;
-mod run_dir;
-pub mod sampling;
-mod stage;
-mod tasks;
 mod tokenizer_meter;
-mod watch;
-pub mod weights;
+
+mod backbone_stage;
+mod tokenizer_stage;
+
+mod figures;
+mod init;
+pub mod plan;
+pub mod run;
 
 pub mod error;
 pub mod event;
@@ -39,4 +49,4 @@ pub mod event;
 pub use error::TrainError;
 pub use recipe::{Recipe, RecipeError};
 pub use run::{Execution, train};
-pub use run_dir::write_whole;
+pub use stage_id::StageId;

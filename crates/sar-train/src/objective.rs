@@ -1,8 +1,8 @@
 //! What a backbone is trained for, as data.
 
 use sar_core::ScaleSchedule;
-use sar_loss::{Contrast, Reduction};
-use sar_rollout::{Choice, Guidance, OwnScales, Predictions, Sampler, Transitions};
+use sar_loss::{Reduction, StudentTarget};
+use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
 use serde::{Deserialize, Serialize};
 
 /// Teacher forcing alone, or with a student term.
@@ -18,17 +18,17 @@ pub enum Objective {
         /// Where the rollout's tokens come from.
         predictions: Predictions,
         /// Which scales of the student's context are predictions.
-        own: OwnScales,
+        student_context: StudentContext,
         /// Which transitions the student predicts.
         transitions: Transitions,
         /// What the student is compared with.
-        contrast: Contrast,
-        /// Whether the student pass draws its own condition dropout.
+        student_target: StudentTarget,
+        /// Whether the student pass draws its own class dropout.
         condition: ConditionDraw,
     },
 }
 
-/// When condition dropout is drawn.
+/// When class dropout is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConditionDraw {
@@ -44,9 +44,9 @@ impl Objective {
         Self::Sar {
             weight,
             predictions: Predictions::TeacherArgmax,
-            own: OwnScales::All,
+            student_context: StudentContext::All,
             transitions: Transitions::All,
-            contrast: Contrast::TeacherTokens,
+            student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::Once,
         }
     }
@@ -60,9 +60,9 @@ impl Objective {
         Self::Sar {
             weight: 0.01,
             predictions: Predictions::TeacherSample { sampler },
-            own: OwnScales::All,
+            student_context: StudentContext::All,
             transitions: Transitions::Last,
-            contrast: Contrast::TeacherTokens,
+            student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::PerPass,
         }
     }
@@ -113,14 +113,15 @@ pub enum BackboneMeasure {
     StudentLoss,
 }
 
-/// Regularisation of a backbone stage; none of it is active in evaluation.
+/// Regularization of a backbone stage; none of it is active in evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Regularisation {
+pub struct Regularization {
     /// Probability that an image's class is replaced by the null class (published: 0.1).
-    pub condition_dropout: f64,
-    /// Stochastic depth of the last block (published: 0.1 * depth / 24).
-    pub stochastic_depth: f64,
+    pub class_dropout_prob: f64,
+    /// Probability that stochastic depth drops a branch of the last block, rising linearly from 0 at
+    /// the first (published: 0.1 * depth / 24).
+    pub drop_path_rate: f64,
     /// Label smoothing of the teacher-forced loss (published: 0).
     pub label_smoothing: f64,
     /// How token losses of the teacher pass become one number.
@@ -135,12 +136,12 @@ mod tests {
     fn compute_by_hand() {
         let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
         let passes = |transitions, predictions| {
-            let Objective::Sar { weight, own, contrast, condition, .. } = Objective::paper(1.0)
-            else {
+            let mut objective = Objective::paper(1.0);
+            let Objective::Sar { transitions: t, predictions: p, .. } = &mut objective else {
                 unreachable!()
             };
-            Objective::Sar { weight, predictions, own, transitions, contrast, condition }
-                .passes(&schedule)
+            (*t, *p) = (transitions, predictions);
+            objective.passes(&schedule)
         };
         let argmax = Predictions::TeacherArgmax;
         assert_eq!(Objective::TeacherForcing.passes(&schedule), 1.0);

@@ -104,6 +104,11 @@ impl<B: Backend> AdamW<B> {
         module
     }
 
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// The moments by parameter name, for a checkpoint.
     pub fn moments(&self) -> impl Iterator<Item = NamedMoments<'_, B>> {
         self.slots.iter().map(|slot| {

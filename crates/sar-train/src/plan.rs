@@ -1,16 +1,17 @@
 //! What a run will do, said before anything is done.
 
 use burn::module::Module;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::AutodiffBackend;
+use sar_core::TrainingSchedule;
 use sar_data::{Images, ReadAhead};
-use sar_model::Backbone;
-use sar_tokenizer::{Tokenizer, TokenizerConfig};
-use sar_weights::{Layout, parameters};
+use sar_tokenizer::TokenizerConfig;
 
-use crate::TrainError;
+use crate::init::Initial;
 use crate::latents::{Extent, Latents};
+use crate::learner::Optimization;
 use crate::recipe::Recipe;
-use crate::step::Optimisation;
+use crate::run::check_precision;
+use crate::{StageId, TrainError};
 
 /// The plan of a run.
 #[derive(Clone, Debug)]
@@ -27,21 +28,27 @@ pub struct Plan {
     pub latents: Option<(usize, u64)>,
     /// Files that the run will write, with their bytes, latents not counted.
     pub files: Vec<(String, u64)>,
+    /// Memory of measuring, sampling and caching, bytes: an estimate.
+    pub evaluation_memory: u64,
     /// Memory at its peak, bytes: an estimate from shapes, not a measurement.
     pub memory: u64,
+    /// How many images train, and what is left out, in a line.
+    pub summary: String,
+    /// What the user should know of images and weights: a line each.
+    pub notes: Vec<String>,
 }
 
 /// One stage of a plan.
 #[derive(Clone, Debug)]
 pub struct PlannedStage {
-    /// Its name.
-    pub name: &'static str,
-    /// Optimisation steps; 0 keeps the weights that it starts from.
+    /// Which.
+    pub id: StageId,
+    /// Optimization steps; 0 keeps the weights that it starts from.
     pub steps: u64,
     /// Images per step,
-    pub batch: usize,
+    pub batch_size: usize,
     /// in so many parts.
-    pub micro_batches: usize,
+    pub grad_accum_steps: usize,
     /// Parameters that it trains.
     pub parameters: usize,
     /// Passes over all training images.
@@ -53,93 +60,67 @@ pub struct PlannedStage {
 /// Bytes of a float.
 const F32: u64 = 4;
 
-/// Plans a run; `workers` micro-batches run side by side.
+/// Plans a run; `workers` micro-batches run side by side. Everything is checked that a run checks before
+/// its first step.
 ///
 /// # Errors
-/// As a run would before its first step: if the recipe does not fit its images.
-pub fn plan<B: Backend>(
+/// As a run would before its first step: if the recipe does not fit its images, its weights or the
+/// device.
+pub fn plan<A: AutodiffBackend>(
     recipe: &Recipe,
     workers: usize,
-    device: &B::Device,
+    device: &A::Device,
 ) -> Result<Plan, TrainError> {
+    check_precision::<A>(recipe, device)?;
     let images = Images::open(&recipe.data, ReadAhead::default())?;
+    let initial = Initial::<A::InnerBackend>::load(recipe, images.classes(), device)?;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
-    let n_tokenizer = count(&Tokenizer::<B>::new(model, device)?, model.layout());
+    let n_tokenizer = initial.tokenizer.num_params();
     let config = recipe.backbone_config(classes);
-    let n_backbone = count(&Backbone::<B>::new(&config, device)?, &sar_model::LAYOUT);
+    let n_backbone = initial.backbone.num_params();
 
     let side = recipe.data.side as usize;
-    let tokenizer_floats = tokenizer_activations(model, side);
     let l = recipe.scales().n_tokens();
     let tokens = match &recipe.backbone.schedule {
-        sar_core::TrainingSchedule::Fixed { .. } => l,
-        sar_core::TrainingSchedule::Random { max_tokens, .. } => l.max(*max_tokens),
+        TrainingSchedule::Fixed { .. } => l,
+        TrainingSchedule::Random { max_tokens, .. } => l.max(*max_tokens),
     };
-    let (d, h) = (config.width as u64, config.heads as u64);
+    let (d, h) = (config.shape.width as u64, config.shape.heads as u64);
+    let v = config.codebook_size as u64;
     // What a token leaves for the backward pass: in each block about 40 rows of the width and three
     // rows of attention scores, then four rows of logits.
-    let pass_floats =
-        |n: u64| n * (config.depth as u64 * (40 * d + 3 * h * n) + 4 * config.codebook_size as u64);
-
-    let stage = |name,
-                 steps,
-                 optimisation: &Optimisation,
-                 parameters: usize,
-                 floats: u64,
-                 frozen: usize| {
-        let Optimisation { batch, micro_batches, ema, .. } = *optimisation;
-        let at_once = micro_batches.min(workers) as u64 * (batch / micro_batches) as u64;
-        // Weights, gradients (one set per worker and their sum), two moments, the average.
-        let sets = 3
-            + micro_batches.min(workers) as u64
-            + u64::from(micro_batches > 1)
-            + u64::from(ema > 0.0);
-        PlannedStage {
-            name,
-            steps,
-            batch,
-            micro_batches,
-            parameters,
-            epochs: steps as f64 * batch as f64 / images.n_train() as f64,
-            memory: F32 * (sets * parameters as u64 + at_once * floats + frozen as u64),
-        }
-    };
+    let pass_floats = |n: u64| n * (config.shape.depth as u64 * (40 * d + 3 * h * n) + 4 * v);
     let teacher_floats = pass_floats(tokens as u64);
     let student = recipe.sar.objective.passes(recipe.scales()) - 1.0;
     let sar_floats = teacher_floats + (teacher_floats as f64 * student) as u64;
-    let sar = &recipe.sar;
-    let mut stages = vec![
-        stage(
-            "tokenizer",
-            recipe.tokenizer.steps,
-            &recipe.tokenizer.optimisation,
-            n_tokenizer,
-            tokenizer_floats,
-            0,
-        ),
-        stage(
-            "teacher",
-            recipe.teacher.steps,
-            &recipe.teacher.optimisation,
-            n_backbone,
-            teacher_floats,
-            n_tokenizer,
-        ),
-        stage(
-            "sar",
-            sar.steps,
-            &sar.optimisation,
-            n_backbone,
-            sar_floats,
-            n_tokenizer + n_backbone,
-        ),
-    ];
-    if sar.control {
-        let steps = recipe.control_steps();
-        let frozen = n_tokenizer + n_backbone;
-        stages.push(stage("control", steps, &sar.optimisation, n_backbone, teacher_floats, frozen));
-    }
+
+    let stage = |id: StageId| {
+        let optimization = recipe.optimization(id);
+        let Optimization { batch_size, grad_accum_steps, ema, .. } = *optimization;
+        let at_once = grad_accum_steps.min(workers) as u64;
+        let (parameters, floats, frozen) = match id {
+            StageId::Tokenizer => (n_tokenizer, tokenizer_activations(model, side), 0),
+            StageId::Pretrain => (n_backbone, teacher_floats, n_tokenizer),
+            StageId::Sar => (n_backbone, sar_floats, n_tokenizer + n_backbone),
+            StageId::Control => (n_backbone, teacher_floats, n_tokenizer + n_backbone),
+        };
+        // Weights, gradients (one set per worker and their sum), two moments, the average.
+        let sets = 3 + at_once + u64::from(grad_accum_steps > 1) + u64::from(ema > 0.0);
+        let images_at_once = at_once * (batch_size / grad_accum_steps) as u64;
+        let steps = recipe.steps(id);
+        PlannedStage {
+            id,
+            steps,
+            batch_size,
+            grad_accum_steps,
+            parameters,
+            epochs: steps as f64 * batch_size as f64 / images.n_train() as f64,
+            memory: F32 * (sets * parameters as u64 + images_at_once * floats + frozen as u64),
+        }
+    };
+    let is_run = |id: &StageId| *id != StageId::Control || recipe.sar.control;
+    let stages: Vec<PlannedStage> = StageId::ALL.into_iter().filter(is_run).map(stage).collect();
 
     let latents = match &recipe.latents {
         Latents::Online {} => None,
@@ -151,48 +132,51 @@ pub fn plan<B: Backend>(
             Some((extent.records(), extent.bytes()))
         }
     };
+    // Without a backward pass a few of the largest maps are alive at once, or the rows of one block and
+    // two sets of logits; cached latents are encoded by all workers.
+    let largest_map = (0..model.channel_multipliers.len())
+        .map(|level| model.channels(level) * (side >> level) * (side >> level))
+        .max()
+        .unwrap_or(0) as u64;
+    let encoders = if latents.is_some() { workers as u64 } else { 1 };
+    let forward = (4 * largest_map * encoders).max(l as u64 * (16 * d + 2 * h * l as u64 + 2 * v));
+    let evaluation_memory = F32
+        * (recipe.evaluation.batch_size as u64 * forward + (n_tokenizer + 2 * n_backbone) as u64);
+    let of_stages = stages.iter().map(|stage| stage.memory).max().unwrap_or(0);
     Ok(Plan {
         images: [images.n_train(), images.n_held_out()],
         classes,
         tokens: l,
         latents,
         files: files(&stages, recipe),
-        memory: stages.iter().map(|stage| stage.memory).max().unwrap_or(0),
+        summary: images.summary(),
+        evaluation_memory,
+        memory: of_stages.max(evaluation_memory),
         stages,
+        notes: [images.notes(), &initial.notes].concat(),
     })
 }
 
 fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
     let mut files = Vec::new();
-    for stage in stages {
-        let weights = F32 * stage.parameters as u64;
-        let ema = match stage.name {
-            "tokenizer" => recipe.tokenizer.optimisation.ema,
-            "teacher" => recipe.teacher.optimisation.ema,
-            _ => recipe.sar.optimisation.ema,
-        };
-        let averages = u64::from(ema > 0.0 && stage.steps > 0);
-        let name = match stage.name {
-            "tokenizer" => "tokenizer".to_owned(),
-            name => format!("backbone-{name}"),
-        };
-        files.push((format!("{name}.safetensors"), weights));
-        if averages > 0 {
-            files.push((format!("{name}-average.safetensors"), weights));
+    for &PlannedStage { id, steps, parameters, .. } in stages {
+        let weights = F32 * parameters as u64;
+        let has_average = recipe.optimization(id).ema > 0.0 && steps > 0;
+        let has_best = recipe.log.measures() && steps > 0;
+        files.push((format!("{}.safetensors", id.weights()), weights));
+        for (what, is_made) in [("average", has_average), ("best", has_best)] {
+            if is_made {
+                files.push((format!("{}-{what}.safetensors", id.weights()), weights));
+            }
         }
-        if stage.steps > 0 {
+        if steps > 0 {
             // The last two, and the best where anything is measured.
-            let kept = 2 + u64::from(recipe.log.measures());
-            let checkpoints = format!("checkpoints/{}-*.safetensors, at most {kept}", stage.name);
-            files.push((checkpoints, kept * (3 + averages) * weights));
+            let kept = 2 + u64::from(has_best);
+            let checkpoints = format!("checkpoints/{id}-*.safetensors, at most {kept}");
+            files.push((checkpoints, kept * (3 + u64::from(has_average)) * weights));
         }
     }
     files
-}
-
-/// The number of parameters, none of which is allocated.
-fn count<B: Backend, M: Module<B>>(module: &M, layout: &Layout) -> usize {
-    parameters(module, layout).iter().map(|p| p.shape.iter().product::<usize>()).sum()
 }
 
 /// Floats that the backward pass of an image keeps, about twelve maps a residual block, at the finest

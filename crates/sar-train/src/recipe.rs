@@ -3,22 +3,24 @@
 //! A recipe is complete: no field has a default in code, so that the file says all. The command
 //! line is a recipe plus `key.path=value` settings.
 
-use std::collections::BTreeSet;
+mod fields;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::DataRecipe;
-use sar_model::{BackboneConfig, Init, PositionsConfig, Precision};
+use sar_model::{BackboneConfig, BackboneShape, Init, PositionsConfig, Precision};
 use sar_rollout::Sampler;
 use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use self::fields::{first_difference, forget, not_finite, set, unknown_key};
 use crate::latents::Latents;
-use crate::objective::{BackboneMeasure, Objective, Regularisation};
-use crate::step::Optimisation;
+use crate::learner::Optimization;
+use crate::objective::{BackboneMeasure, Objective, Regularization};
 use crate::validate::validate;
+use crate::{StageId, TrainError};
 
 /// Recipes that come with the program.
 pub const BUILT_IN: [(&str, &str); 6] = [
@@ -42,12 +44,12 @@ pub struct Recipe {
     pub data: DataRecipe,
     /// First stage.
     pub tokenizer: TokenizerRecipe,
-    /// Shape and initialisation of the backbone.
+    /// Shape and initialization of the backbone.
     pub backbone: BackboneRecipe,
     /// Second stage: teacher forcing.
-    pub teacher: BackboneStage,
-    /// Third stage: SAR from the teacher's weights.
-    pub sar: SarStage,
+    pub pretrain: PretrainRecipe,
+    /// Third stage: SAR from the pre-trained weights.
+    pub sar: SarRecipe,
     /// Whether the backbone stages encode images or read latents that were encoded before.
     pub latents: Latents,
     /// What is measured and drawn at the end.
@@ -67,27 +69,66 @@ pub enum InitFrom {
     Weights {
         /// The file; a relative path starts at the working directory.
         path: PathBuf,
+        /// What the file puts in front of the model's names, where it holds several models.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<String>,
+        /// What of a backbone may be made anew where the file's does not fit.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        adapt: Vec<Adapt>,
     },
+}
+
+/// A part of a backbone that may be made anew, to fine-tune weights on other data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Adapt {
+    /// The class embedding, for other classes; those of the same name are kept.
+    Classes,
+    /// The input embedding and the head, for another codebook.
+    Codes,
 }
 
 /// The tokenizer and its training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerRecipe {
-    /// Optimisation steps; 0 keeps the weights that it starts from.
+    /// Optimization steps; 0 keeps the weights that it starts from.
     pub steps: u64,
     /// The weights that it starts from.
     pub init_from: InitFrom,
+    /// The weights that it ends with.
+    pub output: Output,
     /// Shape.
     pub model: TokenizerConfig,
-    /// Optimisation.
-    pub optimisation: Optimisation,
+    /// Optimization.
+    pub optimization: Optimization,
     /// Weights of the loss terms.
     pub loss: TokenizerLoss,
-    /// Steps between looks for codes that nothing used; 0 never looks.
-    pub revive_every: u64,
-    /// No code is revived after this step, so that the codebook can settle.
-    pub revive_until: u64,
+    /// When codes that nothing uses get new places.
+    pub dead_code_restart: DeadCodeRestart,
+}
+
+/// When codes that nothing uses get new places, those of latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadCodeRestart {
+    /// Steps between looks for such codes; 0 never looks.
+    pub every: u64,
+    /// No code is moved after this step, so that the codebook can settle.
+    pub until: u64,
+}
+
+/// Which weights a stage ends with: the next stage starts from them, the samples show them, and the file
+/// that has the stage's name holds them. The others are written beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// Those after the last step.
+    Last,
+    /// Those of the checkpoint that measured best on held-out images.
+    Best,
+    /// Their average over the steps.
+    Average,
 }
 
 /// Weights of the tokenizer's loss terms.
@@ -108,25 +149,15 @@ pub struct TokenizerLoss {
     pub coarse: f64,
 }
 
-/// Shape of the backbone.
+/// The backbone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct BackboneRecipe {
-    /// Number of blocks.
-    pub depth: usize,
-    /// Channels of a token.
-    pub width: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Hidden channels of the MLP as a multiple of `width`.
-    pub mlp_ratio: usize,
-    /// One adaptive projection for all blocks.
-    pub shared_adaln: bool,
-    /// l2-normalised queries and keys.
-    pub qk_l2_norm: bool,
+    /// Shape of the transformer.
+    #[serde(flatten)]
+    pub shape: BackboneShape,
     /// Where positions come from.
     pub positions: PositionsRecipe,
-    /// Initialisation.
+    /// Initialization.
     pub init: Init,
     /// Type of the matrix products in training; evaluation is in single precision.
     pub precision: Precision,
@@ -147,39 +178,43 @@ pub enum PositionsRecipe {
     PerToken {},
 }
 
-/// A stage that trains the backbone.
+/// Teacher forcing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BackboneStage {
-    /// Optimisation steps; 0 keeps the weights that it starts from.
+pub struct PretrainRecipe {
+    /// Optimization steps; 0 keeps the weights that it starts from.
     pub steps: u64,
     /// The weights that it starts from.
     pub init_from: InitFrom,
     /// What decides which of its checkpoints is the best.
-    pub best_by: BackboneMeasure,
-    /// Optimisation.
-    pub optimisation: Optimisation,
-    /// Regularisation.
-    pub regularisation: Regularisation,
+    pub monitor: BackboneMeasure,
+    /// The weights that it ends with.
+    pub output: Output,
+    /// Optimization.
+    pub optimization: Optimization,
+    /// Regularization.
+    pub regularization: Regularization,
 }
 
 /// The SAR stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SarStage {
-    /// Optimisation steps.
+pub struct SarRecipe {
+    /// Optimization steps.
     pub steps: u64,
     /// What decides which of its checkpoints is the best.
-    pub best_by: BackboneMeasure,
-    /// What is optimised.
+    pub monitor: BackboneMeasure,
+    /// The weights that it, and its control, end with.
+    pub output: Output,
+    /// What is optimized.
     pub objective: Objective,
     /// Whether teacher forcing for the same number of passes runs from the same weights, as the
     /// control that SAR is compared with.
     pub control: bool,
-    /// Optimisation; the learning rates are stated here and nowhere derived.
-    pub optimisation: Optimisation,
-    /// Regularisation.
-    pub regularisation: Regularisation,
+    /// Optimization; the learning rates are stated here and nowhere derived.
+    pub optimization: Optimization,
+    /// Regularization.
+    pub regularization: Regularization,
 }
 
 /// Evaluation and pictures.
@@ -188,6 +223,9 @@ pub struct SarStage {
 pub struct EvaluationRecipe {
     /// Held-out images that the figures are of, from all over the split; 0: all of them.
     pub images: usize,
+    /// Images at a time when nothing is trained: figures, samples, cached latents. It decides how much
+    /// memory these take, and nothing else.
+    pub batch_size: usize,
     /// Images per class in the sample grids.
     pub samples_per_class: usize,
     /// How they are sampled.
@@ -302,28 +340,12 @@ impl Recipe {
 
     /// The backbone's full configuration for a number of classes.
     pub fn backbone_config(&self, classes: usize) -> BackboneConfig {
-        let BackboneRecipe {
-            depth,
-            width,
-            heads,
-            mlp_ratio,
-            shared_adaln,
-            qk_l2_norm,
-            positions,
-            init: _,
-            precision: _,
-            schedule: _,
-        } = self.backbone;
+        let BackboneRecipe { shape, positions, .. } = self.backbone;
         BackboneConfig {
-            depth,
-            width,
-            heads,
-            mlp_ratio,
+            shape,
             classes,
             codebook_size: self.tokenizer.model.codebook_size,
             codebook_dim: self.tokenizer.model.codebook_dim,
-            shared_adaln,
-            qk_l2_norm,
             positions: match positions {
                 PositionsRecipe::Grid { side } => PositionsConfig::Grid { side },
                 PositionsRecipe::PerToken {} => {
@@ -343,6 +365,35 @@ impl Recipe {
         toml::to_string(self).expect("recipes are tables of plain values")
     }
 
+    /// Steps of a stage.
+    pub fn steps(&self, stage: StageId) -> u64 {
+        match stage {
+            StageId::Tokenizer => self.tokenizer.steps,
+            StageId::Pretrain => self.pretrain.steps,
+            StageId::Sar => self.sar.steps,
+            StageId::Control if self.sar.control => self.control_steps(),
+            StageId::Control => 0,
+        }
+    }
+
+    /// How a stage is optimized.
+    pub fn optimization(&self, stage: StageId) -> &Optimization {
+        match stage {
+            StageId::Tokenizer => &self.tokenizer.optimization,
+            StageId::Pretrain => &self.pretrain.optimization,
+            StageId::Sar | StageId::Control => &self.sar.optimization,
+        }
+    }
+
+    /// The weights that a stage ends with.
+    pub fn output(&self, stage: StageId) -> Output {
+        match stage {
+            StageId::Tokenizer => self.tokenizer.output,
+            StageId::Pretrain => self.pretrain.output,
+            StageId::Sar | StageId::Control => self.sar.output,
+        }
+    }
+
     /// Steps of the control: as many teacher-forced passes as SAR makes.
     pub fn control_steps(&self) -> u64 {
         let passes = self.sar.objective.passes(self.scales());
@@ -352,22 +403,23 @@ impl Recipe {
     /// Names what decides a cached latent beside the tokenizer's weights and the images: CRC-32, in
     /// hexadecimal.
     pub(crate) fn latent_settings_checksum(&self) -> String {
-        let Self { seed, data, latents, .. } = self;
-        let latents = match latents {
-            Latents::Online {} => None,
-            // Where they lie decides nothing.
-            Latents::Cached { folder: _, variants, precision } => Some((variants, precision)),
-        };
-        let text = serde_json::to_string(&(seed, data, latents)).expect("plain values");
+        let mut table = toml::Value::try_from(self).expect("plain values");
+        // Where images and latents lie decides nothing.
+        MAY_CHANGE.iter().chain(&["latents.folder"]).for_each(|field| forget(&mut table, field));
+        let text = ["seed", "data", "latents"].map(|part| table[part].to_string()).join("\n");
         format!("{:08x}", crc32fast::hash(text.as_bytes()))
     }
 
-    /// Checks that this recipe is that of a run that it is to resume.
+    /// Checks that this recipe is that of a run that it is to resume, but for [`MAY_CHANGE`].
     ///
     /// # Errors
     /// [`TrainError::RecipeChanged`] with the first field that differs.
-    pub(crate) fn check_same_as(&self, theirs: &Self, path: &Path) -> Result<(), TrainError> {
-        let table = |recipe: &Self| toml::Value::try_from(recipe).expect("plain values");
+    pub(crate) fn check_resumes(&self, theirs: &Self, path: &Path) -> Result<(), TrainError> {
+        let table = |recipe: &Self| {
+            let mut table = toml::Value::try_from(recipe).expect("plain values");
+            MAY_CHANGE.iter().for_each(|field| forget(&mut table, field));
+            table
+        };
         match first_difference("", &table(theirs), &table(self)) {
             None => Ok(()),
             Some((field, theirs, ours)) => {
@@ -377,120 +429,19 @@ impl Recipe {
     }
 }
 
-/// The first float that is none, and its path.
-fn not_finite(path: &str, value: &toml::Value) -> Option<(String, f64)> {
-    match value {
-        toml::Value::Float(x) if !x.is_finite() => Some((path.to_owned(), *x)),
-        toml::Value::Table(table) => {
-            table.iter().find_map(|(key, value)| not_finite(&below(path, key), value))
-        }
-        toml::Value::Array(values) => values.iter().find_map(|value| not_finite(path, value)),
-        _ => None,
-    }
-}
-
-/// The first key of `theirs` that `ours` has not, and its path.
-fn unknown_key(path: &str, theirs: &toml::Value, ours: &toml::Value) -> Option<String> {
-    match (theirs, ours) {
-        (toml::Value::Table(theirs), toml::Value::Table(ours)) => {
-            theirs.iter().find_map(|(key, value)| {
-                let path = below(path, key);
-                match ours.get(key) {
-                    Some(ours) => unknown_key(&path, value, ours),
-                    None => Some(path),
-                }
-            })
-        }
-        (toml::Value::Array(theirs), toml::Value::Array(ours)) => {
-            theirs.iter().zip(ours).enumerate().find_map(|(i, (theirs, ours))| {
-                unknown_key(&below(path, &i.to_string()), theirs, ours)
-            })
-        }
-        _ => None,
-    }
-}
-
-/// The path of a key below another.
-fn below(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
-/// The first field, in the order of names, whose values differ: its path and both values.
-fn first_difference(
-    path: &str,
-    theirs: &toml::Value,
-    ours: &toml::Value,
-) -> Option<(String, String, String)> {
-    let (toml::Value::Table(a), toml::Value::Table(b)) = (theirs, ours) else {
-        return (theirs != ours).then(|| (path.to_owned(), theirs.to_string(), ours.to_string()));
-    };
-    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let at = below(path, key);
-        match (a.get(key), b.get(key)) {
-            (Some(theirs), Some(ours)) => first_difference(&at, theirs, ours),
-            (theirs, ours) => {
-                let text =
-                    |v: Option<&toml::Value>| v.map_or("nothing".into(), ToString::to_string);
-                Some((at, text(theirs), text(ours)))
-            }
-        }
-    })
-}
-
-/// Applies one `key.path=value`; the value is TOML, or else a string.
-fn set(table: &mut toml::Table, setting: &str) -> Result<(), (String, String)> {
-    let Some((path, text)) = setting.split_once('=') else {
-        return Err((String::new(), "write it as key.path=value".into()));
-    };
-    let (path, text) = (path.trim(), text.trim());
-    let value = format!("value = {text}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(text.into()));
-    let unknown = |at: &str, known: &toml::Table| {
-        let nearest = known
-            .keys()
-            .map(|key| (strsim::jaro_winkler(key, at), key))
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .map_or(String::new(), |(_, key)| format!("; nearest: {key}"));
-        (path.to_owned(), format!("no such key '{at}'{nearest}"))
-    };
-    let mut keys = path.split('.').peekable();
-    let mut here = table;
-    while let Some(key) = keys.next() {
-        if keys.peek().is_none() {
-            // A tagged table (`kind = ...`) may gain keys when its kind changes.
-            if !here.contains_key(key) && !here.contains_key("kind") && !here.contains_key("rule") {
-                return Err(unknown(key, here));
-            }
-            let value = match (here.get(key), value) {
-                // `1_2_3` is text where text stands, though TOML reads an integer.
-                (Some(toml::Value::String(_)), value)
-                    if !value.is_str() && !value.is_table() && !value.is_array() =>
-                {
-                    toml::Value::String(text.into())
-                }
-                // An integer where a decimal stands is meant as one.
-                (Some(toml::Value::Float(_)), toml::Value::Integer(i)) => {
-                    toml::Value::Float(i as f64)
-                }
-                (_, value) => value,
-            };
-            here.insert(key.to_owned(), value);
-            return Ok(());
-        }
-        if !here.contains_key(key) {
-            return Err(unknown(key, here));
-        }
-        here = match here.get_mut(key) {
-            Some(toml::Value::Table(inner)) => inner,
-            _ => return Err((path.to_owned(), format!("'{key}' is a value, not a table"))),
-        };
-    }
-    Err((path.to_owned(), "empty key".into()))
-}
+/// What may change when a run is resumed, as it changes no result: where the images lie (that they are
+/// the same is checked by their fingerprint), how many of them may be unreadable, how much is done at a
+/// time when nothing is trained, and when checkpoints are written.
+const MAY_CHANGE: [&str; 8] = [
+    "data.source.path",
+    "data.source.root",
+    "data.source.shards",
+    "data.source.held_out.path",
+    "data.max_unreadable",
+    "evaluation.batch_size",
+    "log.checkpoint_steps",
+    "log.checkpoint_minutes",
+];
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -528,10 +479,10 @@ mod tests {
             assert_eq!(recipe.backbone.init, Init::published(depth), "{name}");
             assert_eq!(recipe.backbone.schedule, TrainingSchedule::published_256px(true), "{name}");
             assert_eq!(recipe.sar.objective, Objective::released(), "{name}");
-            let drop = recipe.sar.regularisation.stochastic_depth;
+            let drop = recipe.sar.regularization.drop_path_rate;
             assert!((drop - 0.1 * depth as f64 / 24.0).abs() < 1e-6, "{name}");
             // The rates go on from the tail of the published schedule to its end.
-            let (lr, n) = (recipe.sar.optimisation.lr, recipe.sar.steps);
+            let (lr, n) = (recipe.sar.optimization.lr, recipe.sar.steps);
             assert!((lr.at(0, n) / peak - 1.0).abs() < 0.03, "{name}: {}", lr.at(0, n));
             let last = if depth == 24 { 2.4e-6 } else { 3e-5 };
             assert!((lr.at(n - 1, n) / last - 1.0).abs() < 1e-3, "{name}: {}", lr.at(n - 1, n));
@@ -568,14 +519,14 @@ mod tests {
         check(&["backbone.schedule.scales=1_3_2"], &["backbone.schedule", "2 after 3"]);
         check(&["backbone.schedule.scales=1_2_9"], &["larger than the latent"]);
         check(&["data.side=30"], &["data.side", "30"]);
-        check(&["teacher.optimisation.micro_batches=5"], &["micro_batches", "5"]);
-        check(&["sar.objective.contrast=nothing"], &["sar.objective", "nothing"]);
-        check(&["sar.objective.own={ from = 2, to = 3 }"], &["sar.objective"]);
+        check(&["pretrain.optimization.grad_accum_steps=5"], &["grad_accum_steps", "5"]);
+        check(&["sar.objective.student_target=nothing"], &["sar.objective", "nothing"]);
+        check(&["sar.objective.student_context={ from = 2, to = 3 }"], &["sar.objective"]);
         check(
-            &["tokenizer.optimisation.lr.decay.flat=0.1"],
-            &["tokenizer.optimisation.lr.decay.flat"],
+            &["tokenizer.optimization.lr.decay.flat=0.1"],
+            &["tokenizer.optimization.lr.decay.flat"],
         );
-        check(&["teacher.init_from.path=x"], &["teacher.init_from", "path"]);
+        check(&["pretrain.init_from.path=x"], &["pretrain.init_from", "path"]);
         let error = Recipe::load("no-such", &[]).unwrap_err().to_string();
         assert!(error.contains("no-such") && error.contains("emoji-quick"), "{error}");
     }

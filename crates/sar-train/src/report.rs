@@ -37,11 +37,11 @@ pub struct ImageCounts {
 /// One stage.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageReport {
-    /// `tokenizer`, `teacher`, `sar` or `control`.
+    /// `tokenizer`, `pretrain`, `sar` or `control`.
     pub name: String,
     /// Seconds in its steps.
     pub wall_s: f64,
-    /// Optimisation steps.
+    /// Optimization steps.
     pub steps: u64,
     /// Images per step.
     pub batch: usize,

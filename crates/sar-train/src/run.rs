@@ -8,31 +8,28 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::{Images, ReadAhead, RgbImage, enlarge, grid, magnification, to_images, to_tensor};
-use sar_model::Backbone;
+use sar_data::{Images, ReadAhead};
+use sar_pipeline::{TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 
-use crate::TrainError;
-use crate::backbone_task::TokenBatch;
+use crate::backbone_stage::{BackboneSettings, BackboneStage, LatentSource, Tokens};
+use crate::checkpoint::{Saved, path_of};
 use crate::event::{Event, Observer};
-use crate::held_out::{HeldOut, HeldOutMeter};
+use crate::held_out::HeldOutMeter;
+use crate::init::Initial;
 use crate::latents::{Extent, LatentCache, Latents};
+use crate::learner::Trained;
 use crate::objective::Objective;
-use crate::recipe::{InitFrom, Recipe};
+use crate::recipe::{Output, Recipe};
 use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
-use crate::sampling::{SampleRequest, sample_images, sample_stream};
-use crate::stage::{Clock, Journal, Stage, Trained};
-use crate::tasks::{BackboneTask, How, LatentSource, TokenizerTask};
-use crate::tokenizer_meter::TokenizerMeter;
-use crate::weights::{TrainedBackbone, checksum, read_released, save_backbone, save_tokenizer};
+use crate::stage::{Clock, Journal, Stage};
+use crate::tokenizer_stage::TokenizerStage;
+use crate::{StageId, TrainError, recipe};
 
-/// Images per batch when nothing is trained.
-pub(crate) const EVALUATION_BATCH: usize = 32;
-
-type Inner<A> = <A as AutodiffBackend>::InnerBackend;
+pub(crate) type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
 /// How a run is carried out; none of it changes what comes out.
 #[derive(Clone, Copy, Debug)]
@@ -49,9 +46,9 @@ pub struct Execution<'a> {
 /// Trains everything that a recipe says into a run directory.
 ///
 /// # Errors
-/// Before anything is written: if the recipe does not fit its images, or the directory is not fit
-/// for the run. Later: if files cannot be read or written, a loss is no number any more, or the run
-/// is asked to stop.
+/// Before anything is written: if the recipe does not fit its images or its weights, or the directory is
+/// not fit for the run. Later: if files cannot be read or written, a loss is not finite any more, or the
+/// run is asked to stop.
 ///
 /// # Panics
 /// If `execution.workers` is 0.
@@ -62,223 +59,202 @@ pub fn train<A: AutodiffBackend>(
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
-    let precision = recipe.backbone.precision;
-    if !precision.is_supported::<A::InnerBackend>(device) {
-        return Err(TrainError::Precision(precision));
-    }
-    let images = Images::open(&recipe.data, ReadAhead::default())?;
-    let given = Given::load(recipe, images.classes().len(), device)?;
-    let path = dir;
-    let dir = if execution.resume {
+    check_precision::<A>(recipe, device)?;
+    let (path, ahead) = (dir, ReadAhead::default());
+    let (dir, images, initial) = if execution.resume {
         let dir = RunDir::reopen(path)?;
         let started_with = dir.recipe();
         let theirs = Recipe::load(&started_with.to_string_lossy(), &[])?;
-        recipe.check_same_as(&theirs, &started_with)?;
-        images.fingerprint().check_same_as(&dir.data()?)?;
-        dir
+        recipe.check_resumes(&theirs, &started_with)?;
+        let images = Images::reopen(&recipe.data, ahead, &dir.data()?, &dir.unreadable()?)?;
+        let initial = Initial::load(recipe, images.classes(), device)?;
+        dir.update_recipe(recipe)?;
+        (dir, images, initial)
     } else {
-        RunDir::create(path, recipe, images.fingerprint())?
+        let images = Images::open(&recipe.data, ahead)?;
+        let initial = Initial::load(recipe, images.classes(), device)?;
+        (RunDir::create(path, recipe, images.fingerprint())?, images, initial)
     };
     observer.event(&Event::RunStarted { recipe: &recipe.name, dir: path });
+    observer.event(&Event::Note { message: &images.summary() });
+    for message in images.notes() {
+        observer.event(&Event::Warning { message });
+    }
+    for message in &initial.notes {
+        observer.event(&Event::Note { message });
+    }
     let metrics = Metrics::open(&dir)?;
     let Execution { workers, stop, .. } = execution;
+    let (log, clock) = (&recipe.log, Clock::start());
+    let journal = Journal { dir, metrics, observer, stop, log, stages: Vec::new(), clock };
     let seed = SeedTree::new(recipe.seed);
-    let journal = Journal {
-        dir,
-        metrics,
-        observer,
-        stop,
-        log: &recipe.log,
-        stages: Vec::new(),
-        clock: Clock::start(),
-    };
     let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal };
-
-    let Trained { model: tokenizer, average } = run.train_tokenizer(given.tokenizer)?;
-    let mut tokenizer_report = run.measure_tokenizer(&tokenizer)?.report();
-    tokenizer_report.average_psnr_db =
-        average.map(|average| run.measure_tokenizer(&average)).transpose()?.map(|m| m.psnr_db());
-    run.draw_reconstructions(&tokenizer)?;
-
-    let latents = run.cache_latents(&tokenizer)?;
-    let tokens = (&tokenizer, latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached));
-    let Trained { model: teacher, average } = run.train_teacher(tokens, given.backbone)?;
-    let (before, before_meter) = run.measure("before", &tokenizer, &teacher)?;
-    let before_average = run.measure_average("before", &tokenizer, average)?;
-    run.draw_samples("samples-before.png", &tokenizer, &teacher)?;
-
-    let sar = &recipe.sar;
-    let Trained { model: after, average } =
-        run.refine("sar", sar.steps, &sar.objective, tokens, &teacher)?;
-    let (after_figures, after_meter) = run.measure("after", &tokenizer, &after)?;
-    let after_average = run.measure_average("after", &tokenizer, average)?;
-    run.draw_samples("samples-after.png", &tokenizer, &after)?;
-
-    let control = if sar.control {
-        let steps = recipe.control_steps();
-        let control = run.refine("control", steps, &Objective::TeacherForcing, tokens, &teacher)?;
-        Some(run.measure("control", &tokenizer, &control.model)?)
-    } else {
-        None
-    };
-
-    let resamplings = recipe.evaluation.bootstrap;
-    let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed.child("bootstrap"));
-    let paired = Paired {
-        after_minus_before: minus(&after_meter, &before_meter),
-        control_minus_before: control.as_ref().map(|(_, meter)| minus(meter, &before_meter)),
-        after_minus_control: control.as_ref().map(|(_, meter)| minus(&after_meter, meter)),
-    };
-    let control = control.map(|(figures, _)| figures);
-    let report = Report {
-        recipe: recipe.name.clone(),
-        seed: recipe.seed,
-        images: ImageCounts { train: images.n_train(), held_out: images.n_held_out() },
-        stages: std::mem::take(&mut run.journal.stages),
-        wall_s: run.journal.clock.elapsed().as_secs_f64(),
-        peak_rss_mb: peak_rss_mb(),
-        tokenizer: tokenizer_report,
-        held_out: HeldOutReport {
-            before,
-            after: after_figures,
-            control,
-            before_average,
-            after_average,
-            paired,
-        },
-    };
-    let json = serde_json::to_string_pretty(&report).expect("plain values");
-    let path = run.journal.dir.write("report.json", json.as_bytes())?;
-    run.journal.wrote(&path);
-    Ok(report)
+    let report = run.all(initial);
+    // Also when it failed: it may have failed for them.
+    run.journal.dir.remember_unreadable(&images.unreadable())?;
+    report
 }
 
-/// The weights that a recipe starts from, read before anything is written.
-struct Given<B: Backend> {
-    tokenizer: Option<Tokenizer<B>>,
-    backbone: Option<Backbone<B>>,
-}
-
-impl<B: Backend> Given<B> {
-    fn load(recipe: &Recipe, classes: usize, device: &B::Device) -> Result<Self, TrainError> {
-        let tokenizer = match &recipe.tokenizer.init_from {
-            InitFrom::Scratch {} => None,
-            InitFrom::Weights { path } => {
-                let empty = Tokenizer::new(&recipe.tokenizer.model, device)?;
-                Some(read_released(path, empty, recipe.tokenizer.model.layout())?)
-            }
-        };
-        let backbone = match &recipe.teacher.init_from {
-            InitFrom::Scratch {} => None,
-            InitFrom::Weights { path } => {
-                let empty = Backbone::new(&recipe.backbone_config(classes), device)?;
-                Some(read_released(path, empty, &sar_model::LAYOUT)?)
-            }
-        };
-        Ok(Self { tokenizer, backbone })
+/// Whether the device computes in the precision of a recipe.
+pub(crate) fn check_precision<A: AutodiffBackend>(
+    recipe: &Recipe,
+    device: &A::Device,
+) -> Result<(), TrainError> {
+    let precision = recipe.backbone.precision;
+    match precision.is_supported::<A::InnerBackend>(device) {
+        true => Ok(()),
+        false => Err(TrainError::Precision(precision)),
     }
 }
 
-struct Run<'a, A: AutodiffBackend> {
-    recipe: &'a Recipe,
-    images: &'a Images,
-    device: &'a A::Device,
-    workers: usize,
-    seed: SeedTree,
-    journal: Journal<'a>,
+pub(crate) struct Run<'a, A: AutodiffBackend> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) images: &'a Images,
+    pub(crate) device: &'a A::Device,
+    pub(crate) workers: usize,
+    pub(crate) seed: SeedTree,
+    pub(crate) journal: Journal<'a>,
 }
 
-/// A frozen tokenizer, and where its latents come from.
-type Tokens<'t, A> = (&'t Tokenizer<Inner<A>>, LatentSource<'t>);
-
 impl<A: AutodiffBackend> Run<'_, A> {
-    fn scales(&self) -> &ScaleSchedule {
+    /// The whole path.
+    fn all(&mut self, initial: Initial<Inner<A>>) -> Result<Report, TrainError> {
+        let Trained { model, average } = self.train_tokenizer(initial.tokenizer)?;
+        let tokenizer_report = self.tokenizer_report(&model, average.as_ref())?;
+        let tokenizer = self.whole_tokenizer(model);
+        self.draw_reconstructions(&tokenizer.model)?;
+
+        let latents = self.cache_latents(&tokenizer)?;
+        let source = latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached);
+        let tokens = (&tokenizer.model, source);
+        let start = self.whole(initial.backbone);
+        let (pretrained, average) = self.train_backbone(StageId::Pretrain, tokens, start)?;
+        let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
+        let before_average = self.measure_average("before", &tokenizer.model, average)?;
+        self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
+
+        let (refined, average) = self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
+        let (after, after_meter) = self.measure("after", &tokenizer.model, &refined)?;
+        let after_average = self.measure_average("after", &tokenizer.model, average)?;
+        self.draw_samples("samples-after.png", &tokenizer, &refined)?;
+
+        let control = match self.recipe.sar.control {
+            true => {
+                let (control, _) = self.train_backbone(StageId::Control, tokens, pretrained)?;
+                Some(self.measure("control", &tokenizer.model, &control)?)
+            }
+            false => None,
+        };
+        let (resamplings, seed) = (self.recipe.evaluation.bootstrap, self.seed.child("bootstrap"));
+        let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed);
+        let paired = Paired {
+            after_minus_before: minus(&after_meter, &before_meter),
+            control_minus_before: control.as_ref().map(|(_, meter)| minus(meter, &before_meter)),
+            after_minus_control: control.as_ref().map(|(_, meter)| minus(&after_meter, meter)),
+        };
+        let control = control.map(|(figures, _)| figures);
+        self.report(Report {
+            recipe: self.recipe.name.clone(),
+            seed: self.recipe.seed,
+            images: ImageCounts {
+                train: self.images.n_train(),
+                held_out: self.images.n_held_out(),
+            },
+            stages: self.journal.stages.clone(),
+            wall_s: self.journal.clock.elapsed().as_secs_f64(),
+            peak_rss_mb: peak_rss_mb(),
+            tokenizer: tokenizer_report,
+            held_out: HeldOutReport {
+                before,
+                after,
+                control,
+                before_average,
+                after_average,
+                paired,
+            },
+        })
+    }
+
+    fn report(&mut self, report: Report) -> Result<Report, TrainError> {
+        let json = serde_json::to_string_pretty(&report).expect("plain values");
+        let path = self.journal.dir.write("report.json", json.as_bytes())?;
+        self.journal.wrote(&path);
+        Ok(report)
+    }
+
+    pub(crate) fn scales(&self) -> &ScaleSchedule {
         self.recipe.scales()
     }
 
+    /// A tokenizer with what belongs to it.
+    fn whole_tokenizer(&self, model: Tokenizer<Inner<A>>) -> TrainedTokenizer<Inner<A>> {
+        TrainedTokenizer { model, config: self.recipe.tokenizer.model.clone() }
+    }
+
+    /// A backbone with what belongs to it.
+    fn whole(&self, model: sar_model::Backbone<Inner<A>>) -> TrainedBackbone<Inner<A>> {
+        let classes = self.images.classes().to_vec();
+        TrainedBackbone {
+            model,
+            config: self.recipe.backbone_config(classes.len()),
+            classes,
+            scales: self.scales().clone(),
+            sampler: self.recipe.evaluation.sampler,
+        }
+    }
+
+    /// The tokenizer that the stage ends with, and its average if there is another.
     fn train_tokenizer(
         &mut self,
-        given: Option<Tokenizer<Inner<A>>>,
+        from: Tokenizer<Inner<A>>,
     ) -> Result<Trained<Tokenizer<Inner<A>>>, TrainError> {
-        let recipe = &self.recipe.tokenizer;
+        let id = StageId::Tokenizer;
         let seed = self.seed.child("tokenizer");
-        let tokenizer = match given {
-            Some(tokenizer) => tokenizer,
-            None => sar_tokenizer::init(&recipe.model, seed.child("init"), self.device)?,
+        let mut task = TokenizerStage::<A>::new(
+            self.recipe,
+            from,
+            self.images,
+            self.workers,
+            seed,
+            self.device,
+        );
+        let best_step = self.stage(id).run(&mut task, &mut self.journal)?;
+        let best = match best_step {
+            Some(step) => Some(task.weights_of(&mut Saved::read(&path_of(
+                &self.journal.dir.checkpoints(),
+                id,
+                step,
+            ))?)?),
+            None => None,
         };
-        let stage = Stage {
-            name: "tokenizer",
-            steps: recipe.steps,
-            optimisation: &recipe.optimisation,
-            layout: recipe.model.layout(),
-        };
-        let mut task = TokenizerTask::<A>::new(self.recipe, self.images, seed, self.device);
-        let trained =
-            stage.run(&mut task, tokenizer, self.workers, self.device, &mut self.journal)?;
-        for (name, tokenizer) in named("tokenizer", &trained) {
+        let chosen = Chosen::of(self.recipe.output(id), task.into_trained(), best);
+        for (name, model) in chosen.files(id) {
             let path = self.journal.dir.file(&name);
-            save_tokenizer(&path, tokenizer, &recipe.model)?;
+            self.whole_tokenizer(model.clone()).save(&path)?;
             self.journal.wrote(&path);
         }
-        Ok(trained)
-    }
-
-    /// PSNR and code use on held-out images.
-    fn measure_tokenizer(
-        &mut self,
-        tokenizer: &Tokenizer<Inner<A>>,
-    ) -> Result<TokenizerMeter, TrainError> {
-        let what = "measuring the tokenizer on held-out images";
-        self.journal.observer.event(&Event::Working { what });
-        let codes = self.recipe.tokenizer.model.codebook_size;
-        let mut meter = TokenizerMeter::new(self.scales(), codes);
-        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
-            meter.add(tokenizer, images?.tensor(self.device));
-        }
-        self.journal.warn(self.images);
-        Ok(meter)
-    }
-
-    /// Rows of held-out originals and their reconstruction at every scale.
-    fn draw_reconstructions(&mut self, tokenizer: &Tokenizer<Inner<A>>) -> Result<(), TrainError> {
-        let n = self.recipe.evaluation.reconstructions;
-        let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
-        for batch in self.images.held_out(n, EVALUATION_BATCH) {
-            originals.extend(batch?.images);
-        }
-        let n = originals.len();
-        let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
-        let tokens_bl = tokenizer.tokens(h_bchw, self.scales());
-        let side = self.recipe.data.side;
-        let mut rows: Vec<Vec<RgbImage>> = vec![originals];
-        for canvas_bchw in tokenizer.canvases(tokens_bl, self.scales()).into_iter().rev() {
-            let decoded = to_images(tokenizer.decode(canvas_bchw));
-            rows.push(decoded.iter().map(|image| enlarge(image, side)).collect());
-        }
-        let sheet = grid(&rows.concat(), n, 4, magnification(side));
-        let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
-        self.journal.wrote(&path);
-        Ok(())
+        Ok(Trained { model: chosen.output, average: chosen.average })
     }
 
     /// The cache of latents, made or found, where the recipe asks for one.
     fn cache_latents(
         &mut self,
-        tokenizer: &Tokenizer<Inner<A>>,
+        tokenizer: &TrainedTokenizer<Inner<A>>,
     ) -> Result<Option<LatentCache>, TrainError> {
         let Latents::Cached { folder, variants, precision } = &self.recipe.latents else {
             return Ok(None);
         };
-        let side = self.recipe.data.side as usize / self.recipe.tokenizer.model.downsampling();
+        let config = &tokenizer.config;
+        let side = self.recipe.data.side as usize / config.downsampling();
         let extent = Extent {
             images: self.images.n_train(),
             variants: *variants,
-            shape_chw: [self.recipe.tokenizer.model.codebook_dim, side, side],
+            shape_chw: [config.codebook_dim, side, side],
             precision: *precision,
         };
         let key = format!(
             "{}-{}-{}",
-            checksum(tokenizer, self.recipe.tokenizer.model.layout()),
+            sar_weights::checksum(&tokenizer.model, config.layout()),
             self.images.fingerprint().hash,
             self.recipe.latent_settings_checksum(),
         );
@@ -292,7 +268,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let seed = self.seed.child("latents");
         let encode = |records: std::ops::Range<usize>| {
             let batch = self.images.variants(seed, *variants, records)?;
-            Ok((tokenizer.encode(batch.tensor(self.device)), batch.labels))
+            Ok((tokenizer.model.encode(batch.tensor(self.device)), batch.labels))
         };
         let journal = &mut self.journal;
         let progress = |done: usize| {
@@ -302,158 +278,104 @@ impl<A: AutodiffBackend> Run<'_, A> {
             }
             Ok(())
         };
-        let cache = LatentCache::open(folder, extent, self.workers, encode, progress)?;
-        self.journal.warn(self.images);
+        let at_once = [self.workers, self.recipe.evaluation.batch_size];
+        let cache = LatentCache::open(folder, extent, at_once, encode, progress)?;
+        self.journal.warn(self.images)?;
         Ok(Some(cache))
     }
 
-    fn train_teacher(
-        &mut self,
-        tokens: Tokens<'_, A>,
-        given: Option<Backbone<Inner<A>>>,
-    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
-        let recipe = self.recipe;
-        let classes = self.images.classes().to_vec();
-        let config = recipe.backbone_config(classes.len());
-        let teacher = &recipe.teacher;
-        let model = match given {
-            Some(model) => model,
-            None => {
-                let seed = self.seed.child("backbone");
-                sar_model::init(&config, recipe.backbone.init, seed, self.device)?
-            }
-        };
-        let from = TrainedBackbone { model, config, classes, scales: self.scales().clone() };
-        let how = How {
-            optimisation: &teacher.optimisation,
-            objective: &Objective::TeacherForcing,
-            regularisation: &teacher.regularisation,
-            best_by: teacher.best_by,
-        };
-        let seed = self.seed.child("teacher");
-        self.train_backbone("teacher", teacher.steps, how, seed, tokens, from)
-    }
-
-    /// The SAR stage or its control, from the teacher's weights. Both see the same images in the same
-    /// order and the same variants, as far as the shorter goes.
-    fn refine(
-        &mut self,
-        name: &'static str,
-        steps: u64,
-        objective: &Objective,
-        tokens: Tokens<'_, A>,
-        teacher: &TrainedBackbone<Inner<A>>,
-    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
-        let sar = &self.recipe.sar;
-        let how = How {
-            optimisation: &sar.optimisation,
-            objective,
-            regularisation: &sar.regularisation,
-            best_by: sar.best_by,
-        };
-        let seed = self.seed.child("sar");
-        self.train_backbone(name, steps, how, seed, tokens, teacher.clone())
-    }
-
+    /// A stage of the backbone: the weights that it ends with, and their average if there is another.
+    ///
+    /// SAR and its control see the same images in the same order and the same variants, as far as the
+    /// shorter goes.
     fn train_backbone(
         &mut self,
-        name: &'static str,
-        steps: u64,
-        how: How<'_>,
-        seed: SeedTree,
-        tokens: Tokens<'_, A>,
+        id: StageId,
+        tokens: Tokens<'_, Inner<A>>,
         from: TrainedBackbone<Inner<A>>,
-    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
-        let layout = &sar_model::LAYOUT;
-        let stage = Stage { name, steps, optimisation: how.optimisation, layout };
-        let mut task =
-            BackboneTask::<A>::new(self.recipe, how, self.images, tokens, seed, self.device);
-        let TrainedBackbone { model, config, classes, scales } = from;
-        let trained = stage.run(&mut task, model, self.workers, self.device, &mut self.journal)?;
-        let whole = |model| TrainedBackbone {
-            model,
-            config: config.clone(),
-            classes: classes.clone(),
-            scales: scales.clone(),
+    ) -> Result<BackboneResult<A>, TrainError> {
+        let recipe::Recipe { pretrain, sar, .. } = self.recipe;
+        let (objective, regularization, monitor) = match id {
+            StageId::Pretrain => {
+                (&Objective::TeacherForcing, &pretrain.regularization, pretrain.monitor)
+            }
+            StageId::Sar => (&sar.objective, &sar.regularization, sar.monitor),
+            StageId::Control => (&Objective::TeacherForcing, &sar.regularization, sar.monitor),
+            StageId::Tokenizer => unreachable!("not a stage of the backbone"),
         };
-        let trained = Trained { model: whole(trained.model), average: trained.average.map(whole) };
-        for (name, backbone) in named(&format!("backbone-{name}"), &trained) {
+        let optimization = self.recipe.optimization(id);
+        let settings = BackboneSettings { optimization, objective, regularization, monitor };
+        let seed = match id {
+            // The name of the stage's stream is older than the stage's name.
+            StageId::Pretrain => self.seed.child("teacher"),
+            _ => self.seed.child("sar"),
+        };
+        let mut task = BackboneStage::<A>::new(
+            self.recipe,
+            settings,
+            from.model,
+            self.images,
+            tokens,
+            (self.workers, seed),
+            self.device,
+        );
+        let best_step = self.stage(id).run(&mut task, &mut self.journal)?;
+        let best = match best_step {
+            Some(step) => Some(task.weights_of(&mut Saved::read(&path_of(
+                &self.journal.dir.checkpoints(),
+                id,
+                step,
+            ))?)?),
+            None => None,
+        };
+        let chosen = Chosen::of(self.recipe.output(id), task.into_trained(), best);
+        for (name, model) in chosen.files(id) {
             let path = self.journal.dir.file(&name);
-            save_backbone(&path, backbone)?;
+            self.whole(model.clone()).save(&path)?;
             self.journal.wrote(&path);
         }
-        Ok(trained)
+        Ok((self.whole(chosen.output), chosen.average.map(|average| self.whole(average))))
     }
 
-    fn measure(
-        &mut self,
-        what: &str,
-        tokenizer: &Tokenizer<Inner<A>>,
-        backbone: &TrainedBackbone<Inner<A>>,
-    ) -> Result<(HeldOut, HeldOutMeter), TrainError> {
-        let what = format!("measuring the {what} weights on held-out images");
-        self.journal.observer.event(&Event::Working { what: &what });
-        let schedule = self.scales().clone();
-        let mut meter = HeldOutMeter::new(&schedule, backbone.config.codebook_size);
-        for images in self.images.held_out(self.recipe.evaluation.images, EVALUATION_BATCH) {
-            let batch = TokenBatch::encode(tokenizer, images?, schedule.clone(), self.device);
-            meter.add(&backbone.model, tokenizer, &batch, self.device);
-        }
-        let resamplings = self.recipe.evaluation.bootstrap;
-        Ok((meter.report(resamplings, self.seed.child("bootstrap")), meter))
-    }
-
-    fn measure_average(
-        &mut self,
-        what: &str,
-        tokenizer: &Tokenizer<Inner<A>>,
-        average: Option<TrainedBackbone<Inner<A>>>,
-    ) -> Result<Option<HeldOut>, TrainError> {
-        let Some(average) = average else { return Ok(None) };
-        let what = format!("average of the {what}");
-        Ok(Some(self.measure(&what, tokenizer, &average)?.0))
-    }
-
-    /// One row of samples per class, from the same streams whatever the weights.
-    fn draw_samples(
-        &mut self,
-        name: &str,
-        tokenizer: &Tokenizer<Inner<A>>,
-        backbone: &TrainedBackbone<Inner<A>>,
-    ) -> Result<(), TrainError> {
-        self.journal.observer.event(&Event::Working { what: "sampling" });
-        let columns = self.recipe.evaluation.samples_per_class;
-        let classes = backbone.classes.len().min(MOST_SAMPLED_CLASSES);
-        let wanted: Vec<(usize, usize)> =
-            (0..classes).flat_map(|class| (0..columns).map(move |i| (class, i))).collect();
-        let mut images = Vec::new();
-        for part in wanted.chunks(SAMPLED_TOGETHER) {
-            let request = SampleRequest {
-                labels: part.iter().map(|(class, _)| *class).collect(),
-                streams: part
-                    .iter()
-                    .map(|&(class, i)| sample_stream(self.seed, class, i))
-                    .collect(),
-                scales: self.scales().clone(),
-                sampler: self.recipe.evaluation.sampler,
-                kept: None,
-            };
-            images.extend(sample_images(tokenizer, &backbone.model, &request, self.device));
-        }
-        let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
-        let path = self.journal.dir.write_png(name, &sheet)?;
-        self.journal.wrote(&path);
-        Ok(())
+    fn stage(&self, id: StageId) -> Stage {
+        let batch = self.recipe.optimization(id).batch_size;
+        Stage { id, steps: self.recipe.steps(id), batch }
     }
 }
 
-/// Rows of a sample sheet: of a thousand classes the first ones say enough.
-const MOST_SAMPLED_CLASSES: usize = 32;
-/// Images of a sample sheet that are generated together.
-const SAMPLED_TOGETHER: usize = 16;
+type BackboneResult<A> = (TrainedBackbone<Inner<A>>, Option<TrainedBackbone<Inner<A>>>);
 
-/// The files of a stage's weights: raw, and averaged where there is an average.
-fn named<'t, M>(name: &str, trained: &'t Trained<M>) -> impl Iterator<Item = (String, &'t M)> {
-    let average = trained.average.as_ref().map(|m| (format!("{name}-average.safetensors"), m));
-    std::iter::once((format!("{name}.safetensors"), &trained.model)).chain(average)
+/// What a stage ends with, and what else it has made.
+struct Chosen<M> {
+    output: M,
+    last: Option<M>,
+    best: Option<M>,
+    average: Option<M>,
+}
+
+impl<M: Clone> Chosen<M> {
+    /// `output` says which of the weights the stage ends with. A stage without steps has none but those
+    /// that it started from.
+    fn of(output: Output, trained: Trained<M>, best: Option<M>) -> Self {
+        let Trained { model: last, average } = trained;
+        match (output, average, best) {
+            (Output::Best, average, Some(best)) => {
+                Self { output: best, last: Some(last), best: None, average }
+            }
+            (Output::Average, Some(average), best) => {
+                Self { output: average, last: Some(last), best, average: None }
+            }
+            (_, average, best) => Self { output: last, last: None, best, average },
+        }
+    }
+
+    /// The files of a stage's weights.
+    fn files(&self, id: StageId) -> impl Iterator<Item = (String, &M)> {
+        let name = id.weights();
+        let others = [("last", &self.last), ("best", &self.best), ("average", &self.average)];
+        let others = others.into_iter().filter_map(move |(what, model)| {
+            Some((format!("{name}-{what}.safetensors"), model.as_ref()?))
+        });
+        std::iter::once((format!("{name}.safetensors"), &self.output)).chain(others)
+    }
 }

@@ -3,9 +3,10 @@
 //! ```text
 //! recipe.toml                      the resolved recipe
 //! data.json                        what the images were at the start
+//! unreadable.json                  which of them could not be read, where there are any
 //! metrics.jsonl                    one line per logged step, measurement and skipped step
 //! checkpoints/<stage>-<step>.safetensors
-//! tokenizer.safetensors, backbone-teacher.safetensors, backbone-sar.safetensors,
+//! tokenizer.safetensors, backbone-pretrain.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with
 //! *-average.safetensors            their averages, where the recipe keeps one
 //! latents/                         latents of the tokenizer, where the recipe caches them
@@ -18,9 +19,11 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sar_data::{Fingerprint, RgbImage, to_png};
+use sar_data::{Fingerprint, UnreadableImage};
+use sar_pipeline::{RgbImage, to_png};
+use sar_weights::{remove_stale, write_bytes};
 
-use crate::{Recipe, TrainError};
+use crate::{Recipe, StageId, TrainError};
 
 /// The folder of a run, locked as long as this lives.
 #[derive(Debug)]
@@ -31,10 +34,9 @@ pub(crate) struct RunDir {
 
 const RECIPE: &str = "recipe.toml";
 const DATA: &str = "data.json";
+const UNREADABLE: &str = "unreadable.json";
 const LOCK: &str = "run.lock";
 const CHECKPOINTS: &str = "checkpoints";
-/// The end of the names of files that are being written.
-const PARTIAL: &str = ".partial";
 
 impl RunDir {
     /// Makes a new run's folder, with its parents, and writes the recipe and what the images are.
@@ -62,7 +64,8 @@ impl RunDir {
                 let is_empty = || fs::read_dir(entry.path()).is_ok_and(|mut e| e.next().is_none());
                 name == LOCK
                     || name == DATA
-                    || name.to_string_lossy().ends_with(PARTIAL)
+                    || name == UNREADABLE
+                    || name.to_string_lossy().ends_with(".partial")
                     || (name == CHECKPOINTS && is_empty())
             };
             if entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry))) {
@@ -88,7 +91,20 @@ impl RunDir {
         }
         let dir = Self::locked(path)?;
         dir.make_checkpoints()?;
+        // Nobody else writes here: what is not whole was left by a run that was killed.
+        for folder in [&dir.path, &dir.checkpoints()] {
+            remove_stale(folder)?;
+        }
         Ok(dir)
+    }
+
+    /// Writes the recipe where it differs from the run's in what may change.
+    pub(crate) fn update_recipe(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        let (path, toml) = (self.recipe(), recipe.to_toml());
+        if fs::read_to_string(&path).is_ok_and(|known| known == toml) {
+            return Ok(());
+        }
+        Ok(write_bytes(&path, toml.as_bytes())?)
     }
 
     /// What the images were when the run started.
@@ -99,6 +115,29 @@ impl RunDir {
             path,
             problem: format!("is no fingerprint of images: {error}"),
         })
+    }
+
+    /// The images that the run has found unreadable so far.
+    pub(crate) fn unreadable(&self) -> Result<Vec<UnreadableImage>, TrainError> {
+        let path = self.file(UNREADABLE);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+        serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
+            path,
+            problem: format!("is no list of unreadable images: {error}"),
+        })
+    }
+
+    /// Writes down the images that were found unreadable, where there are more than are known.
+    pub(crate) fn remember_unreadable(&self, images: &[UnreadableImage]) -> Result<(), TrainError> {
+        if images.len() == self.unreadable()?.len() {
+            return Ok(());
+        }
+        let json = serde_json::to_string_pretty(images).expect("plain values");
+        self.write(UNREADABLE, json.as_bytes())?;
+        Ok(())
     }
 
     fn locked(path: &Path) -> Result<Self, TrainError> {
@@ -143,31 +182,15 @@ impl RunDir {
 
     /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
-        write_whole(&self.path, name, content)
+        let path = self.file(name);
+        write_bytes(&path, content)?;
+        Ok(path)
     }
 
     /// Writes an image as PNG.
     pub(crate) fn write_png(&self, name: &str, image: &RgbImage) -> Result<PathBuf, TrainError> {
         self.write(name, &to_png(image))
     }
-}
-
-/// Writes a file of a folder whole or not at all.
-///
-/// # Errors
-/// If the file system refuses.
-pub fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
-    let path = folder.join(name);
-    let partial = folder.join(format!(".{name}{PARTIAL}"));
-    let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&partial, &path)?;
-        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
-    };
-    write().map_err(TrainError::io(&path, "cannot be written"))?;
-    Ok(path)
 }
 
 /// metrics.jsonl: one object per line, in the order of stages and steps.
@@ -205,13 +228,15 @@ impl Metrics {
 
     /// Removes what a stage that goes on at step `done` will write again: its lines from there on,
     /// everything behind them, and a torn last line.
-    pub(crate) fn rewind(&mut self, stage: &str, done: u64) -> Result<(), TrainError> {
+    pub(crate) fn rewind(&mut self, stage: StageId, done: u64) -> Result<(), TrainError> {
         let text =
             fs::read_to_string(&self.path).map_err(TrainError::io(&self.path, "cannot be read"))?;
         let mut kept = 0;
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { break };
-            if value["stage"] == stage && value["step"].as_u64().is_none_or(|step| step >= done) {
+            if value["stage"] == stage.name()
+                && value["step"].as_u64().is_none_or(|step| step >= done)
+            {
                 break;
             }
             kept += line.len();
@@ -233,7 +258,7 @@ mod tests {
     use serde_json::json;
 
     fn data() -> Fingerprint {
-        Fingerprint { images: 1, classes: 1, hash: "00".into() }
+        Fingerprint { images: 1, classes: 1, hash: "00".into(), parts: Vec::new() }
     }
 
     fn run_dir() -> (tempfile::TempDir, RunDir) {
@@ -247,20 +272,21 @@ mod tests {
     fn metrics_are_rewound_to_a_step() {
         let (_folder, dir) = run_dir();
         let mut metrics = Metrics::open(&dir).unwrap();
-        for (stage, step) in [("a", 0), ("a", 10), ("b", 0), ("b", 10), ("b", 10), ("b", 20)] {
+        let (a, b, c) = (StageId::Tokenizer, StageId::Pretrain, StageId::Sar);
+        for (stage, step) in [(a, 0), (a, 10), (b, 0), (b, 10), (b, 10), (b, 20)] {
             metrics.line(&json!({ "stage": stage, "step": step })).unwrap();
         }
-        metrics.file.write_all(b"{\"stage\":\"b\",\"st").unwrap();
+        metrics.file.write_all(b"{\"stage\":\"pretrain\",\"st").unwrap();
         let left = |metrics: &mut Metrics, stage, done| {
             metrics.rewind(stage, done).unwrap();
             fs::read_to_string(&metrics.path).unwrap().lines().count()
         };
-        assert_eq!(left(&mut metrics, "c", 0), 6);
-        assert_eq!(left(&mut metrics, "b", 30), 6);
-        assert_eq!(left(&mut metrics, "b", 11), 5);
-        metrics.line(&json!({ "stage": "b", "step": 20 })).unwrap();
-        assert_eq!(left(&mut metrics, "b", 10), 3);
-        assert_eq!(left(&mut metrics, "a", 10), 1);
+        assert_eq!(left(&mut metrics, c, 0), 6);
+        assert_eq!(left(&mut metrics, b, 30), 6);
+        assert_eq!(left(&mut metrics, b, 11), 5);
+        metrics.line(&json!({ "stage": b, "step": 20 })).unwrap();
+        assert_eq!(left(&mut metrics, b, 10), 3);
+        assert_eq!(left(&mut metrics, a, 10), 1);
     }
 
     #[test]

@@ -3,79 +3,72 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::module::{AutodiffModule, Module};
 use burn::tensor::TensorData;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::Backend;
 use sar_data::Images;
-use sar_weights::{Layout, NamedTensors, parameters};
+use sar_weights::NamedTensors;
 
-use crate::TrainError;
-use crate::checkpoint::{Best, Checkpoint, Progress, State};
-use crate::ema::Ema;
+use crate::checkpoint::{self, Best, Progress, Saved};
 use crate::event::{Event, Observer};
-use crate::loss_scale::LossScale;
-use crate::optim::AdamW;
+use crate::learner::{State, Update};
 use crate::recipe::LogRecipe;
 use crate::report::StageReport;
 use crate::run_dir::{Metrics, RunDir};
-use crate::step::{Optimisation, Terms, accumulate};
+use crate::step::{ByScale, Parts};
 use crate::watch::{Seen, Watch};
+use crate::{StageId, TrainError};
 
-/// What one stage trains: a step's inputs, its loss, and what follows a step.
-pub(crate) trait Task<A: AutodiffBackend>: Sync {
-    type Model: AutodiffModule<A, InnerModule: Send>;
-    type Input: Send;
-    type Output: Send;
-
+/// What one stage trains: how it begins, its step, and what it remembers. Its learners are its own, one
+/// or several; checkpoints know them by name.
+pub(crate) trait Task<B: Backend> {
     /// What precedes the first step; a stage that goes on from a checkpoint has it behind.
-    fn begin(
-        &self,
-        model: <Self::Model as AutodiffModule<A>>::InnerModule,
-    ) -> Result<<Self::Model as AutodiffModule<A>>::InnerModule, TrainError> {
-        Ok(model)
+    fn begin(&mut self) -> Result<(), TrainError> {
+        Ok(())
     }
 
-    /// The micro-batches of a step, equal in size.
-    fn micro_batches(&mut self, step: u64) -> Result<Vec<Self::Input>, TrainError>;
+    /// Makes a step of so many.
+    fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<B>, TrainError>;
 
-    /// The loss of a micro-batch.
-    fn loss(&self, model: &Self::Model, input: Self::Input) -> (Terms<A>, Self::Output);
-
-    /// What follows a step.
-    fn after(
-        &mut self,
-        model: <Self::Model as AutodiffModule<A>>::InnerModule,
-        _step: u64,
-        _outputs: Vec<Self::Output>,
-    ) -> Followed<<Self::Model as AutodiffModule<A>>::InnerModule> {
-        (model, None)
-    }
-
-    /// How good the model is on held-out images; it decides which checkpoint is the best.
-    fn measure(
-        &self,
-        model: &<Self::Model as AutodiffModule<A>>::InnerModule,
-    ) -> Result<Measure, TrainError>;
+    /// How good the weights are on held-out images; it decides which checkpoint is the best.
+    fn measure(&self) -> Result<Measure, TrainError>;
 
     /// The images that it trains on.
     fn images(&self) -> &Images;
+
+    /// Parameters that are trained.
+    fn n_parameters(&self) -> usize;
+
+    /// What a checkpoint keeps of each learner.
+    fn learners(&self) -> Vec<State<'_>>;
 
     /// What the task itself remembers between steps.
     fn state(&self) -> Vec<(&'static str, TensorData)> {
         Vec::new()
     }
 
-    /// Takes back what [`state`](Self::state) gave.
-    fn restore(&mut self, _state: &NamedTensors) {}
+    /// Takes the learners back from a checkpoint.
+    fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError>;
 
-    /// Where the scale of its loss starts, if its gradients need one.
-    fn loss_scale(&self) -> Option<LossScale> {
-        None
-    }
+    /// Takes back what [`state`](Self::state) gave.
+    fn restore_state(&mut self, _state: NamedTensors) {}
 }
 
-/// The model after what follows a step, and anything to be noted in the metrics.
-pub(crate) type Followed<M> = (M, Option<serde_json::Value>);
+/// What a step leaves.
+pub(crate) struct Stepped<B: Backend> {
+    /// One for each learner that made an update, the main one first.
+    pub(crate) learners: Vec<Learned<B>>,
+    /// Anything to be noted in the metrics.
+    pub(crate) note: Option<serde_json::Value>,
+}
+
+/// What a learner's update leaves.
+pub(crate) struct Learned<B: Backend> {
+    /// The parts of its loss.
+    pub(crate) parts: Parts<B>,
+    /// Its loss by scale.
+    pub(crate) scales: ByScale<B>,
+    pub(crate) update: Update<B>,
+}
 
 /// A figure on held-out images.
 pub(crate) struct Measure {
@@ -102,19 +95,10 @@ impl Measure {
 
 /// What the loop needs to know of a stage.
 #[derive(Clone, Copy)]
-pub(crate) struct Stage<'s> {
-    pub(crate) name: &'static str,
+pub(crate) struct Stage {
+    pub(crate) id: StageId,
     pub(crate) steps: u64,
-    pub(crate) optimisation: &'s Optimisation,
-    pub(crate) layout: &'static Layout,
-}
-
-/// What a stage ends with.
-#[derive(Clone, Debug)]
-pub(crate) struct Trained<M> {
-    pub(crate) model: M,
-    /// The average of the weights, where the recipe asks for one.
-    pub(crate) average: Option<M>,
+    pub(crate) batch: usize,
 }
 
 /// Where a run writes, and who hears of it.
@@ -149,78 +133,46 @@ impl Clock {
     }
 }
 
-impl Stage<'_> {
-    /// Runs what is left of the stage; without steps it leaves no trace.
-    pub(crate) fn run<A: AutodiffBackend, T: Task<A>>(
+impl Stage {
+    /// Runs what is left of the stage, and returns the step of its best checkpoint, if anything was
+    /// measured; without steps it leaves no trace.
+    pub(crate) fn run<B: Backend>(
         &self,
-        task: &mut T,
-        mut model: <T::Model as AutodiffModule<A>>::InnerModule,
-        workers: usize,
-        device: &A::Device,
+        task: &mut impl Task<B>,
         journal: &mut Journal<'_>,
-    ) -> Result<Trained<<T::Model as AutodiffModule<A>>::InnerModule>, TrainError> {
-        let Self { name, steps, optimisation, layout } = *self;
+    ) -> Result<Option<u64>, TrainError> {
+        let Self { id, steps, batch } = *self;
         if steps == 0 {
-            return Ok(Trained { model, average: None });
+            return Ok(None);
         }
-        let infos = parameters(&model, layout);
-        let mut optimizer = AdamW::new(optimisation.adamw, infos.clone());
-        let mut ema;
-        let mut loss_scale = task.loss_scale();
         let (mut done, mut wall, mut best) = (0, Duration::ZERO, None);
-        if let Some(checkpoint) = Checkpoint::newest(&journal.dir, name, steps, journal.observer)? {
-            let progress = checkpoint.progress;
+        if let Some(mut saved) = Saved::newest(&journal.dir, id, steps, journal.observer)? {
+            let progress = saved.progress;
             (done, wall, best) = (progress.step, progress.wall, progress.best);
-            loss_scale = checkpoint.loss_scale(loss_scale)?;
             journal.clock.resume(progress.run_wall);
-            task.restore(checkpoint.task_state());
-            let restored =
-                checkpoint.restore(model, optimisation.ema, &mut optimizer, layout, device)?;
-            (model, ema) = (restored.model, restored.ema);
+            task.restore_state(saved.take_task());
+            task.restore_learners(&mut saved)?;
+            saved.finish()?;
         } else {
-            model = task.begin(model)?;
-            ema = Ema::new(optimisation.ema, model.clone());
+            task.begin()?;
         }
         if done < steps {
-            Checkpoint::discard_after(&journal.dir, name)?;
+            checkpoint::discard_after(&journal.dir, id)?;
         }
-        journal.metrics.rewind(name, done)?;
-        let batch = optimisation.batch;
-        journal.observer.event(&Event::StageStarted { stage: name, steps, done, batch });
+        journal.metrics.rewind(id, done)?;
+        journal.observer.event(&Event::StageStarted { stage: id, steps, done, batch });
 
-        let mut watch = Watch::new(name, infos);
+        let mut watch = Watch::new(id);
         let mut start = Instant::now();
         let mut saved = Instant::now();
         for step in done..steps {
-            let inputs = task.micro_batches(step)?;
-            journal.warn(task.images());
-            let factor = loss_scale.map_or(1.0, |scale| scale.factor());
-            let sum = accumulate::<A, _, _, _>(&model, inputs, workers, factor, |model, input| {
-                task.loss(model, input)
-            });
-            let with_gradient = sum.gradients.with_gradient();
-            let (next, update) = optimisation.update(
-                model,
-                &mut optimizer,
-                sum.gradients,
-                (step, steps),
-                loss_scale.as_mut(),
-            );
-            let (next, note) = task.after(next, step, sum.outputs);
-            model = next;
-            if !update.is_skipped {
-                ema = ema.map(|ema| ema.update(&model));
-            }
-            watch.step(Seen {
-                step,
-                parts: sum.parts,
-                scales: sum.scales,
-                gradient_norm: update.gradient_norm,
-                is_skipped: update.is_skipped,
-                loss_scale: factor,
-                squares_p: update.squares_p,
-                with_gradient,
-            });
+            let Stepped { learners, note } = task.step(step, steps)?;
+            journal.warn(task.images())?;
+            let main = &learners.first().expect("a step moves a learner").update;
+            let (lr, weight_decay) = (main.lr, main.weight_decay);
+            let skipped: Vec<_> =
+                learners.iter().filter_map(|learned| learned.update.skipped).collect();
+            watch.step(Seen { step, learners });
 
             let done = step + 1;
             let is_last = done == steps;
@@ -229,24 +181,31 @@ impl Stage<'_> {
             let stopped = journal.stop.load(Ordering::Relaxed);
             let is_saved =
                 is_last || stopped || is_measured || journal.log.is_due(done, saved.elapsed());
-            // Reading waits for the device. No checkpoint follows what is no number.
+            // Reading waits for the device. No checkpoint follows what is not a number.
             let losses = if is_logged || is_saved { Some(watch.look()?) } else { None };
             if let Some(losses) = losses.as_ref().filter(|_| is_logged) {
-                journal.log_step(name, step, losses, update.lr, update.weight_decay)?;
+                journal.log_step(id, step, losses, lr, weight_decay)?;
             }
-            if let Some(scale) = loss_scale.filter(|_| update.is_skipped) {
+            for scale in skipped {
                 journal.metrics.line(&serde_json::json!({
-                    "stage": name, "step": step,
+                    "stage": id, "step": step,
                     "loss_scale": scale.factor(), "steps_skipped": scale.skipped(),
                 }))?;
             }
             if let Some(note) = note {
                 journal.metrics.line(&note)?;
             }
-            journal.observer.event(&Event::Step { stage: name, step, losses: losses.as_deref() });
+            journal.observer.event(&Event::Step { stage: id, step, losses: losses.as_deref() });
             if is_measured {
-                let measure = task.measure(&model)?;
-                journal.log_measure(name, step, &measure)?;
+                let measure = task.measure()?;
+                journal.log_measure(id, step, &measure)?;
+                if measure.value.is_nan() {
+                    return Err(TrainError::BadMeasure {
+                        stage: id,
+                        step: done,
+                        name: measure.name,
+                    });
+                }
                 if measure.beats(best) {
                     best = Some(Best { step: done, value: measure.value });
                 }
@@ -257,33 +216,26 @@ impl Stage<'_> {
                 start = Instant::now();
                 let run_wall = journal.clock.elapsed();
                 let progress = Progress { step: done, wall, run_wall, best };
-                let state = State {
-                    model: &model,
-                    ema: ema.as_ref(),
-                    optimizer: &optimizer,
-                    loss_scale,
-                    layout,
-                    task: task.state(),
-                };
-                Checkpoint::save(&journal.dir, name, progress, state)?;
+                checkpoint::save(&journal.dir, id, progress, &task.learners(), task.state())?;
                 saved = Instant::now();
             }
             if stopped && !is_last {
-                return Err(TrainError::Stopped { stage: name, step: done });
+                return Err(TrainError::Stopped { stage: id, step: done });
             }
         }
         wall += start.elapsed();
         let wall_s = wall.as_secs_f64();
-        journal.observer.event(&Event::StageEnded { stage: name, wall_s });
+        journal.observer.event(&Event::StageEnded { stage: id, wall_s });
+        let best_step = best.map(|best| best.step);
         journal.stages.push(StageReport {
-            name: name.into(),
+            name: id.name().into(),
             wall_s,
             steps,
             batch,
-            parameters: model.num_params(),
-            best_step: best.map(|best| best.step),
+            parameters: task.n_parameters(),
+            best_step,
         });
-        Ok(Trained { model, average: ema.map(Ema::into_average) })
+        Ok(best_step)
     }
 }
 
@@ -291,17 +243,17 @@ impl Journal<'_> {
     /// Writes a step's line.
     fn log_step(
         &mut self,
-        stage: &'static str,
+        stage: StageId,
         step: u64,
-        losses: &[(&'static str, f64)],
+        losses: &[(String, f64)],
         lr: f64,
         weight_decay: f64,
     ) -> Result<(), TrainError> {
         let mut line = serde_json::Map::new();
-        line.insert("stage".into(), stage.into());
+        line.insert("stage".into(), stage.name().into());
         line.insert("step".into(), step.into());
         for (part, value) in losses {
-            line.insert((*part).into(), (*value).into());
+            line.insert(part.clone(), (*value).into());
         }
         line.insert("lr".into(), lr.into());
         line.insert("weight_decay".into(), weight_decay.into());
@@ -310,7 +262,7 @@ impl Journal<'_> {
 
     fn log_measure(
         &mut self,
-        stage: &'static str,
+        stage: StageId,
         step: u64,
         Measure { name, value, .. }: &Measure,
     ) -> Result<(), TrainError> {
@@ -318,15 +270,182 @@ impl Journal<'_> {
         self.metrics.line(&line)
     }
 
-    /// Says which images turned out to be unreadable.
-    pub(crate) fn warn(&mut self, images: &Images) {
-        for message in images.take_warnings() {
-            self.observer.event(&Event::Warning { message: &message });
+    /// Says which images turned out to be unreadable, and remembers them: they may be replaced or
+    /// removed before the run goes on.
+    pub(crate) fn warn(&mut self, images: &Images) -> Result<(), TrainError> {
+        let warnings = images.take_warnings();
+        for message in &warnings {
+            self.observer.event(&Event::Warning { message });
+        }
+        match warnings.is_empty() {
+            true => Ok(()),
+            false => self.dir.remember_unreadable(&images.unreadable()),
         }
     }
 
     /// Writes a file of the run and says so.
     pub(crate) fn wrote(&mut self, path: &std::path::Path) {
         self.observer.event(&Event::Wrote { path });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::backend::Autodiff;
+    use burn::module::Module;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Tensor;
+    use burn_flex::Flex;
+    use sar_core::SeedTree;
+    use sar_data::ReadAhead;
+    use sar_model::Precision;
+    use sar_weights::{Layout, collect, fill};
+
+    use super::*;
+    use crate::Recipe;
+    use crate::event::Silent;
+    use crate::learner::Learner;
+    use crate::step::Terms;
+
+    type A = Autodiff<Flex>;
+
+    const BARE: Layout = Layout { renames: &[], ignored: &[] };
+    const STEPS: u64 = 7;
+
+    /// Two models that pull at each other, each with an optimizer of its own; the second one moves at
+    /// every other step only.
+    struct Two<'a> {
+        images: &'a Images,
+        first: Learner<A, Linear<A>>,
+        second: Learner<A, Linear<A>>,
+    }
+
+    fn learner(name: &'static str, recipe: &Recipe) -> Learner<A, Linear<A>> {
+        let linear = LinearConfig::new(3, 2).init::<Flex>(&Default::default());
+        let draws = SeedTree::new(4).child(name);
+        let linear =
+            fill(linear, &BARE, |name, shape| draws.child(name).normals(shape.iter().product()));
+        Learner::new(name, linear, &BARE, &recipe.sar.optimization, Precision::F32)
+    }
+
+    impl<'a> Two<'a> {
+        fn new(images: &'a Images, recipe: &Recipe) -> Self {
+            Self { images, first: learner("first", recipe), second: learner("second", recipe) }
+        }
+
+        fn moved(
+            learner: &mut Learner<A, Linear<A>>,
+            other: Linear<Flex>,
+            (step, steps): (u64, u64),
+        ) -> Learned<Flex> {
+            let sum = learner.accumulate(vec![()], 1, |model, ()| {
+                let x = SeedTree::new(step).normals(6);
+                let x = Tensor::<Flex, 1>::from_floats(&x[..], &Default::default()).reshape([2, 3]);
+                let wanted = Tensor::<A, 2>::from_inner(other.forward(x.clone()));
+                let error = model.forward(Tensor::from_inner(x)) - wanted;
+                let loss = error.square().mean();
+                let parts = vec![("error", loss.clone().inner())];
+                (Terms { loss, parts, scales: Vec::new() }, ())
+            });
+            let update = learner.update(sum.gradients, (step, steps));
+            learner.take_average();
+            Learned { parts: sum.parts, scales: sum.scales, update }
+        }
+    }
+
+    impl Task<Flex> for Two<'_> {
+        fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<Flex>, TrainError> {
+            let other = self.second.model().clone();
+            let mut learners = vec![Self::moved(&mut self.first, other, (step, steps))];
+            if step.is_multiple_of(2) {
+                let other = self.first.model().clone();
+                learners.push(Self::moved(&mut self.second, other, (step, steps)));
+            }
+            Ok(Stepped { learners, note: None })
+        }
+
+        fn measure(&self) -> Result<Measure, TrainError> {
+            unreachable!("nothing is measured")
+        }
+
+        fn images(&self) -> &Images {
+            self.images
+        }
+
+        fn n_parameters(&self) -> usize {
+            self.first.n_parameters() + self.second.n_parameters()
+        }
+
+        fn learners(&self) -> Vec<State<'_>> {
+            vec![self.first.state(), self.second.state()]
+        }
+
+        fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError> {
+            let device = Default::default();
+            self.first.restore(saved, &device)?;
+            self.second.restore(saved, &device)
+        }
+    }
+
+    /// Runs the stage to its end, or as far as `stop` allows; what the four sets of weights are then.
+    fn run(
+        dir: &Path,
+        recipe: &Recipe,
+        images: &Images,
+        stop: &AtomicBool,
+    ) -> Result<Vec<TensorData>, TrainError> {
+        let dir = match dir.join("recipe.toml").exists() {
+            true => RunDir::reopen(dir)?,
+            false => RunDir::create(dir, recipe, images.fingerprint())?,
+        };
+        let metrics = Metrics::open(&dir)?;
+        let mut observer = Silent;
+        let mut journal = Journal {
+            dir,
+            metrics,
+            observer: &mut observer,
+            stop,
+            log: &recipe.log,
+            stages: Vec::new(),
+            clock: Clock::start(),
+        };
+        let mut task = Two::new(images, recipe);
+        Stage { id: StageId::Sar, steps: STEPS, batch: 1 }.run(&mut task, &mut journal)?;
+        let weights = |linear: &Linear<Flex>| -> Vec<TensorData> {
+            collect(linear, &BARE).into_iter().map(|(_, data)| data).collect()
+        };
+        let ends = [task.first, task.second].map(Learner::into_trained);
+        let all = ends.iter().flat_map(|end| [Some(&end.model), end.average.as_ref()]);
+        Ok(all.flatten().flat_map(weights).collect())
+    }
+
+    #[test]
+    fn two_learners_share_a_stage_and_its_checkpoints() {
+        let settings = ["sar.optimization.ema=0.5", "log.measure_steps=0"];
+        let recipe = Recipe::load("emoji-quick", &settings.map(String::from)).unwrap();
+        let images = Images::open(&recipe.data, ReadAhead::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let never = AtomicBool::new(false);
+        let whole = run(&folder.path().join("whole"), &recipe, &images, &never).unwrap();
+        assert_eq!(whole.len(), 8, "weights and biases of two models and of their averages");
+        let n = LinearConfig::new(3, 2).init::<Flex>(&Default::default()).num_params();
+        assert_eq!(whole.iter().map(|data| data.num_elements()).sum::<usize>(), 4 * n);
+        let pieces = folder.path().join("pieces");
+        // Asked beforehand, each start makes one step.
+        let always = AtomicBool::new(true);
+        for step in 1..STEPS {
+            let stopped = run(&pieces, &recipe, &images, &always).unwrap_err();
+            assert!(matches!(stopped, TrainError::Stopped { step: at, .. } if at == step));
+        }
+        assert_eq!(run(&pieces, &recipe, &images, &never).unwrap(), whole);
+        // One learner's checkpoint is not another's.
+        let path = checkpoint::path_of(&pieces.join("checkpoints"), StageId::Sar, STEPS);
+        let mut saved = Saved::read(&path).unwrap();
+        assert!(learner("third", &recipe).restore(&mut saved, &Default::default()).is_err());
+        let mut saved = Saved::read(&path).unwrap();
+        learner("first", &recipe).restore(&mut saved, &Default::default()).unwrap();
+        assert!(saved.finish().unwrap_err().to_string().contains("unknown tensor 'second."));
     }
 }

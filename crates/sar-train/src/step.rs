@@ -1,35 +1,12 @@
-//! One optimisation step of any task: gradients of micro-batches, then clipping, schedules, AdamW.
+//! The gradients of a step: those of its micro-batches, side by side, added in their order.
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
+use burn::module::{AutodiffModule, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::ScaleSize;
-use serde::{Deserialize, Serialize};
 
-use crate::gradients::{Gradients, clip_factor, norm_of};
-use crate::loss_scale::LossScale;
-use crate::optim::{AdamW, AdamWConfig};
-use crate::schedule::{LrSchedule, WeightDecay};
-
-/// How a stage is optimised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Optimisation {
-    /// Images per step.
-    pub batch: usize,
-    /// The batch is split into this many parts whose gradients are added.
-    pub micro_batches: usize,
-    /// Learning rate.
-    pub lr: LrSchedule,
-    /// Weight decay of the decayed group.
-    pub weight_decay: WeightDecay,
-    /// Constants of AdamW.
-    pub adamw: AdamWConfig,
-    /// Largest global norm of the gradients (published: 2.0); 0 for none.
-    pub clip: f64,
-    /// Decay of the exponential moving average of the weights, in `[0, 1)`; 0 keeps none.
-    pub ema: f64,
-}
+use crate::gradients::Gradients;
+use crate::graphs;
 
 /// Named values, on the device until somebody reads them.
 pub type Parts<B> = Vec<(&'static str, Tensor<B, 1>)>;
@@ -48,8 +25,6 @@ pub struct Terms<A: AutodiffBackend> {
 /// A value of each scale, on the device.
 pub type ByScale<B> = Vec<(ScaleSize, Tensor<B, 1>)>;
 
-type Sum<B> = (Gradients<B>, Parts<B>);
-
 /// The mean over the micro-batches of a step.
 #[derive(Debug)]
 pub struct Accumulated<B: Backend, O> {
@@ -57,8 +32,9 @@ pub struct Accumulated<B: Backend, O> {
     pub gradients: Gradients<B>,
     /// Mean parts of the loss.
     pub parts: Parts<B>,
-    /// Losses by scale of each micro-batch, which may differ in their scales.
-    pub scales: Vec<ByScale<B>>,
+    /// Sums of the losses of each scale over the micro-batches that have it: where one of them is not
+    /// finite, the sum is not.
+    pub scales: ByScale<B>,
     /// What else each micro-batch gave, in their order.
     pub outputs: Vec<O>,
 }
@@ -71,7 +47,8 @@ pub struct Accumulated<B: Backend, O> {
 /// divided by it again.
 ///
 /// Up to `workers` micro-batches run at the same time, each on a graph of its own; gradients are added
-/// in the order of the micro-batches, so that nothing depends on `workers`.
+/// in the order of the micro-batches, so that nothing depends on `workers`. Other threads of the
+/// process may do the same: see [`graphs`].
 ///
 /// # Panics
 /// If there is no micro-batch, or `workers` is 0.
@@ -90,9 +67,7 @@ where
     O: Send,
 {
     let n = micro_batches.len();
-    // All graphs are built before the first backward pass: at its end burn-autodiff frees what it
-    // takes for orphans in every graph of the process, and may take a node of a graph that another
-    // thread is still building for one. Its gradient would be lost without a word.
+    assert!(n > 0 && workers > 0, "{n} micro-batches, {workers} workers");
     let forward = |(model, input): (M::InnerModule, I)| {
         let differentiable = trainable::<A, M>(model);
         let (terms, output) = loss(&differentiable, input);
@@ -103,40 +78,62 @@ where
         let loss = if loss_scale == 1.0 { loss } else { loss * loss_scale };
         (Gradients::of(loss, &differentiable), parts, scales, output)
     };
-    let mut sum: Option<Sum<A::InnerBackend>> = None;
-    let mut by_scale = Vec::with_capacity(n);
+    let mut gradients: Option<Gradients<A::InnerBackend>> = None;
+    let mut parts = Means(Vec::new());
+    let mut by_scale: ByScale<A::InnerBackend> = Vec::new();
     let mut outputs = Vec::with_capacity(n);
     let mut waiting = micro_batches.into_iter().map(|input| (model.clone(), input));
-    loop {
+    while outputs.len() < n {
         let group: Vec<_> = waiting.by_ref().take(workers).collect();
-        if group.is_empty() {
-            break;
-        }
-        let group = side_by_side(group, &forward);
-        for (gradients, parts, scales, output) in side_by_side(group, &backward) {
-            by_scale.push(scales);
+        let group = {
+            let _building = graphs::building();
+            side_by_side(group, &forward)
+        };
+        let group = {
+            let _differentiating = graphs::differentiating();
+            side_by_side(group, &backward)
+        };
+        for (of_one, named, scales, output) in group {
             outputs.push(output);
-            sum = Some(match sum {
-                Some((all, named)) => {
-                    let named = named.into_iter().zip(parts);
-                    let named = named.map(|((name, a), (_, b))| (name, a + b)).collect();
-                    (all.plus(gradients), named)
-                }
-                None => (gradients, parts),
+            gradients = Some(match gradients {
+                Some(sum) => sum.plus(of_one),
+                None => of_one,
             });
+            named.into_iter().for_each(|(name, value)| parts.add(name, value));
+            for (size, loss) in scales {
+                match by_scale.iter_mut().find(|(known, _)| *known == size) {
+                    Some((_, sum)) => *sum = sum.clone() + loss,
+                    None => by_scale.push((size, loss)),
+                }
+            }
         }
     }
-    assert_eq!(outputs.len(), n, "at least one worker");
-    let (mut gradients, mut parts) = sum.expect("at least one micro-batch");
-    let share = 1.0 / n as f64;
-    let factor = share / loss_scale;
+    let mut gradients = gradients.expect("at least one micro-batch");
+    let factor = 1.0 / n as f64 / loss_scale;
     if factor != 1.0 {
         gradients = gradients.scale(factor);
     }
-    if n > 1 {
-        parts = parts.into_iter().map(|(name, sum)| (name, sum * share)).collect();
+    Accumulated { gradients, parts: parts.finish(), scales: by_scale, outputs }
+}
+
+/// Means of named values, each over the micro-batches that have it.
+struct Means<B: Backend>(Vec<(&'static str, Tensor<B, 1>, usize)>);
+
+impl<B: Backend> Means<B> {
+    fn add(&mut self, name: &'static str, value: Tensor<B, 1>) {
+        match self.0.iter_mut().find(|(known, ..)| *known == name) {
+            Some((_, sum, n)) => {
+                *sum = sum.clone() + value;
+                *n += 1;
+            }
+            None => self.0.push((name, value, 1)),
+        }
     }
-    Accumulated { gradients, parts, scales: by_scale, outputs }
+
+    fn finish(self) -> Parts<B> {
+        let mean = |(name, sum, n)| (name, if n > 1 { sum * (1.0 / n as f64) } else { sum });
+        self.0.into_iter().map(mean).collect()
+    }
 }
 
 /// Applies `work` to every item, each on a thread of its own.
@@ -154,55 +151,6 @@ pub(crate) fn side_by_side<I: Send, T: Send>(
         }
         results
     })
-}
-
-/// What an update did.
-#[derive(Clone, Debug)]
-pub struct Update<B: Backend> {
-    /// Global norm of the gradients before clipping, on the device.
-    pub gradient_norm: Tensor<B, 1>,
-    /// Squared norm of each gradient, `[p]`, on the device.
-    pub squares_p: Tensor<B, 1>,
-    /// Learning rate.
-    pub lr: f64,
-    /// Weight decay.
-    pub weight_decay: f64,
-    /// Whether nothing was moved, because a scaled loss had gradients that are no numbers.
-    pub is_skipped: bool,
-}
-
-impl Optimisation {
-    /// The second half of a step: clips, looks up the schedules at `step` of `steps`, and moves the
-    /// parameters. Gradients that are no numbers move nothing.
-    ///
-    /// Whoever scales the loss hands the scale in: it then waits for the device to say whether the
-    /// gradients are finite, and decides whether the step counts. Without it nothing waits.
-    pub fn update<B: Backend, M: Module<B>>(
-        &self,
-        model: M,
-        optimizer: &mut AdamW<B>,
-        gradients: Gradients<B>,
-        (step, steps): (u64, u64),
-        loss_scale: Option<&mut LossScale>,
-    ) -> (M, Update<B>) {
-        let squares_p = gradients.squares();
-        let gradient_norm = norm_of(squares_p.clone());
-        let lr = self.lr.at(step, steps);
-        let weight_decay = self.weight_decay.at(step, steps);
-        let is_skipped =
-            loss_scale.is_some_and(|scale| !scale.admits(is_finite(gradient_norm.clone())));
-        let update = Update { gradient_norm, squares_p, lr, weight_decay, is_skipped };
-        if is_skipped {
-            return (model, update);
-        }
-        let factor = clip_factor(update.gradient_norm.clone(), self.clip);
-        (optimizer.step(model, &gradients, factor, lr, weight_decay), update)
-    }
-}
-
-/// Whether a value on the device is a finite number: waits for it.
-fn is_finite<B: Backend>(x: Tensor<B, 1>) -> bool {
-    x.into_data().iter::<f64>().all(f64::is_finite)
 }
 
 /// The differentiable form of a module, every parameter a leaf of its own graph.

@@ -74,7 +74,12 @@ fn psnr<B: Backend>(output_bchw: Tensor<B, 4>, target_bchw: Tensor<B, 4>) -> Vec
     let error = (output_bchw.clamp(-1.0, 1.0) - target).square();
     let error = error.reshape([b, c * height * width]).mean_dim(1);
     let errors = error.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
-    errors.iter().map(|mse| 10.0 * (4.0 / f64::from(*mse).max(1e-12)).log10()).collect()
+    let db = |mse: f64| match mse {
+        // `max` would turn what is not a number into one.
+        mse if mse < 1e-12 => 10.0 * (4.0f64 / 1e-12).log10(),
+        mse => 10.0 * (4.0 / mse).log10(),
+    };
+    errors.iter().map(|mse| db(f64::from(*mse))).collect()
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -101,5 +106,12 @@ mod tests {
         let values = psnr(output, target);
         assert!((values[0] - 20.0).abs() < 1e-4, "{values:?}");
         assert!((values[1] - 10.0 * 4f64.log10()).abs() < 1e-4, "{values:?}");
+        let same = psnr(
+            Tensor::<Flex, 4>::zeros([1, 3, 4, 4], &device),
+            Tensor::zeros([1, 3, 4, 4], &device),
+        );
+        assert!((same[0] - 10.0 * 4e12f64.log10()).abs() < 1e-9);
+        let bad = Tensor::<Flex, 4>::full([1, 3, 4, 4], f32::NAN, &device);
+        assert!(psnr(bad, Tensor::zeros([1, 3, 4, 4], &device))[0].is_nan());
     }
 }

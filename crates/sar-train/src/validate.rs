@@ -3,18 +3,18 @@
 use sar_core::{ScaleSize, TrainingSchedule};
 use sar_loss::Reduction;
 use sar_model::Init;
-use sar_rollout::{Choice, Guidance, OwnScales, Predictions, Sampler};
+use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext};
 use sar_tokenizer::{Family, Phi};
 
 use crate::latents::Latents;
-use crate::objective::{Objective, Regularisation};
+use crate::learner::Optimization;
+use crate::objective::{Objective, Regularization};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
-    BackboneRecipe, BackboneStage, EvaluationRecipe, InitFrom, LogRecipe, PositionsRecipe, Recipe,
-    SarStage, TokenizerLoss, TokenizerRecipe,
+    BackboneRecipe, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe, Output,
+    PositionsRecipe, PretrainRecipe, Recipe, SarRecipe, TokenizerLoss, TokenizerRecipe,
 };
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
-use crate::step::Optimisation;
 
 /// A field and what is wrong with it.
 type Problem = (String, String);
@@ -24,18 +24,29 @@ const MOST_SAMPLES_PER_CLASS: usize = 1024;
 const MOST_RECONSTRUCTIONS: usize = 256;
 const MOST_RESAMPLINGS: usize = 1_000_000;
 const MOST_VARIANTS: usize = 1024;
+const MOST_AT_A_TIME: usize = 4096;
 
 /// Checks a recipe; floats are finite already.
 ///
 /// Every part is taken apart to its last field, so that a new one cannot be forgotten here.
 pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
-    let Recipe { name, seed: _, data, tokenizer, backbone, teacher, sar, latents, evaluation, log } =
-        recipe;
+    let Recipe {
+        name,
+        seed: _,
+        data,
+        tokenizer,
+        backbone,
+        pretrain,
+        sar,
+        latents,
+        evaluation,
+        log,
+    } = recipe;
     let plain = !name.is_empty()
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         && !name.starts_with('.');
     check(plain, "name", "use letters, digits, '-', '_' and '.': it names a folder")?;
-    of_tokenizer(tokenizer)?;
+    of_tokenizer(tokenizer, log)?;
     let BackboneRecipe { schedule, init, .. } = backbone;
     recipe
         .backbone_config(1)
@@ -46,21 +57,39 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     at_least_zero(adaln_gamma, "backbone.init.adaln_gamma")?;
     of_sizes(data.side as usize, tokenizer.model.downsampling(), schedule)?;
 
-    let BackboneStage { steps, init_from, best_by: _, optimisation, regularisation } = teacher;
-    of_steps("teacher", *steps, init_from)?;
-    of_optimisation("teacher", optimisation)?;
-    of_regularisation("teacher", regularisation)?;
-    let SarStage { steps, best_by: _, objective, control: _, optimisation, regularisation } = sar;
+    let PretrainRecipe { steps, init_from, monitor: _, output, optimization, regularization } =
+        pretrain;
+    of_steps("pretrain", *steps, init_from)?;
+    of_optimization("pretrain", optimization)?;
+    of_output("pretrain", *output, optimization, log)?;
+    of_regularization("pretrain", regularization)?;
+    let SarRecipe {
+        steps,
+        monitor: _,
+        output,
+        objective,
+        control: _,
+        optimization,
+        regularization,
+    } = sar;
     of_steps("sar", *steps, &InitFrom::Scratch {})?;
     of_objective(objective)?;
-    of_optimisation("sar", optimisation)?;
-    of_regularisation("sar", regularisation)?;
+    of_optimization("sar", optimization)?;
+    of_output("sar", *output, optimization, log)?;
+    of_regularization("sar", regularization)?;
 
     if let Latents::Cached { folder: _, variants, precision: _ } = latents {
         in_range(*variants, 1, MOST_VARIANTS, "latents.variants")?;
     }
-    let EvaluationRecipe { images: _, samples_per_class, sampler, reconstructions, bootstrap } =
-        evaluation;
+    let EvaluationRecipe {
+        images: _,
+        batch_size,
+        samples_per_class,
+        sampler,
+        reconstructions,
+        bootstrap,
+    } = evaluation;
+    in_range(*batch_size, 1, MOST_AT_A_TIME, "evaluation.batch_size")?;
     in_range(*samples_per_class, 1, MOST_SAMPLES_PER_CLASS, "evaluation.samples_per_class")?;
     of_sampler("evaluation.sampler", sampler)?;
     in_range(*reconstructions, 1, MOST_RECONSTRUCTIONS, "evaluation.reconstructions")?;
@@ -77,19 +106,20 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     check(*measure_images > 0, "log.measure_images", "must be at least 1")
 }
 
-fn of_tokenizer(tokenizer: &TokenizerRecipe) -> Result<(), Problem> {
+fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Problem> {
     let TokenizerRecipe {
         steps,
         init_from,
         model,
-        optimisation,
+        output,
+        optimization,
         loss,
-        revive_every: _,
-        revive_until: _,
+        dead_code_restart: DeadCodeRestart { every: _, until: _ },
     } = tokenizer;
     of_steps("tokenizer", *steps, init_from)?;
     model.validate().map_err(|e| (format!("tokenizer.model.{}", e.field), e.problem))?;
-    of_optimisation("tokenizer", optimisation)?;
+    of_optimization("tokenizer", optimization)?;
+    of_output("tokenizer", *output, optimization, log)?;
     let TokenizerLoss { l1, l2, codebook, commitment, entropy: _, coarse } = *loss;
     for (name, weight) in [
         ("l1", l1),
@@ -177,14 +207,30 @@ fn of_steps(stage: &str, steps: u64, init_from: &InitFrom) -> Result<(), Problem
     )
 }
 
-fn of_optimisation(stage: &str, optimisation: &Optimisation) -> Result<(), Problem> {
-    let Optimisation { batch, micro_batches, lr, weight_decay, adamw, clip, ema } = optimisation;
-    let field = |name: &str| format!("{stage}.optimisation.{name}");
-    check(*batch > 0, &field("batch"), "must be at least 1")?;
+/// Weights that a stage ends with have to be made.
+fn of_output(
+    stage: &str,
+    output: Output,
+    optimization: &Optimization,
+    log: &LogRecipe,
+) -> Result<(), Problem> {
+    let (made, needs) = match output {
+        Output::Last => (true, ""),
+        Output::Best => (log.measures(), "needs measurements: set log.measure_steps"),
+        Output::Average => (optimization.ema > 0.0, "needs an average: set optimization.ema"),
+    };
+    check(made, &format!("{stage}.output"), needs)
+}
+
+fn of_optimization(stage: &str, optimization: &Optimization) -> Result<(), Problem> {
+    let Optimization { batch_size, grad_accum_steps, lr, weight_decay, adamw, max_grad_norm, ema } =
+        optimization;
+    let field = |name: &str| format!("{stage}.optimization.{name}");
+    check(*batch_size > 0, &field("batch_size"), "must be at least 1")?;
     check(
-        *micro_batches > 0 && batch.is_multiple_of(*micro_batches),
-        &field("micro_batches"),
-        &format!("{micro_batches} does not divide the batch of {batch}"),
+        *grad_accum_steps > 0 && batch_size.is_multiple_of(*grad_accum_steps),
+        &field("grad_accum_steps"),
+        &format!("{grad_accum_steps} does not divide the batch of {batch_size}"),
     )?;
     let LrSchedule { peak, warmup_steps, warmup_from, end, decay } = *lr;
     check(peak > 0.0, &field("lr.peak"), "must be positive")?;
@@ -209,35 +255,41 @@ fn of_optimisation(stage: &str, optimisation: &Optimisation) -> Result<(), Probl
     below_one(beta1, &field("adamw.beta1"))?;
     below_one(beta2, &field("adamw.beta2"))?;
     check(eps > 0.0, &field("adamw.eps"), "must be positive")?;
-    at_least_zero(*clip, &field("clip"))?;
+    at_least_zero(*max_grad_norm, &field("max_grad_norm"))?;
     below_one(*ema, &field("ema"))
 }
 
-fn of_regularisation(stage: &str, regularisation: &Regularisation) -> Result<(), Problem> {
-    let Regularisation { condition_dropout, stochastic_depth, label_smoothing, reduction } =
-        *regularisation;
+fn of_regularization(stage: &str, regularization: &Regularization) -> Result<(), Problem> {
+    let Regularization { class_dropout_prob, drop_path_rate, label_smoothing, reduction } =
+        *regularization;
     match reduction {
         Reduction::MeanTokens | Reduction::MeanScales => {}
     }
     for (name, value) in [
-        ("condition_dropout", condition_dropout),
-        ("stochastic_depth", stochastic_depth),
+        ("class_dropout_prob", class_dropout_prob),
+        ("drop_path_rate", drop_path_rate),
         ("label_smoothing", label_smoothing),
     ] {
-        below_one(value, &format!("{stage}.regularisation.{name}"))?;
+        below_one(value, &format!("{stage}.regularization.{name}"))?;
     }
     Ok(())
 }
 
 fn of_objective(objective: &Objective) -> Result<(), Problem> {
-    let Objective::Sar { weight, predictions, own, transitions: _, contrast: _, condition: _ } =
-        objective
+    let Objective::Sar {
+        weight,
+        predictions,
+        student_context,
+        transitions: _,
+        student_target: _,
+        condition: _,
+    } = objective
     else {
         return Ok(());
     };
     at_least_zero(*weight, "sar.objective.weight")?;
-    match own {
-        OwnScales::All | OwnScales::Odd | OwnScales::From(_) => {}
+    match student_context {
+        StudentContext::All | StudentContext::Odd | StudentContext::From(_) => {}
     }
     match predictions {
         Predictions::TeacherArgmax => Ok(()),
@@ -296,20 +348,21 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         for (setting, field) in [
-            ("tokenizer.optimisation.lr.peak=nan", "tokenizer.optimisation.lr.peak"),
-            ("tokenizer.optimisation.lr.peak=inf", "tokenizer.optimisation.lr.peak"),
-            ("tokenizer.optimisation.adamw.eps=0", "tokenizer.optimisation.adamw.eps"),
+            ("tokenizer.optimization.lr.peak=nan", "tokenizer.optimization.lr.peak"),
+            ("tokenizer.optimization.lr.peak=inf", "tokenizer.optimization.lr.peak"),
+            ("tokenizer.optimization.adamw.eps=0", "tokenizer.optimization.adamw.eps"),
             ("tokenizer.loss.l1=-1", "tokenizer.loss.l1"),
-            ("teacher.optimisation.lr.decay.flat=1", "teacher.optimisation.lr.decay.flat"),
+            ("pretrain.optimization.lr.decay.flat=1", "pretrain.optimization.lr.decay.flat"),
             (
-                "teacher.optimisation.lr.decay={ kind = \"knee\", knee = 1.0 }",
-                "teacher.optimisation.lr.decay.knee",
+                "pretrain.optimization.lr.decay={ kind = \"knee\", knee = 1.0 }",
+                "pretrain.optimization.lr.decay.knee",
             ),
-            ("teacher.optimisation.lr.warmup_from=2", "teacher.optimisation.lr.warmup_from"),
-            ("teacher.optimisation.weight_decay.end=-1", "weight_decay.end"),
-            ("teacher.optimisation.ema=1", "teacher.optimisation.ema"),
-            ("teacher.regularisation.condition_dropout=1", "condition_dropout"),
-            ("teacher.steps=0", "teacher.steps"),
+            ("pretrain.optimization.lr.warmup_from=2", "pretrain.optimization.lr.warmup_from"),
+            ("pretrain.optimization.weight_decay.end=-1", "weight_decay.end"),
+            ("pretrain.optimization.ema=1", "pretrain.optimization.ema"),
+            ("pretrain.regularization.class_dropout_prob=1", "class_dropout_prob"),
+            ("pretrain.steps=0", "pretrain.steps"),
+            ("sar.output=average", "sar.output"),
             ("sar.objective.weight=-0.1", "sar.objective.weight"),
             ("evaluation.sampler.choice.top_p=95", "evaluation.sampler.choice.top_p"),
             ("evaluation.sampler.guidance.scale=-1", "evaluation.sampler.guidance.scale"),

@@ -2,85 +2,89 @@
 //! read together where the loop waits for the device anyway.
 
 use burn::tensor::{Tensor, backend::Backend};
-use sar_weights::ParameterInfo;
 
+use crate::StageId;
 use crate::error::{NotFinite, TrainError};
-use crate::step::{ByScale, Parts};
+use crate::stage::Learned;
 
 /// What a step leaves.
 pub(crate) struct Seen<B: Backend> {
     pub(crate) step: u64,
-    pub(crate) parts: Parts<B>,
-    pub(crate) scales: Vec<ByScale<B>>,
-    pub(crate) gradient_norm: Tensor<B, 1>,
-    /// Whether it counted for nothing: then it may hold what it wants.
-    pub(crate) is_skipped: bool,
-    /// What the loss was multiplied with.
-    pub(crate) loss_scale: f64,
-    /// Squared norms of the gradients, `[p]`,
-    pub(crate) squares_p: Tensor<B, 1>,
-    /// and the places of their parameters.
-    pub(crate) with_gradient: Vec<usize>,
+    pub(crate) learners: Vec<Learned<B>>,
 }
 
 /// The steps of a stage that nobody has looked at yet.
 pub(crate) struct Watch<B: Backend> {
-    stage: &'static str,
-    parameters: Vec<ParameterInfo>,
+    stage: StageId,
     unseen: Vec<Seen<B>>,
 }
 
 impl<B: Backend> Watch<B> {
-    pub(crate) fn new(stage: &'static str, parameters: Vec<ParameterInfo>) -> Self {
-        Self { stage, parameters, unseen: Vec::new() }
+    pub(crate) fn new(stage: StageId) -> Self {
+        Self { stage, unseen: Vec::new() }
     }
 
     pub(crate) fn step(&mut self, seen: Seen<B>) {
         self.unseen.push(seen);
     }
 
-    /// Reads what the steps since the last look left: the parts of the last step's loss and the norm
-    /// of its gradients.
+    /// Reads what the steps since the last look left: the parts of the last step's losses and the norms
+    /// of its gradients. Those of a second learner have its name in front.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] of the first step with a value that is no finite number, but for
-    /// steps that were skipped.
+    /// [`TrainError::NotFinite`] of the first step with a value that is not finite, but for updates that
+    /// were skipped.
     ///
     /// # Panics
     /// If there was no step.
-    pub(crate) fn look(&mut self) -> Result<Vec<(&'static str, f64)>, TrainError> {
+    pub(crate) fn look(&mut self) -> Result<Vec<(String, f64)>, TrainError> {
         let unseen = std::mem::take(&mut self.unseen);
-        let values = unseen.iter().flat_map(|seen| {
-            let parts = seen.parts.iter().map(|(_, value)| value.clone());
-            parts.chain([seen.gradient_norm.clone()])
+        let values = unseen.iter().flat_map(|seen| &seen.learners).flat_map(|learned| {
+            let parts = learned.parts.iter().map(|(_, value)| value.clone());
+            parts.chain([learned.update.gradient_norm.clone()])
         });
         let mut values = host(Tensor::cat(values.collect(), 0)).into_iter();
         let mut last = Vec::new();
-        for seen in unseen {
-            let names = seen.parts.iter().map(|(part, _)| *part).chain(["gradient_norm"]);
-            last = names.zip(values.by_ref()).collect();
-            let bad = last.iter().find(|(_, value)| !value.is_finite());
-            if let Some(&(part, value)) = bad.filter(|_| !seen.is_skipped) {
-                return Err(TrainError::NotFinite(self.name(seen, part, value)));
+        for Seen { step, learners } in unseen {
+            last.clear();
+            for (i, learned) in learners.into_iter().enumerate() {
+                let names = learned.parts.iter().map(|(part, _)| *part).chain(["gradient_norm"]);
+                let read: Vec<(&str, f64)> = names.zip(values.by_ref()).collect();
+                let bad = read.iter().find(|(_, value)| !value.is_finite()).copied();
+                let learner = learned.update.learner;
+                if let Some((part, value)) = bad.filter(|_| learned.update.skipped.is_none()) {
+                    return Err(TrainError::NotFinite(self.name(step, learned, part, value)));
+                }
+                last.extend(read.into_iter().map(|(part, value)| match i {
+                    0 => (part.to_owned(), value),
+                    _ => (format!("{learner}.{part}"), value),
+                }));
             }
         }
         assert!(!last.is_empty(), "a look follows a step");
         Ok(last)
     }
 
-    fn name(&self, seen: Seen<B>, part: &'static str, value: f64) -> NotFinite {
-        let scales = seen.scales.into_iter().flatten();
-        let mut bad: Vec<_> = scales
+    fn name(&self, step: u64, learned: Learned<B>, part: &str, value: f64) -> NotFinite {
+        let mut bad: Vec<_> = learned
+            .scales
+            .into_iter()
             .filter(|(_, loss)| !host(loss.clone())[0].is_finite())
             .map(|(size, _)| size)
             .collect();
         bad.sort_by_key(|size| size.tokens());
-        let squares = host(seen.squares_p);
+        let update = learned.update;
+        let squares = host(update.squares_p);
         let first = squares.iter().position(|x| !x.is_finite());
-        let parameter = first.map(|i| self.parameters[seen.with_gradient[i]].name.clone());
-        let scale = bad.first().copied();
-        let (step, loss_scale) = (seen.step, seen.loss_scale);
-        NotFinite { stage: self.stage, step, part, value, scale, parameter, loss_scale }
+        NotFinite {
+            stage: self.stage,
+            step,
+            part: part.to_owned(),
+            value,
+            scale: bad.first().copied(),
+            parameter: first.map(|i| update.names[update.with_gradient[i]].clone()),
+            loss_scale: update.loss_scale,
+        }
     }
 }
 
@@ -90,35 +94,47 @@ fn host<B: Backend>(x: Tensor<B, 1>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use burn::module::ParamId;
     use burn_flex::Flex;
     use sar_core::ScaleSize;
+    use sar_model::Precision;
+
+    use super::*;
+    use crate::learner::Update;
+    use crate::loss_scale::LossScale;
 
     fn one(x: f32) -> Tensor<Flex, 1> {
         Tensor::from_floats([x], &Default::default())
     }
 
-    fn seen(step: u64, loss: f32, scales: [f32; 2], squares: [f32; 2]) -> Seen<Flex> {
-        let by_scale = |values: [f32; 2]| {
-            values.iter().enumerate().map(|(k, x)| (ScaleSize::square(k + 1), one(*x))).collect()
-        };
-        Seen {
-            step,
+    fn learned(loss: f32, scales: [f32; 2], squares: [f32; 2]) -> Learned<Flex> {
+        let scales = scales.iter().enumerate().map(|(k, x)| (ScaleSize::square(k + 1), one(*x)));
+        Learned {
             parts: vec![("teacher", one(1.0)), ("total", one(loss))],
-            scales: vec![by_scale([1.0, 1.0]), by_scale(scales)],
-            gradient_norm: one(squares.iter().sum::<f32>().sqrt()),
-            is_skipped: false,
-            loss_scale: 1.0,
-            squares_p: Tensor::from_floats(squares, &Default::default()),
-            with_gradient: vec![0, 2],
+            scales: scales.collect(),
+            update: Update {
+                learner: "net",
+                gradient_norm: one(squares.iter().sum::<f32>().sqrt()),
+                squares_p: Tensor::from_floats(squares, &Default::default()),
+                with_gradient: vec![0, 2],
+                names: ["a", "unused", "b"].map(String::from).into(),
+                lr: 0.1,
+                weight_decay: 0.0,
+                loss_scale: 1.0,
+                skipped: None,
+            },
         }
     }
 
+    fn seen(step: u64, loss: f32, scales: [f32; 2], squares: [f32; 2]) -> Seen<Flex> {
+        Seen { step, learners: vec![learned(loss, scales, squares)] }
+    }
+
     fn watch() -> Watch<Flex> {
-        let info =
-            |name: &str| ParameterInfo { name: name.into(), id: ParamId::new(), shape: vec![1] };
-        Watch::new("sar", ["a", "unused", "b"].map(info).to_vec())
+        Watch::new(StageId::Sar)
+    }
+
+    fn named(losses: &[(String, f64)]) -> Vec<(&str, f64)> {
+        losses.iter().map(|(name, value)| (name.as_str(), *value)).collect()
     }
 
     #[test]
@@ -127,21 +143,27 @@ mod tests {
         watch.step(seen(3, 2.0, [1.0, 1.0], [9.0, 16.0]));
         watch.step(seen(4, 1.5, [1.0, 1.0], [0.0, 4.0]));
         let losses = watch.look().unwrap();
-        assert_eq!(losses, [("teacher", 1.0), ("total", 1.5), ("gradient_norm", 2.0)]);
-        watch.step(seen(5, 1.0, [1.0, 1.0], [1.0, 0.0]));
-        assert_eq!(watch.look().unwrap()[1], ("total", 1.0));
+        assert_eq!(named(&losses), [("teacher", 1.0), ("total", 1.5), ("gradient_norm", 2.0)]);
+        let mut two = seen(5, 1.0, [1.0, 1.0], [1.0, 0.0]);
+        two.learners.push(learned(7.0, [1.0, 1.0], [9.0, 0.0]));
+        watch.step(two);
+        let losses = watch.look().unwrap();
+        assert_eq!(named(&losses)[1], ("total", 1.0));
+        assert_eq!(named(&losses)[4..], [("net.total", 7.0), ("net.gradient_norm", 3.0)]);
     }
 
     #[test]
-    fn a_skipped_step_may_hold_what_it_wants() {
+    fn a_skipped_step_may_hold_anything() {
         let mut watch = watch();
         for (loss, square) in [(2.0, f32::INFINITY), (f32::NAN, f32::NAN)] {
-            let bad = seen(3, loss, [1.0, loss], [square, 1.0]);
-            watch.step(Seen { is_skipped: true, ..bad });
+            let mut bad = seen(3, loss, [1.0, loss], [square, 1.0]);
+            bad.learners[0].update.skipped = LossScale::of(Precision::F16);
+            watch.step(bad);
         }
-        assert_eq!(watch.look().unwrap()[0], ("teacher", 1.0));
-        let bad = seen(4, 1.5, [1.0, 1.0], [f32::NAN, 4.0]);
-        watch.step(Seen { loss_scale: 0.5, ..bad });
+        assert_eq!(named(&watch.look().unwrap())[0], ("teacher", 1.0));
+        let mut bad = seen(4, 1.5, [1.0, 1.0], [f32::NAN, 4.0]);
+        bad.learners[0].update.loss_scale = 0.5;
+        watch.step(bad);
         let text = watch.look().unwrap_err().to_string();
         for part in ["loss is multiplied by 0.5", "bf16"] {
             assert!(text.contains(part), "{text}");
@@ -155,7 +177,7 @@ mod tests {
         watch.step(seen(7, f32::NAN, [1.0, f32::NAN], [1.0, f32::NAN]));
         watch.step(seen(8, 1.0, [f32::NAN, 1.0], [f32::NAN, 1.0]));
         let TrainError::NotFinite(bad) = watch.look().unwrap_err() else { panic!() };
-        assert_eq!((bad.step, bad.part), (7, "total"));
+        assert_eq!((bad.step, bad.part.as_str()), (7, "total"));
         assert_eq!(bad.scale, Some(ScaleSize::square(2)));
         assert_eq!(bad.parameter.as_deref(), Some("b"));
         let text = bad.to_string();
@@ -170,7 +192,7 @@ mod tests {
         watch.step(seen(0, 1.0, [1.0, 1.0], [f32::INFINITY, 1.0]));
         let TrainError::NotFinite(bad) = watch.look().unwrap_err() else { panic!() };
         assert_eq!(
-            (bad.part, bad.scale, bad.parameter.as_deref()),
+            (bad.part.as_str(), bad.scale, bad.parameter.as_deref()),
             ("gradient_norm", None, Some("a"))
         );
     }

@@ -4,53 +4,15 @@
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
-use sar_core::{CodePyramid, ScaleSchedule, SeedTree, paint_all};
-use sar_data::ImageBatch;
-use sar_loss::{Teacher, cross_entropy, mean_tokens, student_forcing};
-use sar_model::{Backbone, FirstToken, Pass, StochasticDepth};
+use burn::tensor::{Int, Tensor};
+use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
+use sar_loss::{StudentTarget, Target, cross_entropy, mean_tokens, student_forcing};
+use sar_model::{Backbone, DropPath, FirstToken, Pass};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
-use sar_tokenizer::Tokenizer;
 
-use crate::objective::{ConditionDraw, Objective, Regularisation};
+use crate::objective::{ConditionDraw, Objective, Regularization};
 use crate::step::{ByScale, Terms};
-
-/// Images as a backbone sees them, on the backend without autodiff.
-#[derive(Clone, Debug)]
-pub struct TokenBatch<B: Backend> {
-    /// Class of each image.
-    pub labels: Vec<usize>,
-    /// The stream of each image, keyed by its absolute position in training.
-    pub images: Vec<SeedTree>,
-    /// The scales.
-    pub schedule: ScaleSchedule,
-    /// Ground truth, `[b, l]`.
-    pub tokens_bl: Tensor<B, 2, Int>,
-}
-
-impl<B: Backend> TokenBatch<B> {
-    /// Images as the tokens of a frozen tokenizer.
-    pub(crate) fn encode(
-        tokenizer: &Tokenizer<B>,
-        images: ImageBatch,
-        schedule: ScaleSchedule,
-        device: &B::Device,
-    ) -> Self {
-        let h_bchw = tokenizer.encode(images.tensor(device));
-        Self::quantise(tokenizer, h_bchw, (images.labels, images.streams), schedule)
-    }
-
-    /// Latents of a frozen tokenizer as its tokens; `of` says the images' classes and streams.
-    pub(crate) fn quantise(
-        tokenizer: &Tokenizer<B>,
-        h_bchw: Tensor<B, 4>,
-        of: (Vec<usize>, Vec<SeedTree>),
-        schedule: ScaleSchedule,
-    ) -> Self {
-        let tokens_bl = tokenizer.tokens(h_bchw, &schedule);
-        Self { tokens_bl, labels: of.0, images: of.1, schedule }
-    }
-}
+use crate::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
 
 /// The loss of a backbone on a batch.
 ///
@@ -61,7 +23,7 @@ pub fn backbone_loss<A, P>(
     pyramid: &P,
     batch: &TokenBatch<A::InnerBackend>,
     objective: &Objective,
-    regularisation: &Regularisation,
+    regularization: &Regularization,
     step: SeedTree,
     device: &A::Device,
 ) -> Terms<A>
@@ -71,17 +33,17 @@ where
 {
     let schedule = &batch.schedule;
     let condition = |pass: &str| {
-        let labels = batch.labels.iter().zip(&batch.images).map(|(label, image)| {
+        let labels = batch.labels.iter().zip(&batch.streams).map(|(label, stream)| {
             let dropped =
-                f64::from(image.child(pass).uniform(0)) < regularisation.condition_dropout;
+                f64::from(stream.child(pass).uniform(0)) < regularization.class_dropout_prob;
             if dropped { model.classes() } else { *label }
         });
         labels_tensor::<A>(labels, device)
     };
     let drops = |pass: &str| {
-        let streams: Vec<_> = batch.images.iter().map(|image| image.child(pass)).collect();
-        let rate = regularisation.stochastic_depth;
-        (rate > 0.0).then(|| StochasticDepth::draw(rate, model.depth(), &streams))
+        let streams: Vec<_> = batch.streams.iter().map(|stream| stream.child(pass)).collect();
+        let rate = regularization.drop_path_rate;
+        (rate > 0.0).then(|| DropPath::draw(rate, model.depth(), &streams))
     };
 
     let labels_b = condition("condition");
@@ -93,14 +55,20 @@ where
         depth_drops: drops("teacher").as_ref(),
     });
     let truth_bl = Tensor::<A, 2, Int>::from_inner(batch.tokens_bl.clone());
-    let smoothing = regularisation.label_smoothing;
-    let token_loss_bl = cross_entropy(teacher_blv.clone(), truth_bl.clone(), smoothing);
+    let smoothing = regularization.label_smoothing;
+    let token_loss_bl = cross_entropy(teacher_blv.clone(), truth_bl, smoothing);
     let scales = by_scale(token_loss_bl.clone().inner(), schedule);
-    let teacher_loss = regularisation.reduction.apply(token_loss_bl, schedule);
+    let teacher_loss = regularization.reduction.apply(token_loss_bl, schedule);
     let mut parts = vec![("teacher", teacher_loss.clone().inner())];
 
-    let Objective::Sar { weight, predictions, own, transitions, contrast, condition: draw } =
-        objective
+    let Objective::Sar {
+        weight,
+        predictions,
+        student_context,
+        transitions,
+        student_target,
+        condition: draw,
+    } = objective
     else {
         return Terms { loss: teacher_loss, parts, scales };
     };
@@ -111,7 +79,7 @@ where
         schedule,
         predicted_bl.clone(),
         batch.tokens_bl.clone(),
-        *own,
+        *student_context,
         *transitions,
         step,
     );
@@ -123,12 +91,15 @@ where
         ConditionDraw::PerPass => condition("student-condition"),
     };
     let student_drops = drops("student");
-    // The teacher pass's own prediction is the target, also where the context is a full rollout.
-    let target_bl = match predictions {
-        Predictions::TeacherArgmax | Predictions::TeacherSample { .. } => predicted_bl,
-        Predictions::FullRollout { .. } => argmax_tokens(teacher_blv.clone().inner()),
+    let target = match (student_target, predictions) {
+        // The teacher pass's own prediction is the target, also where the context is a full rollout.
+        (StudentTarget::TeacherTokens, Predictions::FullRollout { .. }) => {
+            Target::Tokens(argmax_tokens(teacher_blv.inner()))
+        }
+        (StudentTarget::TeacherTokens, _) => Target::Tokens(predicted_bl),
+        (StudentTarget::TeacherProbabilities, _) => Target::SoftmaxOf(teacher_blv.inner()),
+        (StudentTarget::GroundTruth, _) => Target::Tokens(batch.tokens_bl.clone()),
     };
-    let target_bl = Tensor::<A, 2, Int>::from_inner(target_bl);
     let losses = passes.into_iter().map(|pass| {
         let logits_blv = model.forward(Pass {
             labels_b: student_labels_b.clone(),
@@ -139,12 +110,7 @@ where
         });
         // The class token's own logits are dropped.
         let student_blv = logits_blv.slice_dim(1, 1..pass.schedule.n_tokens());
-        let teacher = Teacher {
-            tokens_bl: target_bl.clone().slice_dim(1, pass.predicts.clone()),
-            logits_blv: teacher_blv.clone().slice_dim(1, pass.predicts.clone()),
-            truth_bl: truth_bl.clone().slice_dim(1, pass.predicts),
-        };
-        student_forcing(student_blv, teacher, *contrast)
+        student_forcing(student_blv, target.of_tokens(pass.predicts))
     });
     let student_loss = mean_tokens(Tensor::cat(losses.collect(), 1));
     let loss = teacher_loss + student_loss.clone() * *weight;
@@ -195,7 +161,7 @@ where
         }
         Predictions::FullRollout { sampler } => {
             let inner = model.valid();
-            generate(&inner, pyramid, &batch.labels, schedule, sampler, &batch.images, device)
+            generate(&inner, pyramid, &batch.labels, schedule, sampler, &batch.streams, device)
                 .tokens_bl()
         }
     }
@@ -213,32 +179,7 @@ fn choose_by_scale<B: Backend>(
             let t = sampler.guidance.strength(k, &batch.schedule);
             logits_bnv = guide(logits_bnv, uncond_blv.clone().slice_dim(1, range), t);
         }
-        sampler.choice.choose(logits_bnv, &batch.images, &batch.schedule, k).tokens()
+        sampler.choice.choose(logits_bnv, &batch.streams, &batch.schedule, k).tokens()
     });
     Tensor::cat(scales.collect(), 1)
-}
-
-/// The most probable token everywhere: `[b, l, v]` to `[b, l]`.
-pub fn argmax_tokens<B: Backend>(logits_blv: Tensor<B, 3>) -> Tensor<B, 2, Int> {
-    logits_blv.argmax(2).squeeze_dim(2)
-}
-
-/// The inputs of a pass over all scales, `[b, l - 1, c]`; none for a single scale.
-pub fn inputs<B: Backend, P: CodePyramid<B>>(
-    pyramid: &P,
-    schedule: &ScaleSchedule,
-    tokens_bl: Tensor<B, 2, Int>,
-) -> Option<Tensor<B, 3>> {
-    let (inputs, _) = paint_all(pyramid, schedule, tokens_bl);
-    (!inputs.is_empty()).then(|| Tensor::cat(inputs, 1))
-}
-
-/// Labels on the device.
-pub fn labels_tensor<B: Backend>(
-    labels: impl Iterator<Item = usize>,
-    device: &B::Device,
-) -> Tensor<B, 1, Int> {
-    let labels: Vec<i64> = labels.map(|label| label as i64).collect();
-    let n = labels.len();
-    Tensor::from_data(TensorData::new(labels, [n]), device)
 }

@@ -9,7 +9,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::vq;
-use sar_tokenizer::{Codebook, Tokenizer};
+use sar_tokenizer::{Codebook, Quantizer, Tokenizer};
 
 use crate::recipe::TokenizerLoss;
 use crate::step::Terms;
@@ -38,21 +38,25 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
     let mut scales = Vec::new();
     for (size, weight, is_finest) in scales_of_step(schedule, weights.coarse, step) {
         let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
-        let quantised = model.quantise(latent_bchw, schedule);
-        let output_bchw = model.decode(quantised.straight_through_bchw);
+        let quantized_at: &[ScaleSize] = match model.quantizer() {
+            Quantizer::Direct(_) => &[size],
+            Quantizer::Residual(_) => schedule.sizes(),
+        };
+        let quantized = model.quantizer().quantize(latent_bchw, quantized_at);
+        let output_bchw = model.decode(quantized.straight_through_bchw);
         let [_, _, height, width] = output_bchw.dims();
         let target = resample(images_bchw.clone(), ScaleSize { height, width }, Filter::Area);
         let error = flat(output_bchw - target);
         let l1 = mean(error.clone().abs());
         let l2 = mean(error.square());
-        let codebook = vq::mean_over(&quantised.pairs, vq::codebook);
-        let commitment = vq::mean_over(&quantised.pairs, vq::commitment);
+        let codebook = vq::mean_over(&quantized.pairs, vq::codebook);
+        let commitment = vq::mean_over(&quantized.pairs, vq::commitment);
         let mut loss = l1.clone() * weights.l1
             + l2.clone() * weights.l2
             + codebook * weights.codebook
             + commitment.clone() * weights.commitment;
         if weights.entropy != 0.0 {
-            let entropy = vq::mean_over(&quantised.pairs, |z_nc, _| {
+            let entropy = vq::mean_over(&quantized.pairs, |z_nc, _| {
                 vq::entropy(z_nc, model.codebook().codes())
             });
             loss = loss + entropy * weights.entropy;
@@ -62,7 +66,7 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
             parts.push(("l2", l2.inner()));
             parts.push(("commitment", commitment.inner()));
         }
-        used.push(quantised.indices_n.inner());
+        used.push(quantized.indices_n.inner());
         scales.push((size, loss.clone().inner()));
         let loss = loss * weight;
         total = Some(match total {
@@ -135,22 +139,23 @@ impl<B: Backend> CodeUsage<B> {
     }
 }
 
-/// What codes are searched for at some scales of images, comparable with codes, as rows: `[n, c]`.
+/// What a codebook should have codes for at some scales of images, comparable with codes, as rows:
+/// `[n, c]`.
 pub fn latents<B: Backend>(
     model: &Tokenizer<B>,
     images_bchw: Tensor<B, 4>,
     schedule: &ScaleSchedule,
     scales: std::ops::Range<usize>,
 ) -> Tensor<B, 2> {
-    let searched = model.searched(model.encode(images_bchw), schedule);
-    model.codebook().comparable(Tensor::cat(searched[scales].to_vec(), 0))
+    let targets = model.quantizer().targets(model.encode(images_bchw), schedule.sizes());
+    model.codebook().comparable(Tensor::cat(targets[scales].to_vec(), 0))
 }
 
 /// Puts randomly chosen latents in the place of the codes that `counts` says nothing used.
 ///
 /// # Shapes
 /// - `latents_nc`: `[n, c]`, where the replacements are drawn from
-pub fn revive<B: Backend>(
+pub fn restart_dead_codes<B: Backend>(
     book: Codebook<B>,
     counts: &[usize],
     latents_nc: Tensor<B, 2>,

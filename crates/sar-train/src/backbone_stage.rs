@@ -1,0 +1,173 @@
+//! The stages that train a backbone on the tokens of a frozen tokenizer.
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, TensorData};
+use sar_core::{ScaleSchedule, SeedTree};
+use sar_data::{ImageBatch, Images};
+use sar_model::Backbone;
+use sar_tokenizer::Tokenizer;
+
+use crate::TrainError;
+use crate::backbone_loss::backbone_loss;
+use crate::batches::Batches;
+use crate::checkpoint::Saved;
+use crate::held_out::HeldOutMeter;
+use crate::latents::{LatentBatch, LatentCache};
+use crate::learner::{Learner, Optimization, State, Trained};
+use crate::objective::{BackboneMeasure, Objective, Regularization};
+use crate::recipe::Recipe;
+use crate::stage::{Better, Learned, Measure, Stepped, Task};
+use crate::tokens::TokenBatch;
+
+/// Where the frozen tokenizer's latents come from.
+#[derive(Clone, Copy)]
+pub(crate) enum LatentSource<'a> {
+    Online,
+    Cached(&'a LatentCache),
+}
+
+/// A frozen tokenizer, and where its latents come from.
+pub(crate) type Tokens<'t, B> = (&'t Tokenizer<B>, LatentSource<'t>);
+
+/// In what a stage of the backbone differs from the others.
+#[derive(Clone, Copy)]
+pub(crate) struct BackboneSettings<'a> {
+    pub(crate) optimization: &'a Optimization,
+    pub(crate) objective: &'a Objective,
+    pub(crate) regularization: &'a Regularization,
+    pub(crate) monitor: BackboneMeasure,
+}
+
+pub(crate) struct BackboneStage<'a, A: AutodiffBackend> {
+    recipe: &'a Recipe,
+    settings: BackboneSettings<'a>,
+    tokenizer: &'a Tokenizer<A::InnerBackend>,
+    latents: LatentSource<'a>,
+    device: &'a A::Device,
+    workers: usize,
+    seed: SeedTree,
+    batches: Batches<'a>,
+    learner: Learner<A, Backbone<A>>,
+}
+
+impl<'a, A: AutodiffBackend> BackboneStage<'a, A> {
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        settings: BackboneSettings<'a>,
+        backbone: Backbone<A::InnerBackend>,
+        images: &'a Images,
+        (tokenizer, latents): Tokens<'a, A::InnerBackend>,
+        (workers, seed): (usize, SeedTree),
+        device: &'a A::Device,
+    ) -> Self {
+        let optimization = settings.optimization;
+        let precision = recipe.backbone.precision;
+        let learner =
+            Learner::new("backbone", backbone, &sar_model::LAYOUT, optimization, precision);
+        let batches = Batches::new(images, seed, optimization);
+        Self { recipe, settings, tokenizer, latents, device, workers, seed, batches, learner }
+    }
+
+    /// The weights of a checkpoint.
+    pub(crate) fn weights_of(
+        &self,
+        saved: &mut Saved,
+    ) -> Result<Backbone<A::InnerBackend>, TrainError> {
+        self.learner.weights_of(saved)
+    }
+
+    pub(crate) fn into_trained(self) -> Trained<Backbone<A::InnerBackend>> {
+        self.learner.into_trained()
+    }
+}
+
+/// A micro-batch before the tokenizer, or after it.
+enum Source {
+    Images(ImageBatch),
+    Latents(LatentBatch),
+}
+
+impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
+    fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<A::InnerBackend>, TrainError> {
+        let draws = self.seed.child("step").at(step);
+        let sources: Vec<Source> = match self.latents {
+            LatentSource::Online => {
+                self.batches.of_step(step)?.into_iter().map(Source::Images).collect()
+            }
+            LatentSource::Cached(cache) => {
+                let batches = self.batches.latents_of_step(step, cache)?;
+                batches.into_iter().map(Source::Latents).collect()
+            }
+        };
+        let schedules = &self.recipe.backbone.schedule;
+        let inputs: Result<Vec<(Source, ScaleSchedule)>, TrainError> = sources
+            .into_iter()
+            .enumerate()
+            .map(|(micro, source)| {
+                // A draw for each micro-batch.
+                let schedule = schedules.draw(draws.child("schedule").at(micro as u64))?;
+                Ok((source, schedule))
+            })
+            .collect();
+        let (tokenizer, device, settings) = (self.tokenizer, self.device, self.settings);
+        let precision = self.recipe.backbone.precision;
+        let loss = |model: &Backbone<A>, (source, schedule): (Source, ScaleSchedule)| {
+            let tokens = match source {
+                Source::Images(images) => TokenBatch::encode(tokenizer, images, schedule, device),
+                Source::Latents(LatentBatch { values, shape_bchw, labels, streams }) => {
+                    let h_bchw = Tensor::from_data(TensorData::new(values, shape_bchw), device);
+                    TokenBatch::quantize(tokenizer, h_bchw, (labels, streams), schedule)
+                }
+            };
+            let terms = backbone_loss(
+                &precision.view(model),
+                tokenizer,
+                &tokens,
+                settings.objective,
+                settings.regularization,
+                draws,
+                device,
+            );
+            (terms, ())
+        };
+        let sum = self.learner.accumulate(inputs?, self.workers, loss);
+        let update = self.learner.update(sum.gradients, (step, steps));
+        if update.skipped.is_none() {
+            self.learner.take_average();
+        }
+        let learned = Learned { parts: sum.parts, scales: sum.scales, update };
+        Ok(Stepped { learners: vec![learned], note: None })
+    }
+
+    fn measure(&self) -> Result<Measure, TrainError> {
+        let schedule = self.recipe.scales();
+        let mut meter = HeldOutMeter::new(schedule, self.recipe.tokenizer.model.codebook_size);
+        let n = self.recipe.log.measure_images;
+        for images in self.batches.images.held_out(n, self.recipe.evaluation.batch_size) {
+            let batch = TokenBatch::encode(self.tokenizer, images?, schedule.clone(), self.device);
+            meter.add(self.learner.model(), self.tokenizer, &batch, self.device);
+        }
+        let [teacher, student] = meter.means();
+        let (name, value) = match self.settings.monitor {
+            BackboneMeasure::TeacherLoss => ("held_out_teacher", teacher),
+            BackboneMeasure::StudentLoss => ("held_out_student", student),
+        };
+        Ok(Measure { name, value, better: Better::Lower })
+    }
+
+    fn images(&self) -> &Images {
+        self.batches.images
+    }
+
+    fn n_parameters(&self) -> usize {
+        self.learner.n_parameters()
+    }
+
+    fn learners(&self) -> Vec<State<'_>> {
+        vec![self.learner.state()]
+    }
+
+    fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError> {
+        self.learner.restore(saved, self.device)
+    }
+}

@@ -1,0 +1,334 @@
+//! What one optimizer trains: a model, the optimizer's moments, the average of the weights and the
+//! scale of the loss, as one value.
+//!
+//! A step is [`accumulate`](Learner::accumulate), [`update`](Learner::update), edits of the model if
+//! there are any, [`take_average`](Learner::take_average). What several machines exchange goes
+//! between the first two.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor, TensorData};
+use sar_model::Precision;
+use sar_weights::{Layout, ModuleTensors, NamedTensors, TensorInfo, bind, parameters};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::checkpoint::Saved;
+use crate::ema::Ema;
+use crate::gradients::{Gradients, clip_factor, norm_of};
+use crate::loss_scale::LossScale;
+use crate::optim::{AdamW, AdamWConfig};
+use crate::schedule::{LrSchedule, WeightDecay};
+use crate::step::{Accumulated, Terms, accumulate};
+
+/// How a stage is optimized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimization {
+    /// Images per step.
+    pub batch_size: usize,
+    /// The batch is split into this many parts whose gradients are added.
+    pub grad_accum_steps: usize,
+    /// Learning rate.
+    pub lr: LrSchedule,
+    /// Weight decay of the decayed group.
+    pub weight_decay: WeightDecay,
+    /// Constants of AdamW.
+    pub adamw: AdamWConfig,
+    /// Largest global norm of the gradients (published: 2.0); 0 for none.
+    pub max_grad_norm: f64,
+    /// Decay of the exponential moving average of the weights, in `[0, 1)`; 0 keeps none.
+    pub ema: f64,
+}
+
+/// A model in training. Its parameters live on the backend without autodiff; each micro-batch makes
+/// them the leaves of a graph of its own.
+#[derive(Clone, Debug)]
+pub struct Learner<A: AutodiffBackend, M: AutodiffModule<A>> {
+    name: &'static str,
+    layout: &'static Layout,
+    optimization: Optimization,
+    /// There but for the moment in which an update moves it: a second holder would make every update
+    /// a copy.
+    model: Option<M::InnerModule>,
+    names: Arc<[String]>,
+    optimizer: AdamW<A::InnerBackend>,
+    average: Option<Ema<M::InnerModule>>,
+    loss_scale: Option<LossScale>,
+}
+
+/// What an update did.
+#[derive(Clone, Debug)]
+pub struct Update<B: Backend> {
+    /// The learner's name.
+    pub learner: &'static str,
+    /// Global norm of the gradients before clipping, on the device.
+    pub gradient_norm: Tensor<B, 1>,
+    /// Squared norm of each gradient, `[p]`, on the device,
+    pub squares_p: Tensor<B, 1>,
+    /// and the places of their parameters in `names`.
+    pub with_gradient: Vec<usize>,
+    /// Names of all parameters.
+    pub names: Arc<[String]>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// What the loss was multiplied with.
+    pub loss_scale: f64,
+    /// The loss scale after the step, if the step did not count: gradients of a scaled loss were not
+    /// finite.
+    pub skipped: Option<LossScale>,
+}
+
+/// What a stage ends with.
+#[derive(Clone, Debug)]
+pub struct Trained<M> {
+    /// The weights after the last step.
+    pub model: M,
+    /// The average of the weights, where the recipe asks for one.
+    pub average: Option<M>,
+}
+
+/// Reads a tensor by its name.
+type ReadTensor<'l> = Box<dyn Fn(&str) -> Option<TensorData> + 'l>;
+
+/// What a checkpoint holds of a learner: tensors that are read from the device one at a time, and text.
+pub(crate) struct State<'l> {
+    pub(crate) infos: Vec<TensorInfo>,
+    pub(crate) read: ReadTensor<'l>,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+const STEPS: &str = "steps";
+const LOSS_SCALE: &str = "loss_scale";
+const WITHOUT_MOMENTS: &str = "without_moments";
+
+impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> {
+    /// A learner before its first step. The layout names the parameters in checkpoints; in half
+    /// precision the loss is scaled where its gradients need it.
+    pub fn new(
+        name: &'static str,
+        model: M::InnerModule,
+        layout: &'static Layout,
+        optimization: &Optimization,
+        precision: Precision,
+    ) -> Self {
+        let infos = parameters(&model, layout);
+        Self {
+            name,
+            layout,
+            names: infos.iter().map(|info| info.name.clone()).collect(),
+            optimizer: AdamW::new(optimization.adamw, infos),
+            average: Ema::new(optimization.ema, model.clone()),
+            loss_scale: LossScale::of(precision),
+            optimization: optimization.clone(),
+            model: Some(model),
+        }
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &M::InnerModule {
+        self.model.as_ref().expect("there between updates")
+    }
+
+    /// Other weights to begin with; their average begins there, too.
+    pub fn begin_with(&mut self, model: M::InnerModule) {
+        self.average = Ema::new(self.optimization.ema, model.clone());
+        self.model = Some(model);
+    }
+
+    /// Changes the weights between steps; their average takes it in as it takes in a step.
+    pub fn edit(&mut self, edit: impl FnOnce(M::InnerModule) -> M::InnerModule) {
+        self.model = self.model.take().map(edit);
+    }
+
+    /// The first half of a step: see [`crate::step::accumulate`].
+    ///
+    /// # Panics
+    /// If there is no micro-batch, or `workers` is 0.
+    pub fn accumulate<I: Send, O: Send>(
+        &self,
+        micro_batches: Vec<I>,
+        workers: usize,
+        loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
+    ) -> Accumulated<A::InnerBackend, O> {
+        let factor = self.loss_factor();
+        accumulate::<A, M, I, O>(self.model(), micro_batches, workers, factor, loss)
+    }
+
+    fn loss_factor(&self) -> f64 {
+        self.loss_scale.map_or(1.0, |scale| scale.factor())
+    }
+
+    /// The second half of a step: clips, looks up the schedules at `step` of `steps`, and moves the
+    /// weights.
+    ///
+    /// Gradients that are not finite count as zero: momentum and weight decay still move the weights,
+    /// and whoever looks at the norm afterwards ends the run. A scaled loss is another matter: the
+    /// learner then waits for the device to say whether the gradients are finite, and where they are
+    /// not, the step does not count at all. Without a scale nothing waits.
+    pub fn update(
+        &mut self,
+        gradients: Gradients<A::InnerBackend>,
+        (step, steps): (u64, u64),
+    ) -> Update<A::InnerBackend> {
+        let Optimization { lr, weight_decay, max_grad_norm, .. } = &self.optimization;
+        let squares_p = gradients.squares();
+        let gradient_norm = norm_of(squares_p.clone());
+        let loss_scale = self.loss_factor();
+        let counts = match &mut self.loss_scale {
+            Some(scale) => scale.admits(is_finite(gradient_norm.clone())),
+            None => true,
+        };
+        let update = Update {
+            learner: self.name,
+            gradient_norm,
+            squares_p,
+            with_gradient: gradients.with_gradient(),
+            names: Arc::clone(&self.names),
+            lr: lr.at(step, steps),
+            weight_decay: weight_decay.at(step, steps),
+            loss_scale,
+            skipped: self.loss_scale.filter(|_| !counts),
+        };
+        if counts {
+            let factor = clip_factor(update.gradient_norm.clone(), *max_grad_norm);
+            let Update { lr, weight_decay, .. } = update;
+            let model = self.model.take().expect("there between updates");
+            self.model = Some(self.optimizer.step(model, &gradients, factor, lr, weight_decay));
+        }
+        update
+    }
+
+    /// Takes the weights into their average: the end of a step that counted.
+    pub fn take_average(&mut self) {
+        if let Some(average) = self.average.take() {
+            self.average = Some(average.update(self.model()));
+        }
+    }
+
+    /// What it ends with.
+    pub fn into_trained(self) -> Trained<M::InnerModule> {
+        let model = self.model.expect("there between updates");
+        Trained { model, average: self.average.map(Ema::into_average) }
+    }
+
+    /// What a checkpoint keeps, under the name of the learner.
+    pub(crate) fn state(&self) -> State<'_> {
+        let name = self.name;
+        let of = |part, module| {
+            ModuleTensors::<A::InnerBackend, _>::new(
+                &format!("{name}.{part}."),
+                module,
+                self.layout,
+            )
+        };
+        let model = of("model", self.model());
+        let average = self.average.as_ref().map(|average| of("average", average.average()));
+        let mut infos = model.infos().to_vec();
+        infos.extend(average.iter().flat_map(|average| average.infos()).cloned());
+        let mut moments = BTreeMap::new();
+        let mut without = Vec::new();
+        for (parameter, pair) in self.optimizer.moments() {
+            let Some(pair) = pair else {
+                without.push(parameter);
+                continue;
+            };
+            for (part, tensor) in ["mean", "square"].into_iter().zip(pair) {
+                let name = format!("{name}.{part}.{parameter}");
+                let shape = tensor.dims().to_vec();
+                infos.push(TensorInfo { name: name.clone(), dtype: DType::F32, shape });
+                moments.insert(name, tensor);
+            }
+        }
+        let mut metadata = BTreeMap::new();
+        let mut note =
+            |field: &str, value: String| metadata.insert(format!("{name}.{field}"), value);
+        note(STEPS, self.optimizer.steps().to_string());
+        note(WITHOUT_MOMENTS, serde_json::to_string(&without).expect("plain values"));
+        if let Some(scale) = &self.loss_scale {
+            note(LOSS_SCALE, serde_json::to_string(scale).expect("numbers"));
+        }
+        let read = move |name: &str| {
+            let moment = || moments.get(name).map(|x| x.to_data().convert::<f32>());
+            let average = || average.as_ref().and_then(|average| average.read(name));
+            model.read(name).or_else(average).or_else(moment)
+        };
+        State { infos, read: Box::new(read), metadata }
+    }
+
+    /// Takes back what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// If anything of it is missing, left over or of another shape.
+    pub(crate) fn restore(
+        &mut self,
+        saved: &mut Saved,
+        device: &A::Device,
+    ) -> Result<(), TrainError> {
+        let mut part = |part: &str| saved.take(&format!("{}.{part}", self.name));
+        let [model, average, mut means, mut squares] =
+            ["model", "average", "mean", "square"].map(&mut part);
+        let field = |field: &str| format!("{}.{field}", self.name);
+        let without: Vec<String> = saved.value(&field(WITHOUT_MOMENTS))?;
+        let steps = saved.value(&field(STEPS))?;
+        if self.loss_scale.is_some() {
+            self.loss_scale = Some(saved.value(&field(LOSS_SCALE))?);
+        }
+        let mut problem = None;
+        let mut moments = |parameter: &str| {
+            let tensor =
+                |data: Option<TensorData>| data.map(|data| Tensor::from_data(data, device));
+            let pair = tensor(means.remove(parameter)).zip(tensor(squares.remove(parameter)));
+            if pair.is_none() != without.iter().any(|name| name == parameter) {
+                problem.get_or_insert(format!("has no optimizer moments of {parameter}"));
+            }
+            pair.map(|(mean, square)| [mean, square])
+        };
+        self.optimizer.restore(steps, &mut moments);
+        let left: Option<&str> = means.names().chain(squares.names()).next();
+        if let Some(name) = left {
+            problem.get_or_insert(format!("holds unknown optimizer moments of '{name}'"));
+        }
+        if let Some(problem) = problem {
+            return Err(TrainError::RunDir { path: saved.path().into(), problem });
+        }
+        let bound = |module: &M::InnerModule, tensors: NamedTensors| {
+            bind::<A::InnerBackend, _>(module.clone(), tensors, self.layout)
+        };
+        let average = match self.average.take() {
+            Some(ema) => Some(ema.try_map(|module| bound(&module, average))?),
+            None if average.is_empty() => None,
+            None => {
+                let problem = "holds an average of weights, which the recipe does not keep".into();
+                return Err(TrainError::RunDir { path: saved.path().into(), problem });
+            }
+        };
+        self.model = Some(bound(self.model(), model)?);
+        self.average = average;
+        Ok(())
+    }
+
+    /// The weights of another checkpoint of the learner.
+    ///
+    /// # Errors
+    /// If they are not all there.
+    pub(crate) fn weights_of(&self, saved: &mut Saved) -> Result<M::InnerModule, TrainError> {
+        let weights = saved.take(&format!("{}.model", self.name));
+        Ok(bind(self.model().clone(), weights, self.layout)?)
+    }
+
+    /// Number of parameters that it trains.
+    pub fn n_parameters(&self) -> usize {
+        self.model().num_params()
+    }
+}
+
+/// Whether a value on the device is a finite number: waits for it.
+fn is_finite<B: Backend>(x: Tensor<B, 1>) -> bool {
+    x.into_data().iter::<f64>().all(f64::is_finite)
+}

@@ -1,0 +1,63 @@
+//! The stages of a run.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A stage of a run, in the order in which they are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageId {
+    /// Images to tokens and back.
+    Tokenizer,
+    /// The backbone by teacher forcing.
+    Pretrain,
+    /// The backbone refined from its pre-trained weights.
+    Sar,
+    /// Teacher forcing for the same number of passes from the same weights: what SAR is compared with.
+    Control,
+}
+
+impl StageId {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Tokenizer, Self::Pretrain, Self::Sar, Self::Control];
+
+    /// Its name in recipes, checkpoints, metrics and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Pretrain => "pretrain",
+            Self::Sar => "sar",
+            Self::Control => "control",
+        }
+    }
+
+    /// The table of the recipe that its settings are in.
+    pub fn table(self) -> &'static str {
+        match self {
+            Self::Control => Self::Sar.name(),
+            stage => stage.name(),
+        }
+    }
+
+    /// The file of its weights, without the ending.
+    pub fn weights(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Pretrain => "backbone-pretrain",
+            Self::Sar => "backbone-sar",
+            Self::Control => "backbone-control",
+        }
+    }
+
+    /// The stages that follow it.
+    pub fn later(self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |other| *other > self)
+    }
+}
+
+impl fmt::Display for StageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

@@ -1,0 +1,511 @@
+//! The losses of a backbone, computed again from forward passes of their own and numbers on the host.
+//!
+//! Shapes: b batch, l tokens of the pyramid, c code channels, v codes.
+
+use burn::backend::Autodiff;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::Flex;
+use sar_core::{CodePyramid, ScaleSchedule, ScaleSize, SeedTree};
+use sar_loss::{Reduction, StudentTarget};
+use sar_model::{
+    Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig,
+};
+use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
+use sar_train::backbone_loss::backbone_loss;
+use sar_train::gradients::Gradients;
+use sar_train::objective::{ConditionDraw, Objective, Regularization};
+use sar_train::step::trainable;
+use sar_train::tokens::TokenBatch;
+use sar_weights::fill;
+
+type B = Flex;
+type A = Autodiff<Flex>;
+
+const CODES: usize = 7;
+const CHANNELS: usize = 3;
+const CLASSES: usize = 3;
+const WEIGHT: f64 = 0.7;
+
+const UNREGULARIZED: Regularization = Regularization {
+    class_dropout_prob: 0.0,
+    drop_path_rate: 0.0,
+    label_smoothing: 0.0,
+    reduction: Reduction::MeanTokens,
+};
+
+/// A direct pyramid: the next input is the code map, enlarged to the nearest.
+struct Codes;
+
+fn code(token: usize, channel: usize) -> f32 {
+    ((token * CHANNELS + channel) as f32 * 1.7).sin()
+}
+
+/// For each place of a scale the place of the scale before that it lies in.
+fn parents(size: ScaleSize, before: ScaleSize) -> impl Iterator<Item = usize> {
+    (0..size.tokens()).map(move |i| {
+        let (y, x) = (i / size.width, i % size.width);
+        y * before.height / size.height * before.width + x * before.width / size.width
+    })
+}
+
+impl CodePyramid<B> for Codes {
+    type Canvas = ();
+
+    fn codes(&self) -> Tensor<B, 2> {
+        let codes = (0..CODES).flat_map(|token| (0..CHANNELS).map(move |c| code(token, c)));
+        let codes = TensorData::new(codes.collect::<Vec<_>>(), [CODES, CHANNELS]);
+        Tensor::from_data(codes, &Default::default())
+    }
+
+    fn paint(
+        &self,
+        _: &mut (),
+        schedule: &ScaleSchedule,
+        k: usize,
+        codes_bnc: Tensor<B, 3>,
+    ) -> Option<Tensor<B, 3>> {
+        let next = *schedule.sizes().get(k + 1)?;
+        let parents: Vec<i64> = parents(next, schedule.size(k)).map(|i| i as i64).collect();
+        let parents = TensorData::new(parents, [next.tokens()]);
+        Some(codes_bnc.select(1, Tensor::from_data(parents, &Default::default())))
+    }
+}
+
+/// Numbers by image, token and code.
+type Logits = Vec<Vec<Vec<f64>>>;
+/// Codes by image and token.
+type Tokens = Vec<Vec<usize>>;
+
+struct World {
+    model: Backbone<B>,
+    schedule: ScaleSchedule,
+    labels: Vec<usize>,
+    truth: Tokens,
+    streams: Vec<SeedTree>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let shape =
+            BackboneShape { width: 16, heads: 2, mlp_ratio: 2, ..BackboneShape::published(2) };
+        let config = BackboneConfig {
+            shape,
+            classes: CLASSES,
+            codebook_size: CODES,
+            codebook_dim: CHANNELS,
+            positions: PositionsConfig::Grid { side: 4 },
+        };
+        let empty = Backbone::new(&config, &Default::default()).unwrap();
+        // No part is near zero, unlike at the published initialization, and inputs weigh as much as
+        // classes.
+        let weights = SeedTree::new(3);
+        let model = fill(empty, &LAYOUT, |name, shape| {
+            let n = shape.iter().product();
+            let size = if name == "word_embed.weight" { 1.5 } else { 0.4 };
+            weights.child(name).normals(n).into_iter().map(|x| size * x).collect()
+        });
+        let schedule: ScaleSchedule = "1_2_2x3".parse().unwrap();
+        let draws = SeedTree::new(seed);
+        let l = schedule.n_tokens() as u64;
+        let truth = |image: u64| (0..l).map(move |t| draws.at(image).below(t, CODES)).collect();
+        Self {
+            model,
+            schedule,
+            labels: vec![0, 1, 2],
+            truth: (0..3).map(truth).collect(),
+            streams: (0..3).map(|image| draws.child("stream").at(image)).collect(),
+        }
+    }
+
+    fn batch(&self) -> TokenBatch<B> {
+        let tokens: Vec<i64> = self.truth.iter().flatten().map(|token| *token as i64).collect();
+        let shape = [self.labels.len(), self.schedule.n_tokens()];
+        TokenBatch {
+            labels: self.labels.clone(),
+            streams: self.streams.clone(),
+            schedule: self.schedule.clone(),
+            tokens_bl: Tensor::from_data(TensorData::new(tokens, shape), &Default::default()),
+        }
+    }
+
+    /// The parts of the loss, by name.
+    fn parts(&self, objective: &Objective, dropout: f64) -> Vec<(&'static str, f64)> {
+        let model = trainable::<A, Backbone<A>>(self.model.clone());
+        let regularization = Regularization { class_dropout_prob: dropout, ..UNREGULARIZED };
+        let (batch, device) = (self.batch(), Default::default());
+        let step = SeedTree::new(0);
+        let terms =
+            backbone_loss(&model, &Codes, &batch, objective, &regularization, step, &device);
+        let parts = terms.parts.into_iter();
+        parts.map(|(name, value)| (name, f64::from(value.into_scalar()))).collect()
+    }
+
+    /// The inputs of the scales after the first, `[b, l - 1, c]`, for tokens of the first scales.
+    fn inputs<Bk: Backend>(&self, tokens: &[Vec<usize>], n_scales: usize) -> Tensor<Bk, 3> {
+        let mut values = Vec::new();
+        for tokens in tokens {
+            for k in 1..n_scales {
+                let before = &tokens[self.schedule.range(k - 1)];
+                for parent in parents(self.schedule.size(k), self.schedule.size(k - 1)) {
+                    values.extend((0..CHANNELS).map(|c| code(before[parent], c)));
+                }
+            }
+        }
+        let shape = [tokens.len(), values.len() / CHANNELS / tokens.len(), CHANNELS];
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    /// One pass over the first scales; its context is `tokens`.
+    fn pass<Bk: Backend>(
+        &self,
+        model: &Backbone<Bk>,
+        labels: &[usize],
+        tokens: &[Vec<usize>],
+        n_scales: usize,
+        first: FirstToken,
+    ) -> Tensor<Bk, 3> {
+        let schedule = ScaleSchedule::new(self.schedule.sizes()[..n_scales].to_vec()).unwrap();
+        let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
+        let labels = TensorData::new(labels, [tokens.len()]);
+        model.forward(Pass {
+            labels_b: Tensor::from_data(labels, &Default::default()),
+            inputs_blc: (n_scales > 1).then(|| self.inputs(tokens, n_scales)),
+            schedule: &schedule,
+            first,
+            depth_drops: None,
+        })
+    }
+
+    fn logits(&self, labels: &[usize], tokens: &[Vec<usize>], first: FirstToken) -> Logits {
+        on_host(self.pass(&self.model, labels, tokens, self.schedule.len(), first))
+    }
+}
+
+fn on_host(x_blv: Tensor<B, 3>) -> Logits {
+    let [_, l, v] = x_blv.dims();
+    let values: Vec<f64> = x_blv.into_data().convert::<f64>().into_vec().unwrap();
+    let rows: Vec<Vec<f64>> = values.chunks(v).map(<[f64]>::to_vec).collect();
+    rows.chunks(l).map(<[Vec<f64>]>::to_vec).collect()
+}
+
+fn log_p(row: &[f64]) -> Vec<f64> {
+    let largest = row.iter().copied().fold(f64::MIN, f64::max);
+    let sum = row.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
+    row.iter().map(|x| x - largest - sum).collect()
+}
+
+fn argmax(row: &[f64]) -> usize {
+    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap()
+}
+
+fn most_probable(logits: &Logits) -> Tokens {
+    logits.iter().map(|image| image.iter().map(|row| argmax(row)).collect()).collect()
+}
+
+/// The mean of `-sum p log softmax(logits)` over the tokens of a range.
+fn mean_loss(
+    logits: &Logits,
+    range: std::ops::Range<usize>,
+    p: impl Fn(usize, usize) -> Vec<f64>,
+) -> f64 {
+    let n = (logits.len() * range.len()) as f64;
+    let tokens = (0..logits.len()).flat_map(|i| range.clone().map(move |t| (i, t)));
+    let losses = tokens.map(|(i, t)| {
+        let row = log_p(&logits[i][t]);
+        -p(i, t).iter().zip(row).map(|(p, log_p)| p * log_p).sum::<f64>()
+    });
+    losses.sum::<f64>() / n
+}
+
+fn certain(tokens: &Tokens) -> impl Fn(usize, usize) -> Vec<f64> + '_ {
+    |i, t| (0..CODES).map(|code| if code == tokens[i][t] { 1.0 } else { 0.0 }).collect()
+}
+
+fn sar(predictions: Predictions, student_target: StudentTarget) -> Objective {
+    Objective::Sar {
+        weight: WEIGHT,
+        predictions,
+        student_context: StudentContext::All,
+        transitions: Transitions::All,
+        student_target,
+        condition: ConditionDraw::Once,
+    }
+}
+
+#[track_caller]
+fn near(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found}, not {expected}");
+}
+
+/// Teacher, student and total, and that there is nothing else.
+#[track_caller]
+fn check_parts(found: &[(&'static str, f64)], teacher: f64, student: f64) {
+    let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["teacher", "student", "total"]);
+    near(found[0].1, teacher);
+    near(found[1].1, student);
+    near(found[2].1, teacher + WEIGHT * student);
+}
+
+#[test]
+fn each_target_of_the_student() {
+    let world = World::new(1);
+    let l = world.schedule.n_tokens();
+    let teacher = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let teacher_loss = mean_loss(&teacher, 0..l, certain(&world.truth));
+    let found = world.parts(&Objective::TeacherForcing, 0.0);
+    assert_eq!(found.len(), 1);
+    near(found[0].1, teacher_loss);
+
+    let predicted = most_probable(&teacher);
+    assert_ne!(predicted, world.truth);
+    let student = world.logits(&world.labels, &predicted, FirstToken::Bare);
+    let probabilities =
+        |i: usize, t: usize| log_p(&teacher[i][t]).into_iter().map(f64::exp).collect();
+    let expected = [
+        (StudentTarget::TeacherTokens, mean_loss(&student, 1..l, certain(&predicted))),
+        (StudentTarget::TeacherProbabilities, mean_loss(&student, 1..l, probabilities)),
+        (StudentTarget::GroundTruth, mean_loss(&student, 1..l, certain(&world.truth))),
+    ];
+    for (target, student_loss) in expected {
+        let found = world.parts(&sar(Predictions::TeacherArgmax, target), 0.0);
+        check_parts(&found, teacher_loss, student_loss);
+    }
+}
+
+/// Gradients of the whole objective are those of a sum in which the target is a constant.
+#[test]
+fn no_gradient_flows_through_the_target_and_the_context() {
+    let world = World::new(2);
+    let (l, n_scales) = (world.schedule.n_tokens(), world.schedule.len());
+    let teacher = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let predicted = most_probable(&teacher);
+    let device = Default::default();
+    for target in [StudentTarget::TeacherTokens, StudentTarget::TeacherProbabilities] {
+        let model = trainable::<A, Backbone<A>>(world.model.clone());
+        let objective = sar(Predictions::TeacherArgmax, target);
+        let (batch, step) = (world.batch(), SeedTree::new(0));
+        let terms =
+            backbone_loss(&model, &Codes, &batch, &objective, &UNREGULARIZED, step, &device);
+        let found = Gradients::of(terms.loss, &model);
+
+        let against = |logits_blv: Tensor<A, 3>, p: Vec<f32>| {
+            let [b, l, _] = logits_blv.dims();
+            let p_blv = TensorData::new(p, [b, l, CODES]);
+            let p_blv = Tensor::<A, 3>::from_data(p_blv, &device);
+            -(p_blv * log_softmax(logits_blv, 2)).sum() / (b * l) as f64
+        };
+        let constant = |first: usize, p: &dyn Fn(usize, usize) -> Vec<f64>| -> Vec<f32> {
+            let tokens = (0..3).flat_map(|i| (first..l).map(move |t| (i, t)));
+            tokens.flat_map(|(i, t)| p(i, t)).map(|p| p as f32).collect()
+        };
+        let of_student = match target {
+            StudentTarget::TeacherTokens => constant(1, &certain(&predicted)),
+            _ => constant(1, &|i, t| log_p(&teacher[i][t]).into_iter().map(f64::exp).collect()),
+        };
+        let start = FirstToken::Start;
+        let teacher_blv = world.pass(&model, &world.labels, &world.truth, n_scales, start);
+        let student_blv = world.pass(&model, &world.labels, &predicted, n_scales, FirstToken::Bare);
+        let loss = against(teacher_blv, constant(0, &certain(&world.truth)))
+            + against(student_blv.slice_dim(1, 1..l), of_student) * WEIGHT;
+        let expected = Gradients::of(loss, &model);
+
+        let values = |gradients: &Gradients<B>| -> Vec<f32> {
+            let gradients = gradients.iter().map(|gradient| gradient.expect("a gradient").clone());
+            gradients.flat_map(|g| g.into_data().into_vec::<f32>().unwrap()).collect()
+        };
+        let (found, expected) = (values(&found), values(&expected));
+        let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+        assert!(largest > 1e-2);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5 * largest, "{found}, not {expected}");
+        }
+    }
+}
+
+/// Guided logits of one scale: `(1 + t) cond - t uncond`.
+fn guided(cond: &[f64], uncond: &[f64], t: f64) -> Vec<f64> {
+    cond.iter().zip(uncond).map(|(c, u)| (1.0 + t) * c - t * u).collect()
+}
+
+/// The code at which the cumulative probability of the two most probable first exceeds `u`.
+fn drawn_of_two(row: &[f64], u: f64) -> usize {
+    let best = argmax(row);
+    let second = (0..row.len()).filter(|code| *code != best);
+    let second = second.max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+    let (low, high) = (best.min(second), best.max(second));
+    let p_low = 1.0 / (1.0 + (row[high] - row[low]).exp());
+    if u < p_low { low } else { high }
+}
+
+#[test]
+fn the_sampled_rollout_is_guided_by_scale_against_the_null_class() {
+    let world = World::new(3);
+    let l = world.schedule.n_tokens();
+    let cond = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let uncond = world.logits(&[CLASSES; 3], &world.truth, FirstToken::Start);
+    let cfg = 3.0;
+    // 0.5 cfg (1 + k / (K - 1))
+    let strengths = [1.5, 2.25, 3.0];
+    for choice in [Choice::Argmax, Choice::Sample { top_k: 2, top_p: 0.0 }] {
+        let rollout = |strengths: [f64; 3]| -> Tokens {
+            let image = |i: usize| {
+                let scales = world.schedule.ranges().enumerate();
+                let tokens = scales.flat_map(|(k, range)| range.enumerate().map(move |t| (k, t)));
+                let tokens = tokens.map(|(k, (place, t))| {
+                    let row = guided(&cond[i][t], &uncond[i][t], strengths[k]);
+                    let stream = world.streams[i].child("draw").at(k as u64);
+                    match choice {
+                        Choice::Argmax => argmax(&row),
+                        _ => drawn_of_two(&row, f64::from(stream.uniform(place as u64))),
+                    }
+                });
+                tokens.collect()
+            };
+            (0..3).map(image).collect()
+        };
+        let student_loss = |predicted: &Tokens| {
+            let student = world.logits(&world.labels, predicted, FirstToken::Bare);
+            // What was drawn is context and target.
+            mean_loss(&student, 1..l, certain(predicted))
+        };
+        let expected = student_loss(&rollout(strengths));
+        for other in [[0.0; 3], [strengths[0]; 3], [strengths[2]; 3]] {
+            let other = student_loss(&rollout(other));
+            assert!((other - expected).abs() > 1e-3, "{other} is as good as {expected}");
+        }
+        let sampler = Sampler { guidance: Guidance::HalfRamp { scale: cfg }, choice };
+        let objective = sar(Predictions::TeacherSample { sampler }, StudentTarget::TeacherTokens);
+        let teacher_loss = mean_loss(&cond, 0..l, certain(&world.truth));
+        check_parts(&world.parts(&objective, 0.0), teacher_loss, expected);
+    }
+}
+
+#[test]
+fn a_full_rollout_is_the_context_and_the_teachers_own_prediction_the_target() {
+    let world = World::new(4);
+    let l = world.schedule.n_tokens();
+    let cfg = 2.0;
+    // Scale by scale, each time by whole passes over what is there: cfg k / (K - 1).
+    let mut rollout: Tokens = vec![Vec::new(); 3];
+    for (k, range) in world.schedule.ranges().enumerate() {
+        let run = |labels: &[usize]| {
+            on_host(world.pass(&world.model, labels, &rollout, k + 1, FirstToken::Start))
+        };
+        let (cond, uncond) = (run(&world.labels), run(&[CLASSES; 3]));
+        let t = cfg * k as f64 / 2.0;
+        for (image, tokens) in rollout.iter_mut().enumerate() {
+            let rows = cond[image].iter().zip(&uncond[image]);
+            let new = rows.skip(range.start).map(|(cond, uncond)| argmax(&guided(cond, uncond, t)));
+            tokens.extend(new);
+        }
+    }
+    let teacher = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let predicted = most_probable(&teacher);
+    assert_ne!(rollout, predicted);
+    let student = world.logits(&world.labels, &rollout, FirstToken::Bare);
+    let sampler = Sampler { guidance: Guidance::Ramp { scale: cfg }, choice: Choice::Argmax };
+    let teacher_loss = mean_loss(&teacher, 0..l, certain(&world.truth));
+    for (target, tokens) in
+        [(StudentTarget::TeacherTokens, &predicted), (StudentTarget::GroundTruth, &world.truth)]
+    {
+        let objective = sar(Predictions::FullRollout { sampler }, target);
+        let student_loss = mean_loss(&student, 1..l, certain(tokens));
+        check_parts(&world.parts(&objective, 0.0), teacher_loss, student_loss);
+    }
+}
+
+/// The only set of images, as bits, without whose classes the loss is this.
+#[track_caller]
+fn dropped(found: f64, loss_without: impl Fn(&[usize]) -> f64, labels: &[usize]) -> usize {
+    let fits = |set: &usize| {
+        let labels: Vec<usize> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, label)| if set >> i & 1 == 1 { CLASSES } else { *label })
+            .collect();
+        (loss_without(&labels) - found).abs() < 1e-5
+    };
+    let sets: Vec<usize> = (0..8).filter(fits).collect();
+    assert_eq!(sets.len(), 1, "one set of dropped classes explains {found}: {sets:?}");
+    sets[0]
+}
+
+#[test]
+fn classes_are_dropped_by_image_once_or_again_for_the_student() {
+    const DROPOUT: f64 = 0.3;
+    const BATCHES: u64 = 40;
+    for draw in [ConditionDraw::Once, ConditionDraw::PerPass] {
+        let (mut of_teacher, mut of_student, mut of_both) = (0, 0, 0);
+        for seed in 0..BATCHES {
+            let world = World::new(100 + seed);
+            let l = world.schedule.n_tokens();
+            let mut objective = sar(Predictions::TeacherArgmax, StudentTarget::GroundTruth);
+            let Objective::Sar { condition, .. } = &mut objective else { unreachable!() };
+            *condition = draw;
+            let found = world.parts(&objective, DROPOUT);
+            let teacher = |labels: &[usize]| world.logits(labels, &world.truth, FirstToken::Start);
+            let teacher_loss =
+                |labels: &[usize]| mean_loss(&teacher(labels), 0..l, certain(&world.truth));
+            let first = dropped(found[0].1, teacher_loss, &world.labels);
+            let labels = world.labels.iter().enumerate();
+            let labels =
+                labels.map(|(i, label)| if first >> i & 1 == 1 { CLASSES } else { *label });
+            let predicted = most_probable(&teacher(&labels.collect::<Vec<_>>()));
+            let student_loss = |labels: &[usize]| {
+                let student = world.logits(labels, &predicted, FirstToken::Bare);
+                mean_loss(&student, 1..l, certain(&world.truth))
+            };
+            let second = dropped(found[1].1, student_loss, &world.labels);
+            of_teacher += first.count_ones();
+            of_student += second.count_ones();
+            of_both += (first & second).count_ones();
+            if draw == ConditionDraw::Once {
+                assert_eq!(first, second, "one draw for both passes");
+            }
+            // An image's class depends on its own stream alone.
+            let mut other = World::new(100 + seed);
+            other.streams[1] = SeedTree::new(seed).child("another");
+            let found = other.parts(&objective, DROPOUT);
+            assert_eq!(dropped(found[0].1, teacher_loss, &world.labels) & 0b101, first & 0b101);
+        }
+        // Binomial: a mean and four deviations of 120 draws.
+        let check = |found: u32, p: f64| {
+            let n = 3.0 * BATCHES as f64;
+            let (mean, deviation) = (n * p, (n * p * (1.0 - p)).sqrt());
+            assert!(
+                (f64::from(found) - mean).abs() < 4.0 * deviation,
+                "{found} of {n}, not {mean}"
+            );
+        };
+        check(of_teacher, DROPOUT);
+        check(of_student, DROPOUT);
+        let both = if draw == ConditionDraw::Once { DROPOUT } else { DROPOUT * DROPOUT };
+        check(of_both, both);
+    }
+}
+
+/// The rollout's teacher pass keeps its classes: a dropped class would have no guidance.
+#[test]
+fn the_sampled_rollout_drops_no_class() {
+    let world = World::new(5);
+    let l = world.schedule.n_tokens();
+    let cond = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let uncond = world.logits(&[CLASSES; 3], &world.truth, FirstToken::Start);
+    let predicted: Tokens = (0..3)
+        .map(|i| (0..l).map(|t| argmax(&guided(&cond[i][t], &uncond[i][t], 1.0))).collect())
+        .collect();
+    let sampler = Sampler { guidance: Guidance::Constant { scale: 2.0 }, choice: Choice::Argmax };
+    let objective = sar(Predictions::TeacherSample { sampler }, StudentTarget::TeacherTokens);
+    // With all classes dropped both passes are those of the null class.
+    let null = [CLASSES; 3];
+    let teacher = world.logits(&null, &world.truth, FirstToken::Start);
+    let student = world.logits(&null, &predicted, FirstToken::Bare);
+    check_parts(
+        &world.parts(&objective, 1.0),
+        mean_loss(&teacher, 0..l, certain(&world.truth)),
+        mean_loss(&student, 1..l, certain(&predicted)),
+    );
+}
