@@ -11,16 +11,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 use clap::ValueEnum;
 use sar_core::ScaleSchedule;
-use sar_train::released::{Description, Known, describe};
+use sar_pipeline::{Known, Model, Recognized, Wanted};
 use sar_weights::{
-    Format, Released, Target, TensorInfo, WeightsError, WeightsFile, cast_floats, recognise,
-    write_weights,
+    FiniteCheck, Format, Target, TensorInfo, WeightsError, WeightsFile, cast_floats, write_weights,
 };
 
 use crate::Verdict;
+use crate::device::HostBackend;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -36,10 +36,14 @@ pub(crate) struct Args {
     /// Element type of the floats.
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: Floats,
-    /// Nests the dictionary of a .pth, as in model or trainer.var_wo_ddp [default: not nested]
+    /// Which of several models in the file, as in ema or trainer.var_wo_ddp [default: the one that the
+    /// released evaluation takes]
     #[arg(long, value_name = "NAME")]
     root: Option<String>,
-    /// Attention heads of a backbone without q/k normalisation [default: the file's, else width / 64]
+    /// Nests the dictionary of a .pth, as in model or trainer.var_wo_ddp [default: not nested]
+    #[arg(long, value_name = "NAME")]
+    nest: Option<String>,
+    /// Attention heads of a backbone without q/k normalization [default: the file's, else width / 64]
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
     /// Names of the classes, one a line [default: the file's, else numbers]
@@ -77,62 +81,98 @@ impl Floats {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { input, output, to, dtype, root, heads, classes, scales } = args;
+    let Args { input, output, to, dtype, root, nest, heads, classes, scales } = args;
     // A conversion never costs a file.
     ensure!(!output.exists(), "{}: exists already; choose another name", output.display());
     let to = to.or_else(|| by_ending(&output)).with_context(|| {
         format!("{}: ends in neither .pth nor .safetensors; say --to", output.display())
     })?;
-    let target = match (to, &root) {
-        (To::Pth, root) => Target::Pth { root: root.as_deref().unwrap_or_default() },
+    let target = match (to, &nest) {
+        (To::Pth, nest) => Target::Pth { root: nest.as_deref().unwrap_or_default() },
         (To::Safetensors, None) => Target::Safetensors,
-        (To::Safetensors, Some(root)) => bail!("--root {root}: only a .pth is nested"),
+        (To::Safetensors, Some(nest)) => bail!("--nest {nest}: only a .pth is nested"),
     };
 
     let mut file = WeightsFile::open(&input)?;
-    let found = recognise(&input, file.tensors())?;
-    let known = known(heads, classes.as_deref(), scales.as_deref(), &found.model)?;
-    let Description { metadata, assumed } = describe(&mut file, &found, known)?;
+    let known = known(root, heads, classes.as_deref(), scales.as_deref())?;
+    let found = Recognized::of::<HostBackend>(&mut file, Wanted::Any, &known)?;
+    if let Model::Tokenizer(_) = found.model {
+        ensure!(known.heads.is_none(), "--heads: a tokenizer has none");
+        ensure!(known.classes.is_none(), "--classes: a tokenizer has none");
+    }
+    // The number of scales that VAR's tokenizer counts its codes at; the published, if nobody says.
+    let n_scales = known.scales.as_ref().map_or(10, ScaleSchedule::len);
 
-    // Names in the file by names to write, and what is written.
+    // What is written, and the names that it has in the file; buffers that the file lacks are made,
+    // so that the released classes load a .pth strictly.
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut tensors: Vec<TensorInfo> = Vec::new();
-    for info in file.tensors() {
-        let Some(name) = found.strip(&info.name) else { continue };
+    for (name, info) in found.located.tensors() {
         names.insert(name.into(), info.name.clone());
         let dtype = dtype.dtype(info.dtype);
         tensors.push(TensorInfo { name: name.into(), dtype, shape: info.shape.clone() });
+    }
+    let mut buffers: BTreeMap<String, TensorData> = BTreeMap::new();
+    if to == To::Pth {
+        buffers.extend(found.model.buffers(n_scales));
+        buffers.retain(|name, _| !names.contains_key(name));
+        tensors.extend(buffers.iter().map(|(name, data)| TensorInfo {
+            name: name.clone(),
+            dtype: data.dtype,
+            shape: data.shape.to_vec(),
+        }));
     }
     if file.format() == Format::Safetensors {
         // The checksum of a .pth is compared tensor by tensor.
         file.verify()?;
     }
-    write_weights(&output, target, &tensors, &metadata, |name| {
-        let name = &names[name];
-        let data = file.read(name)?;
+    let layout = found.layout();
+    write_weights(&output, target, &tensors, &found.model.metadata(), |name| {
+        if let Some(data) = buffers.get(name) {
+            return Ok(Cow::Borrowed(data));
+        }
+        let name_in_file = &names[name];
+        let data = file.read(name_in_file)?;
         let dtype = dtype.dtype(data.dtype);
         if !data.dtype.is_float() {
             return Ok(Cow::Owned(data));
         }
+        if !layout.is_ignored(name) {
+            let mut check = FiniteCheck::default();
+            check.add(name_in_file, &data);
+            check.finish(Some(&input))?;
+        }
         let data = cast_floats(data, dtype).map_err(|reason| WeightsError::Cast {
             path: input.clone(),
-            name: name.clone(),
+            name: name_in_file.clone(),
             reason,
         })?;
-        Ok(Cow::Owned(data))
+        Ok::<_, WeightsError>(Cow::Owned(data))
     })?;
 
     let kind = found.model.kind();
-    let preset = found.model.preset_name().map_or(String::new(), |name| format!(" ({name})"));
+    let preset = found.model.published_name().map_or(String::new(), |name| format!(" ({name})"));
     eprintln!("wrote {}: {kind}{preset}, {} tensors", output.display(), tensors.len());
-    let left_out = file.tensors().len() - tensors.len();
+    let left_out = file.tensors().len() - names.len();
     if left_out > 0 {
-        eprintln!("left out: {left_out} tensors that are not under {}", found.root);
+        eprintln!("left out: {left_out} tensors that are not of this model");
     }
-    for assumption in assumed {
-        eprintln!("assumed: {assumption}");
+    if !buffers.is_empty() {
+        let made: Vec<&str> = buffers.keys().map(String::as_str).collect();
+        eprintln!("made, as the released classes have them: {}", listed(&made));
+    }
+    for note in found.notes() {
+        eprintln!("{note}");
     }
     Ok(Verdict::Good)
+}
+
+/// The first of some names.
+fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 4;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
 fn by_ending(path: &Path) -> Option<To> {
@@ -143,18 +183,13 @@ fn by_ending(path: &Path) -> Option<To> {
     }
 }
 
-/// What the command line says of a backbone.
+/// What the command line says of the model.
 fn known(
+    root: Option<String>,
     heads: Option<usize>,
     classes: Option<&Path>,
     scales: Option<&str>,
-    model: &Released,
 ) -> Result<Known> {
-    if let Released::Tokenizer(_) = model {
-        ensure!(heads.is_none(), "--heads: a tokenizer has none");
-        ensure!(classes.is_none(), "--classes: a tokenizer has none");
-        ensure!(scales.is_none(), "--scales: a tokenizer has none");
-    }
     let classes = classes.map(|path| -> Result<Vec<String>> {
         let from = || format!("--classes {}", path.display());
         let text = fs::read_to_string(path).with_context(from)?;
@@ -164,5 +199,5 @@ fn known(
     });
     let scales = scales
         .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
-    Ok(Known { heads, classes: classes.transpose()?, scales: scales.transpose()? })
+    Ok(Known { root, heads, classes: classes.transpose()?, scales: scales.transpose()? })
 }

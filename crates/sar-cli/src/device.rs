@@ -12,6 +12,14 @@ use burn::tensor::backend::AutodiffBackend;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn::tensor::{Tensor, backend::Backend};
 
+/// The CPU, for what needs no device: shapes, and numbers that others are compared with.
+#[cfg(feature = "flex")]
+pub(crate) type HostBackend = burn_flex::Flex;
+#[cfg(all(feature = "ndarray", not(feature = "flex")))]
+pub(crate) type HostBackend = burn_ndarray::NdArray<f32>;
+#[cfg(not(any(feature = "flex", feature = "ndarray")))]
+compile_error!("a backend is needed: turn on the feature flex, ndarray, wgpu or cuda");
+
 const KNOWN: [&str; 4] = ["flex", "ndarray", "wgpu", "cuda"];
 
 /// Work that runs on any backend.
@@ -30,6 +38,9 @@ pub(crate) struct DeviceArg {
     /// in.
     #[arg(long, value_name = "NAME[:i]", default_value = "flex")]
     device: String,
+    /// Does not compare a GPU's arithmetic with the CPU's before it is used.
+    #[arg(long)]
+    skip_self_check: bool,
 }
 
 impl DeviceArg {
@@ -58,6 +69,7 @@ impl DeviceArg {
                 let needs = "needs a GPU with a Vulkan, Metal or DirectX 12 driver (an index counts \
                              discrete GPUs); slowly, without a GPU: Debian's mesa-vulkan-drivers";
                 self.ensure_works::<Wgpu>(&device, needs)?;
+                self.ensure_right::<Autodiff<Wgpu>>(&device)?;
                 job.run::<Autodiff<Wgpu>>(device, 1)
             }
             #[cfg(feature = "cuda")]
@@ -67,6 +79,7 @@ impl DeviceArg {
                 let needs = "needs an NVIDIA GPU with its driver, and the CUDA toolkit in \
                              /usr/local/cuda or where CUDA_PATH says";
                 self.ensure_works::<Cuda>(&device, needs)?;
+                self.ensure_right::<Autodiff<Cuda>>(&device)?;
                 job.run::<Autodiff<Cuda>>(device, 1)
             }
             _ if KNOWN.contains(&name) => bail!(
@@ -99,6 +112,25 @@ impl DeviceArg {
         let reason = first_panic.lock().expect("nothing panics with the lock").take();
         let reason = reason.unwrap_or_else(|| format!("1 + 1 and 2 + 1 made {sum:?}"));
         bail!("--device {}: {needs}; it said: {}", self.device, one_line(&reason))
+    }
+
+    /// Compares the device's arithmetic with the host's: burn 0.21 has faults on GPUs that give wrong
+    /// numbers without a word.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    fn ensure_right<A: AutodiffBackend>(&self, device: &A::Device) -> Result<()> {
+        if self.skip_self_check {
+            eprintln!("--skip-self-check: the arithmetic of {} was not checked", self.device);
+            return Ok(());
+        }
+        match sar_selfcheck::self_check::<A, Autodiff<HostBackend>>(device, &Default::default()) {
+            Ok(report) => eprintln!("{report}"),
+            Err(error) => bail!(
+                "--device {}: computes wrong numbers: {error}; use another device or driver, build \
+                 without the feature fusion, or go on all the same with --skip-self-check",
+                self.device
+            ),
+        }
+        Ok(())
     }
 }
 

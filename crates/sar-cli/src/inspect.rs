@@ -2,16 +2,20 @@
 //!
 //! Only headers are held in memory; checksums are compared by reading through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use sar_train::Recipe;
-use sar_weights::{Checksum, Format, Released, TensorInfo, WeightsFile, recognise};
+use anyhow::{Context, Result, anyhow};
+use sar_model::PositionsConfig;
+use sar_pipeline::{Known, Model, Recognized, Wanted};
+use sar_tokenizer::{Family, TokenizerConfig};
+use sar_train::{Recipe, StageId};
+use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
 use serde_json::Value;
 
 use crate::Verdict;
+use crate::device::HostBackend;
 
 /// The longest metadata value that is shown whole, in characters.
 const SHOWN: usize = 200;
@@ -24,20 +28,27 @@ pub(crate) struct Args {
     /// Lists every tensor instead of one line per kind of tensor.
     #[arg(long)]
     all: bool,
+    /// Which of several models in the file, as in ema or trainer.var_wo_ddp.
+    #[arg(long, value_name = "NAME")]
+    root: Option<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { path, all } = args;
-    if path.is_dir() {
+    let Args { path, all, root } = args;
+    if path.join("recipe.toml").is_file() {
         return run_dir(&path);
     }
     if path.extension().is_some_and(|ending| ending == "toml") {
         return recipe(&path);
     }
-    let mut file = WeightsFile::open(&path)?;
+    let mut file = WeightsFile::open(&path).map_err(|error| match path.is_dir() {
+        true => anyhow!("{error}, or the folder of a run, which has a recipe.toml"),
+        false => error.into(),
+    })?;
     // Before a line is printed: what is said of a damaged file may be wrong.
     let checksum = file.verify()?;
-    weights(&file, checksum, all);
+    let summary = Summary::of(&mut file, root);
+    weights(&file, &summary, checksum, all);
     Ok(Verdict::Good)
 }
 
@@ -52,13 +63,10 @@ fn recipe(path: &Path) -> Result<Verdict> {
 fn recipe_rows(recipe: &Recipe) {
     row("name", &recipe.name);
     row("seed", recipe.seed);
-    let steps = [
-        ("tokenizer", recipe.tokenizer.steps),
-        ("teacher", recipe.teacher.steps),
-        ("sar", recipe.sar.steps),
-    ];
-    let steps: Vec<String> =
-        steps.iter().map(|(stage, steps)| format!("{stage} {}", grouped(*steps))).collect();
+    let steps: Vec<String> = StageId::ALL
+        .into_iter()
+        .map(|stage| format!("{stage} {}", grouped(recipe.steps(stage))))
+        .collect();
     row("steps", steps.join(", "));
     row("scales", recipe.scales());
 }
@@ -66,7 +74,6 @@ fn recipe_rows(recipe: &Recipe) {
 /// A run: its recipe, its files of weights, and how far its metrics go.
 fn run_dir(dir: &Path) -> Result<Verdict> {
     let file = dir.join("recipe.toml");
-    ensure!(file.is_file(), "{}: no run directory: there is no recipe.toml", dir.display());
     let recipe = Recipe::load(&file.to_string_lossy(), &[])?;
     row("kind", "run directory");
     recipe_rows(&recipe);
@@ -135,7 +142,7 @@ fn weights_below(dir: &Path) -> Result<Vec<PathBuf>> {
 fn line(path: &Path) -> Result<String> {
     let mut file = WeightsFile::open(path)?;
     let checksum = file.verify()?;
-    let summary = Summary::of(&file);
+    let summary = Summary::of(&mut file, None);
     let step = file.metadata().get("step").map_or(String::new(), |step| format!(", step {step}"));
     Ok(format!(
         "{}{step}, {} parameters, {}, checksum {}",
@@ -146,12 +153,11 @@ fn line(path: &Path) -> Result<String> {
     ))
 }
 
-fn weights(file: &WeightsFile, checksum: Checksum, all: bool) {
-    let summary = Summary::of(file);
+fn weights(file: &WeightsFile, summary: &Summary, checksum: Checksum, all: bool) {
     row("kind", &summary.kind);
     let format = match file.format() {
         Format::Safetensors => "safetensors",
-        Format::Pth => ".pth (zip file of torch)",
+        Format::Pth => ".pth",
     };
     row("format", format!("{format}, {}", size(file.n_bytes())));
     row("checksum", said(checksum, file.format()));
@@ -170,6 +176,9 @@ fn weights(file: &WeightsFile, checksum: Checksum, all: bool) {
     }
     for (field, value) in file.metadata() {
         println!("  {} = {}", one_line(field), one_line(value));
+    }
+    for Unreadable { name, what } in file.unreadable() {
+        row("unreadable", format!("{} is {what}", one_line(name)));
     }
     println!("\ntensors");
     if all {
@@ -202,33 +211,41 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(file: &WeightsFile) -> Self {
-        let own = file.metadata().get("kind");
+    fn of(file: &mut WeightsFile, root: Option<String>) -> Self {
+        let own = file.metadata().get("kind").cloned();
+        let known = Known { root, ..Known::default() };
+        let found = Recognized::of::<HostBackend>(file, Wanted::Any, &known);
         let mut fields = Vec::new();
-        let (kind, counted): (String, Vec<&TensorInfo>) =
-            match recognise(file.path(), file.tensors()) {
-                Ok(found) => {
-                    if !found.root.is_empty() {
-                        fields.push(("root", found.root.clone()));
-                    }
-                    fields.extend(shape_fields(&found.model));
-                    let is_parameter = |info: &&TensorInfo| {
-                        found.strip(&info.name).is_some_and(|name| !Released::is_buffer(name))
-                    };
-                    let model = found.model.kind();
-                    let preset = found.model.preset_name().filter(|preset| *preset != model);
-                    let preset = preset.map_or(String::new(), |name| format!(" ({name})"));
-                    let kind = match own {
-                        Some(own) if own != model => format!("{} of a {model}", one_line(own)),
-                        _ => model.to_owned(),
-                    };
-                    (kind + &preset, file.tensors().iter().filter(is_parameter).collect())
-                }
-                Err(_) => {
-                    let kind = own.map_or("tensors of no known model".into(), |own| one_line(own));
-                    (kind, file.tensors().iter().collect())
-                }
-            };
+        let (kind, counted): (String, Vec<&TensorInfo>) = match found {
+            Ok(found) => {
+                fields.extend(found.notes().into_iter().map(|note| ("note", note)));
+                fields.extend(model_fields(&found.model));
+                let model = found.model.kind();
+                let preset = found.model.published_name().filter(|preset| *preset != model);
+                let preset = preset.map_or(String::new(), |name| format!(" ({name})"));
+                let kind = match own {
+                    Some(own) if own != model => format!("{} of a {model}", one_line(&own)),
+                    _ => model.to_owned(),
+                };
+                let layout = found.layout();
+                let parameters: BTreeSet<&str> = found
+                    .located
+                    .tensors()
+                    .filter(|(name, _)| !layout.is_ignored(name))
+                    .map(|(_, info)| info.name.as_str())
+                    .collect();
+                let is_parameter = |info: &&TensorInfo| parameters.contains(info.name.as_str());
+                (kind + &preset, file.tensors().iter().filter(is_parameter).collect())
+            }
+            Err(error) => {
+                // One line of a message that names the file, which the user has just named.
+                let reason = error.to_string();
+                let reason = reason.strip_prefix(&format!("{}: ", file.path().display()));
+                fields.extend(reason.map(|reason| ("note", one_line(reason))));
+                let kind = own.map_or("tensors of no known model".into(), |own| one_line(&own));
+                (kind, file.tensors().iter().collect())
+            }
+        };
         Self {
             kind,
             fields,
@@ -239,10 +256,10 @@ impl Summary {
     }
 }
 
-fn shape_fields(model: &Released) -> Vec<(&'static str, String)> {
-    use sar_weights::{BackboneShape, PositionsShape, TokenizerFamily, TokenizerShape};
+fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
+    let codebook = |v: usize, c: usize| format!("{v} codes of {c} channels");
     match model {
-        Released::Tokenizer(TokenizerShape {
+        Model::Tokenizer(TokenizerConfig {
             family,
             base_channels,
             channel_multipliers,
@@ -255,43 +272,31 @@ fn shape_fields(model: &Released) -> Vec<(&'static str, String)> {
                 ("channels", format!("{base_channels} times {channel_multipliers:?}")),
                 ("blocks", format!("{res_blocks} a level")),
                 ("z_channels", z_channels.to_string()),
-                ("codebook", format!("{codebook_size} codes of {codebook_dim} channels")),
+                ("codebook", codebook(*codebook_size, *codebook_dim)),
             ];
-            if let TokenizerFamily::Var { phi } = family {
+            if let Family::Var { phi } = family {
                 fields.push(("phi", format!("{phi:?}")));
             }
             fields
         }
-        Released::Backbone(BackboneShape {
-            depth,
-            width,
-            heads,
-            mlp_ratio,
-            classes,
-            codebook_size,
-            codebook_dim,
-            shared_adaln,
-            qk_l2_norm,
-            positions,
-        }) => {
-            let heads = heads.map_or("not shown by the tensors".into(), |n: usize| n.to_string());
-            let positions = match positions {
-                PositionsShape::Grid { side } => format!("a grid of {side}x{side}"),
-                PositionsShape::PerToken { tokens, scales } => {
-                    format!("{tokens} tokens in {scales} scales")
-                }
+        Model::Backbone { config, classes: _, scales, sampler: _ } => {
+            let shape = config.shape;
+            let positions = match &config.positions {
+                PositionsConfig::Grid { side } => format!("a grid of {side}x{side}"),
+                PositionsConfig::PerToken { scales } => format!("of every token of {scales}"),
             };
-            let yes = |yes: &bool| if *yes { "yes" } else { "no" }.to_owned();
+            let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
             vec![
-                ("depth", depth.to_string()),
-                ("width", width.to_string()),
-                ("heads", heads),
-                ("mlp_ratio", mlp_ratio.to_string()),
-                ("classes", classes.to_string()),
-                ("codebook", format!("{codebook_size} codes of {codebook_dim} channels")),
-                ("shared_adaln", yes(shared_adaln)),
-                ("qk_l2_norm", yes(qk_l2_norm)),
+                ("depth", shape.depth.to_string()),
+                ("width", shape.width.to_string()),
+                ("heads", shape.heads.to_string()),
+                ("mlp_ratio", shape.mlp_ratio.to_string()),
+                ("classes", config.classes.to_string()),
+                ("codebook", codebook(config.codebook_size, config.codebook_dim)),
+                ("shared_adaln", yes(shape.shared_adaln)),
+                ("qk_l2_norm", yes(shape.qk_l2_norm)),
                 ("positions", positions),
+                ("scales", scales.to_string()),
             ]
         }
     }

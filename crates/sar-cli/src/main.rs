@@ -8,6 +8,7 @@ mod device;
 mod edit;
 mod generation;
 mod inspect;
+mod npz;
 mod parity;
 mod progress;
 mod report;
@@ -54,8 +55,9 @@ enum Verdict {
 }
 
 fn main() -> ExitCode {
+    // First, while there is one thread. Without it everything works, a little slower.
     #[cfg(feature = "flex")]
-    sar_kernels::keep_freed_memory();
+    sar_memory::keep_freed_memory();
     let outcome = match Cli::parse().verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),

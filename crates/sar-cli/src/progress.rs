@@ -4,6 +4,7 @@ use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sar_train::StageId;
 use sar_train::event::{Event, Observer};
 
 /// Without a terminal, steps are reported at most this often.
@@ -57,14 +58,14 @@ impl Progress {
         }
     }
 
-    fn bar(&self, name: &'static str, steps: u64, done: u64) -> Option<ProgressBar> {
+    fn bar(&self, name: StageId, steps: u64, done: u64) -> Option<ProgressBar> {
         if !self.is_terminal {
             return None;
         }
         let template =
             "{prefix:>9} {bar:30} {pos}/{len}  {elapsed} elapsed, {eta} to go  {wide_msg}";
         let style = ProgressStyle::with_template(template).expect("a constant template");
-        let bar = ProgressBar::new(steps).with_style(style).with_prefix(name);
+        let bar = ProgressBar::new(steps).with_style(style).with_prefix(name.name());
         // The position from which the ETA counts.
         bar.set_position(done);
         bar.reset_eta();
@@ -130,6 +131,7 @@ impl Observer for Progress {
                 }
             }
             Event::Working { what } => self.line(what),
+            Event::Note { message } => self.line(message),
             Event::Wrote { path } => self.line(&format!("wrote {}", path.display())),
             Event::Warning { message } => self.line(&format!("warning: {message}")),
         }

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
 use sar_train::held_out::{Figures, HeldOut};
 use sar_train::report::Report;
-use sar_train::write_whole;
+use sar_weights::write_bytes;
 
 /// Writes `report.html` and the loss curves, `losses-<stage>.svg`, from what a run left.
 pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
@@ -19,7 +19,7 @@ pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
     let mut charts = Vec::new();
     for stage in &report.stages {
         let Some(svg) = curves.chart(&stage.name)? else { continue };
-        write_whole(run_dir, &format!("losses-{}.svg", stage.name), svg.as_bytes())?;
+        write_bytes(&run_dir.join(format!("losses-{}.svg", stage.name)), svg.as_bytes())?;
         charts.push((stage.name.as_str(), svg));
     }
     let mut pictures = BTreeMap::new();
@@ -29,7 +29,9 @@ pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
         pictures.insert(name, STANDARD.encode(png));
     }
     let html = page(report, &recipe, &charts, &pictures);
-    Ok(write_whole(run_dir, "report.html", html.as_bytes())?)
+    let path = run_dir.join("report.html");
+    write_bytes(&path, html.as_bytes())?;
+    Ok(path)
 }
 
 /// What a run amounts to, in a few lines.

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
-use sar_data::{RgbImage, grid, magnification};
-use sar_train::sampling::{SampleRequest, sample_images, sample_previews, sample_stream};
+use sar_pipeline::{Request, RgbImage, enlarge, grid, magnification, sample_stream};
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{
-    Files, Generator, SamplerArgs, Settings, WeightsArgs, make_out, out_folder, save,
+    Files, SamplerArgs, Settings, WeightsArgs, beside, make_out, out_folder, save,
 };
+use crate::npz::Npz;
 
 /// Images of a grid: more are only written one by one.
 const MOST_IN_GRID: usize = 1024;
@@ -39,23 +39,28 @@ pub(crate) struct Args {
     n: usize,
     #[command(flatten)]
     sampler: SamplerArgs,
-    /// Also shows every scale: previews.png, a row an image, and previews.gif.
+    /// Also shows every scale, beside the folder: OUT-previews.png, with a row for each image, and
+    /// OUT-previews.gif.
     #[arg(long)]
     previews: bool,
-    /// A new or empty folder for grid.png and the single images [default: samples, or the next that is free]
+    /// A new or empty folder for the images; a sheet of them lies beside it, OUT-grid.png [default:
+    /// samples, or the next that is free]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Also writes the images into one .npz file, as evaluation scripts read them (arr_0).
+    #[arg(long, value_name = "FILE")]
+    npz: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArg,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { weights, classes, unconditional, n, sampler, previews, out, device } = args;
+    let Args { weights, classes, unconditional, n, sampler, previews, out, npz, device } = args;
     ensure!(n > 0, "--n 0: nothing to sample");
     let out = out_folder(out, "samples")?;
+    let settings = sampler.settings()?;
     let files = weights.files()?;
-    let settings = sampler.settings(weights.sampler())?;
-    device.run(Sample { files, classes, unconditional, n, settings, previews, out })
+    device.run(Sample { files, classes, unconditional, n, settings, previews, out, npz })
 }
 
 struct Sample {
@@ -66,6 +71,7 @@ struct Sample {
     settings: Settings,
     previews: bool,
     out: PathBuf,
+    npz: Option<PathBuf>,
 }
 
 impl Job for Sample {
@@ -79,83 +85,102 @@ impl Job for Sample {
 
 impl Sample {
     fn sample<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let Self { files, classes, unconditional, n, settings, previews, out } = self;
-        let generator = Generator::<B>::load(&files, device)?;
-        let names = &generator.backbone.classes;
+        let Self { files, classes, unconditional, n, settings, previews, out, npz } = self;
+        let pipeline = files.load::<B>(device)?;
+        let names = pipeline.classes();
         let labels = if unconditional {
-            vec![generator.null_label()]
+            vec![pipeline.null_label()]
         } else if classes.is_empty() {
             (0..names.len()).collect()
         } else {
-            classes.iter().map(|query| generator.label(query)).collect::<Result<Vec<usize>>>()?
+            let mut labels = Vec::with_capacity(classes.len());
+            for query in &classes {
+                let label = pipeline.label(query).context("--class")?;
+                if labels.contains(&label) {
+                    eprintln!("--class {query}: is '{}' again; drawn once", names[label]);
+                } else {
+                    labels.push(label);
+                }
+            }
+            labels
         };
-        let scales = generator.scales(&settings)?;
+        let scales = settings.scales(&pipeline)?;
+        let sampler = settings.sampler(pipeline.backbone().sampler);
+        let wanted: Vec<(usize, usize)> =
+            labels.iter().flat_map(|label| (0..n).map(|i| (*label, i))).collect();
+        let unit = pipeline.downsampling();
+        let size = [scales.last().height * unit, scales.last().width * unit];
+        let mut npz = npz.map(|path| Npz::create(&path, wanted.len(), size)).transpose()?;
         make_out(&out)?;
 
         let root = SeedTree::new(settings.seed);
-        let wanted: Vec<(usize, usize)> =
-            labels.iter().flat_map(|label| (0..n).map(|i| (*label, i))).collect();
         let mut shown: Vec<RgbImage> = Vec::new();
         // The first images at every scale.
         let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); scales.len()];
         let mut done = 0;
         for part in wanted.chunks(settings.batch) {
-            let request = SampleRequest {
+            let request = Request {
                 labels: part.iter().map(|(label, _)| *label).collect(),
                 streams: part.iter().map(|(label, i)| sample_stream(root, *label, *i)).collect(),
                 scales: scales.clone(),
-                sampler: settings.sampler,
-                kept: None,
+                sampler,
             };
-            let (tokenizer, model) = (&generator.tokenizer, &generator.backbone.model);
             let images = if previews && done < MOST_PREVIEWS {
                 let mut last = Vec::new();
-                sample_previews(tokenizer, model, &request, device, |k, decoded| {
+                pipeline.sample_previews(&request, |k, decoded| {
                     by_scale[k].extend(decoded.iter().cloned());
                     last = decoded;
                 });
                 last
             } else {
-                sample_images(tokenizer, model, &request, device)
+                pipeline.sample(&request)
             };
             for ((label, i), image) in part.iter().zip(&images) {
                 let class = names.get(*label).map_or("unconditional".into(), |c| file_name(c));
                 save(image, &out.join(format!("{label}-{class}-{i:03}.png")))?;
+                if let Some(npz) = &mut npz {
+                    npz.push(image)?;
+                }
             }
             let room = MOST_IN_GRID.saturating_sub(shown.len());
             done += images.len();
             shown.extend(images.into_iter().take(room));
             eprintln!("{done} of {} images", wanted.len());
         }
+        if let Some(npz) = npz {
+            npz.finish()?;
+        }
 
         let columns = if labels.len() > 1 { n } else { n.isqrt().max(1) };
         let magnify = magnification(shown[0].width());
-        let sheet = out.join("grid.png");
+        let sheet = beside(&out, "grid.png");
         save(&grid(&shown, columns, 4, magnify), &sheet)?;
         if previews {
             by_scale.iter_mut().for_each(|images| images.truncate(MOST_PREVIEWS));
             write_previews(&out, &by_scale, columns)?;
         }
-        eprintln!("wrote {} and {done} single images", sheet.display());
+        eprintln!("wrote {done} images to {}, and {}", out.display(), sheet.display());
         Ok(())
     }
 }
 
-/// A contact sheet with a row an image and a column a scale, and an animation over the scales.
+/// A contact sheet with a row for each image and a column for each scale, and an animation over the scales.
 fn write_previews(out: &Path, by_scale: &[Vec<RgbImage>], columns: usize) -> Result<()> {
     use image::codecs::gif::{GifEncoder, Repeat};
-    use image::{Delay, DynamicImage, Frame, imageops};
+    use image::{Delay, DynamicImage, Frame};
 
     let last = &by_scale[by_scale.len() - 1];
     let (width, height) = last[0].dimensions();
     // Coarse scales decode to small images.
-    let full =
-        |image: &RgbImage| imageops::resize(image, width, height, imageops::FilterType::Nearest);
+    let full = |image: &RgbImage| enlarge(image, width, height);
     let rows = (0..last.len()).flat_map(|i| by_scale.iter().map(move |images| full(&images[i])));
     let magnify = magnification(width);
-    save(&grid(&rows.collect::<Vec<_>>(), by_scale.len(), 4, magnify), &out.join("previews.png"))?;
+    save(
+        &grid(&rows.collect::<Vec<_>>(), by_scale.len(), 4, magnify),
+        &beside(out, "previews.png"),
+    )?;
 
-    let path = out.join("previews.gif");
+    let path = beside(out, "previews.gif");
     let context = || path.display().to_string();
     let file = File::create(&path).with_context(context)?;
     let mut encoder = GifEncoder::new(BufWriter::new(file));

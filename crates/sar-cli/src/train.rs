@@ -66,7 +66,7 @@ impl Job for DryRun {
     type Output = Verdict;
 
     fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
-        let plan = plan::<A::InnerBackend>(&self.recipe, workers, &device)?;
+        let plan = plan::<A>(&self.recipe, workers, &device)?;
         print!("{}", shown(&self.recipe, &self.run_dir, &plan));
         Ok(Verdict::Good)
     }
@@ -75,7 +75,9 @@ impl Job for DryRun {
 /// A plan as text.
 fn shown(recipe: &Recipe, run_dir: &Path, plan: &Plan) -> String {
     let [train, held_out] = plan.images;
-    let mut text = format!(
+    let mut text = format!("{}\n", plan.summary);
+    text.extend(plan.notes.iter().map(|note| format!("{note}\n")));
+    text += &format!(
         "recipe {}, seed {}\nimages: {train} to train on, {held_out} held out, {} classes, {} px\n\
          an image: {} tokens at scales {}\n\n",
         recipe.name,
@@ -91,17 +93,22 @@ fn shown(recipe: &Recipe, run_dir: &Path, plan: &Plan) -> String {
         head[0], head[1], head[2], head[3], head[4], head[5], head[6]
     );
     for stage in &plan.stages {
-        let PlannedStage { name, steps, batch, micro_batches, parameters, epochs, memory } = stage;
+        let PlannedStage { id, steps, batch_size, grad_accum_steps, parameters, epochs, memory } =
+            stage;
         if *steps == 0 {
-            text += &format!("{name:<10}{:>9}  keeps {parameters} given parameters\n", 0);
+            text += &format!("{id:<10}{:>9}  keeps {parameters} given parameters\n", 0);
             continue;
         }
         text += &format!(
-            "{name:<10}{steps:>9}{batch:>8}{micro_batches:>10}{epochs:>9.1}{parameters:>14}{:>15}\n",
+            "{id:<10}{steps:>9}{batch_size:>8}{grad_accum_steps:>10}{epochs:>9.1}{parameters:>14}{:>15}\n",
             bytes(*memory)
         );
     }
-    text += &format!("\nmemory at its peak: about {}\n", bytes(plan.memory));
+    text += &format!(
+        "measuring, sampling, caching: {:>15}\n\nmemory at its peak: about {}\n",
+        bytes(plan.evaluation_memory),
+        bytes(plan.memory)
+    );
     if let Some((records, size)) = plan.latents {
         text += &format!("latents on disk: {records}, {}\n", bytes(size));
     }
