@@ -50,7 +50,7 @@ criterion_group! {
 
 fn main() {
     // As the programs do.
-    sar_kernels::keep_freed_memory();
+    sar_memory::keep_freed_memory();
     benches();
     Criterion::default().configure_from_args().final_summary();
 }

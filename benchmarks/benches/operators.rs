@@ -103,7 +103,7 @@ fn transformer(c: &mut Criterion) {
         schedule.ranges().flat_map(|range| vec![range.end; range.len()]).collect();
     let seen: usize = ends.iter().sum();
     let visible = Visible::new(ends);
-    let config = AttentionConfig { batch: BATCH, heads: HEADS, normalise: true };
+    let config = AttentionConfig { batch: BATCH, heads: HEADS, normalize: true };
     // Two products forward; five backward, of which the scores are computed again.
     let flops = |passes: u64| {
         let products = if passes == 1 { 2 } else { 7 };
@@ -240,7 +240,7 @@ criterion_group! {
 
 fn main() {
     // As the programs do.
-    sar_kernels::keep_freed_memory();
+    sar_memory::keep_freed_memory();
     benches();
     Criterion::default().configure_from_args().final_summary();
 }

@@ -237,8 +237,8 @@ def setup(name):
             q = tokenizer.codes()[tokenizer.nearest(z.detach())]
             through = (z + (q - z).detach()).view(32, 8, 8, -1).permute(0, 3, 1, 2)
             error = tokenizer.decode(through) - images
-            quantiser = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
-            update(tokenizer, step, error.abs().mean() + error.square().mean() + quantiser)
+            quantizer = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+            update(tokenizer, step, error.abs().mean() + error.square().mean() + quantizer)
 
         return run
     if sizes := re.fullmatch(r"(teacher-step|sar-released-argmax)(?:-d(\d+)-b(\d+))?", name):

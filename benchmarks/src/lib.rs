@@ -3,21 +3,19 @@
 
 pub mod work;
 
-use burn::module::{AutodiffModule, Module};
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::{Backbone, Precision};
 use sar_rollout::{Sampler, generate};
 use sar_tokenizer::Tokenizer;
 use sar_train::Recipe;
-use sar_train::backbone_task::{TokenBatch, backbone_loss};
-use sar_train::loss_scale::LossScale;
+use sar_train::backbone_loss::backbone_loss;
+use sar_train::learner::Learner;
 use sar_train::objective::Objective;
-use sar_train::optim::AdamW;
-use sar_train::step::{Optimisation, Terms, accumulate};
-use sar_train::tokenizer_task::tokenizer_loss;
-use sar_weights::{Layout, parameters};
+use sar_train::step::Terms;
+use sar_train::tokenizer_loss::tokenizer_loss;
+use sar_train::tokens::TokenBatch;
 
 /// Classes of the embedded emoji.
 const CLASSES: usize = 9;
@@ -27,8 +25,8 @@ const CLASSES: usize = 9;
 pub struct Subject<A: AutodiffBackend> {
     recipe: Recipe,
     classes: usize,
-    tokenizer: Learner<A::InnerBackend, Tokenizer<A::InnerBackend>>,
-    backbone: Learner<A::InnerBackend, Backbone<A::InnerBackend>>,
+    tokenizer: Learner<A, Tokenizer<A>>,
+    backbone: Learner<A, Backbone<A>>,
     device: A::Device,
 }
 
@@ -49,21 +47,27 @@ impl<A: AutodiffBackend> Subject<A> {
         let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
         let recipe = Recipe::load(recipe, &settings).expect("a valid recipe");
         let seed = SeedTree::new(0);
-        let tokenizer = sar_tokenizer::init(&recipe.tokenizer.model, seed, &device);
+        let model = &recipe.tokenizer.model;
+        let tokenizer = sar_tokenizer::init(model, seed, &device).expect("a valid recipe");
+        let settings = &recipe.tokenizer.optimization;
+        let tokenizer =
+            Learner::new("tokenizer", tokenizer, model.layout(), settings, Precision::F32);
+        let backbone = Self::backbone(&recipe, classes, &device);
+        Self { tokenizer, backbone, recipe, classes, device }
+    }
+
+    fn backbone(recipe: &Recipe, classes: usize, device: &A::Device) -> Learner<A, Backbone<A>> {
         let config = recipe.backbone_config(classes);
-        let backbone = sar_model::init(&config, recipe.backbone.init, seed, &device);
-        Self {
-            tokenizer: Learner::new(tokenizer.expect("a valid recipe")),
-            backbone: Learner::new(backbone.expect("a valid recipe")),
-            recipe,
-            classes,
-            device,
-        }
+        let model = sar_model::init(&config, recipe.backbone.init, SeedTree::new(0), device);
+        let (model, settings) = (model.expect("a valid recipe"), &recipe.sar.optimization);
+        let precision = recipe.backbone.precision;
+        Learner::new("backbone", model, &sar_model::LAYOUT, settings, precision)
     }
 
     /// The same, with the backbone's matrix products in another type.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.recipe.backbone.precision = precision;
+        self.backbone = Self::backbone(&self.recipe, self.classes, &self.device);
         self
     }
 
@@ -122,9 +126,9 @@ impl<A: AutodiffBackend> Subject<A> {
             let draws = SeedTree::new(2);
             tokenizer_loss(model, images, scales, &recipe.loss, draws)
         };
-        let inputs = images_bchw.chunk(recipe.optimisation.micro_batches, 0);
-        let layout = recipe.model.layout();
-        self.tokenizer.step(&recipe.optimisation, layout, inputs, workers, None, loss);
+        let inputs = images_bchw.chunk(recipe.optimization.grad_accum_steps, 0);
+        let sum = self.tokenizer.accumulate(inputs, workers, loss);
+        self.tokenizer.update(sum.gradients, (0, 100));
         self.wait();
     }
 
@@ -152,7 +156,7 @@ impl<A: AutodiffBackend> Subject<A> {
             let b = tokens_bl.dims()[0];
             let batch = TokenBatch {
                 labels: (0..b).map(|i| i % self.classes).collect(),
-                images: (0..b as u64).map(|i| SeedTree::new(3).at(i)).collect(),
+                streams: (0..b as u64).map(|i| SeedTree::new(3).at(i)).collect(),
                 schedule: self.recipe.scales().clone(),
                 tokens_bl,
             };
@@ -161,64 +165,20 @@ impl<A: AutodiffBackend> Subject<A> {
                 self.tokenizer.model(),
                 &batch,
                 objective,
-                &sar.regularisation,
+                &sar.regularization,
                 SeedTree::new(4),
                 &self.device,
             );
             (terms, ())
         };
-        let inputs = tokens_bl.chunk(sar.optimisation.micro_batches, 0);
-        let scale = LossScale::of(self.recipe.backbone.precision);
-        self.backbone.step(&sar.optimisation, &sar_model::LAYOUT, inputs, workers, scale, loss);
+        let inputs = tokens_bl.chunk(sar.optimization.grad_accum_steps, 0);
+        let sum = self.backbone.accumulate(inputs, workers, loss);
+        self.backbone.update(sum.gradients, (0, 100));
         self.wait();
     }
 
     /// Until the device has done all that it was given.
     fn wait(&self) {
         A::sync(&self.device).expect("the device finishes its work");
-    }
-}
-
-/// A model and its optimizer, as a stage of training keeps them.
-#[derive(Debug)]
-struct Learner<B: Backend, M> {
-    /// There between two steps.
-    model: Option<M>,
-    /// There after the first step.
-    optimizer: Option<AdamW<B>>,
-}
-
-impl<B: Backend, M: Module<B>> Learner<B, M> {
-    fn new(model: M) -> Self {
-        Self { model: Some(model), optimizer: None }
-    }
-
-    fn model(&self) -> &M {
-        self.model.as_ref().expect("there between two steps")
-    }
-
-    /// One step.
-    fn step<A, D, I: Send, O: Send>(
-        &mut self,
-        settings: &Optimisation,
-        layout: &Layout,
-        inputs: Vec<I>,
-        workers: usize,
-        mut loss_scale: Option<LossScale>,
-        loss: impl Fn(&D, I) -> (Terms<A>, O) + Sync,
-    ) where
-        A: AutodiffBackend<InnerBackend = B>,
-        D: AutodiffModule<A, InnerModule = M>,
-        M: Send,
-    {
-        let model = self.model.take().expect("there between two steps");
-        let optimizer = self
-            .optimizer
-            .get_or_insert_with(|| AdamW::new(settings.adamw, parameters(&model, layout)));
-        let factor = loss_scale.map_or(1.0, |scale| scale.factor());
-        let sum = accumulate(&model, inputs, workers, factor, loss);
-        let (model, _) =
-            settings.update(model, optimizer, sum.gradients, (0, 100), loss_scale.as_mut());
-        self.model = Some(model);
     }
 }

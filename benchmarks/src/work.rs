@@ -51,8 +51,8 @@ pub fn setup<A: AutodiffBackend>(
         // Two or more parts for as many workers, of eight images or fewer.
         let parts = (batch / 8).max(2);
         let parts = if batch.is_multiple_of(parts) { parts } else { 1 };
-        let batch = format!("sar.optimisation.batch={batch}");
-        let parts = format!("sar.optimisation.micro_batches={parts}");
+        let batch = format!("sar.optimization.batch_size={batch}");
+        let parts = format!("sar.optimization.grad_accum_steps={parts}");
         let settings = [&side, &schedule, &depth, &batch, &parts];
         Subject::<A>::of(D16, &settings.map(String::as_str), 1000, device.clone())
             .with_precision(precision)

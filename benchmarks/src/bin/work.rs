@@ -13,7 +13,7 @@ use sar_model::Precision;
 use sar_train::report::peak_rss_mb;
 
 fn main() -> ExitCode {
-    sar_kernels::keep_freed_memory();
+    sar_memory::keep_freed_memory();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize| args.get(at).map(String::as_str);
     let name = arg(0).unwrap_or_default();

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{CodePyramid, Filter, ScaleSize, SeedTree, resample};
 use sar_loss::{cross_entropy, soft_cross_entropy};
 use sar_rollout::{Filters, draw, guide};
-use sar_train::tokenizer_task::CodeUsage;
+use sar_train::tokenizer_loss::CodeUsage;
 
 use crate::host::{assert_near, floats, ints, tensor, widened};
 use crate::tiny;
@@ -17,7 +17,7 @@ use crate::tiny;
 pub type Subject<A> = <A as AutodiffBackend>::InnerBackend;
 
 /// ONNX's example `resize_upsample_scales_cubic`: 1 to 16 on a 4x4 grid, both sides doubled, cubic
-/// coefficient -0.75, half-pixel centres. The grid is linear, so one row and one column say all.
+/// coefficient -0.75, half-pixel centers. The grid is linear, so one row and one column say all.
 pub fn bicubic_equals_published_numbers<B: Backend>(device: &B::Device) {
     let row =
         [0.47265625, 0.76953125, 1.24609375, 1.875, 2.28125, 2.91015625, 3.38671875, 3.68359375];
@@ -86,10 +86,10 @@ fn pixel(filter: Filter, map: &[f32], from: [usize; 2], to: [usize; 2], at: [usi
         Filter::Bicubic => {
             let taps = |axis: usize| {
                 let (n, m, i) = (from[axis] as f64, to[axis] as f64, at[axis] as f64);
-                let centre = (i + 0.5) * n / m - 0.5;
+                let center = (i + 0.5) * n / m - 0.5;
                 (-1..=2).map(move |tap| {
-                    let place = centre.floor() + f64::from(tap);
-                    (place.clamp(0.0, n - 1.0) as usize, keys((centre - place).abs()))
+                    let place = center.floor() + f64::from(tap);
+                    (place.clamp(0.0, n - 1.0) as usize, keys((center - place).abs()))
                 })
             };
             let pixels = taps(0).flat_map(|(y, a)| taps(1).map(move |(x, b)| (y, x, a * b)));

@@ -29,6 +29,7 @@
 //! |---|---|---|
 //! | [`kernels`] | single operations against f64 on the host and against published numbers | `B: Backend` |
 //! | [`operators`] | the operators of `sar-kernels` and their gradients, against f64 on the host | `A: AutodiffBackend` |
+//! | [`large`] | operations at the sizes that fast kernels are chosen for, against f64 on the host | `B: Backend` |
 //! | [`model`] | the backbone: who sees whom, cached equals parallel | `B: Backend` |
 //! | [`rollout`] | generation: independent of the batch, equal to the parallel pass | `B: Backend` |
 //! | [`training`] | gradients against finite differences, optimizer, a falling loss | `A: AutodiffBackend` |
@@ -42,6 +43,7 @@ mod suite;
 mod tiny;
 
 pub mod kernels;
+pub mod large;
 pub mod model;
 pub mod operators;
 pub mod parity;

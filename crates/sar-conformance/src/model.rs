@@ -5,7 +5,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleModel, ScaleSchedule, SeedTree};
-use sar_model::{Backbone, FirstToken, LAYOUT, Pass, Precision, StochasticDepth};
+use sar_model::{Backbone, DropPath, FirstToken, LAYOUT, Pass, Precision};
 use sar_weights::{bind, collect};
 
 use crate::host::{floats, largest, normals};
@@ -104,7 +104,7 @@ pub fn the_start_position_is_in_the_first_token_of_teacher_forcing_only<B: Backe
 pub fn dropped_branches_change_their_own_image_only<B: Backend>(device: &B::Device) {
     let schedule: ScaleSchedule = "1_2".parse().expect("a valid schedule");
     let model = tiny::backbone::<B>(false, true, device);
-    let run = |drops: Option<&StochasticDepth>| {
+    let run = |drops: Option<&DropPath>| {
         let x_blc = inputs(&schedule, device);
         let all = logits(&model, &schedule, x_blc, FirstToken::Start, drops, device);
         all.slice_dim(0, 0..1)
@@ -112,7 +112,7 @@ pub fn dropped_branches_change_their_own_image_only<B: Backend>(device: &B::Devi
     let plain = run(None);
     let first = |own: u64, other: u64| {
         let streams = [SeedTree::new(own), SeedTree::new(100 + other)];
-        run(Some(&StochasticDepth::draw(0.9, model.depth(), &streams)))
+        run(Some(&DropPath::draw(0.9, model.depth(), &streams)))
     };
     let mut changed = 0;
     for own in 0..6 {
@@ -174,7 +174,7 @@ fn logits<B: Backend>(
     schedule: &ScaleSchedule,
     inputs_blc: Option<Tensor<B, 3>>,
     first: FirstToken,
-    depth_drops: Option<&StochasticDepth>,
+    depth_drops: Option<&DropPath>,
     device: &B::Device,
 ) -> Tensor<B, 3> {
     model.forward(Pass { labels_b: labels(device), inputs_blc, schedule, first, depth_drops })

@@ -45,7 +45,7 @@ pub fn gelu_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     check::<A>("gelu", &[203], ours, exact, device);
 }
 
-/// Normalised rows, modulated per image, and branches gated per image.
+/// Normalized rows, modulated per image, and branches gated per image.
 pub fn adaptive_layer_norm_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     for [l, b, d] in [[1, 1, 5], [3, 2, 10], [19, 3, 37]] {
         let sizes = [l * b * d, b * d, b * d];
@@ -78,7 +78,7 @@ pub fn adaptive_layer_norm_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     }
 }
 
-/// Attention of several pyramids, with normalised queries and keys and without.
+/// Attention of several pyramids, with normalized queries and keys and without.
 pub fn attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     for (b, h, e, ends) in [
         (1, 1, 1, vec![1]),
@@ -86,16 +86,16 @@ pub fn attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
         (3, 2, 8, vec![1, 5, 5, 5, 5, 11, 11, 11, 11, 11, 11]),
         (1, 2, 5, vec![7; 7]),
     ] {
-        for normalise in [true, false] {
+        for normalize in [true, false] {
             let (l, d) = (ends.len(), h * e);
             let visible = Visible::<A>::new(ends.clone());
-            let config = AttentionConfig { batch: b, heads: h, normalise };
+            let config = AttentionConfig { batch: b, heads: h, normalize };
             let ours = |x: &[Tensor<A, 1>]| {
                 let qkv_r3d = x[0].clone().reshape([l * b, 3 * d]);
                 flat(attention(qkv_r3d, x[1].clone(), &visible, config))
             };
             let exact = |x: &[Vec<f64>]| attended(&x[0], &x[1], &ends, config, e);
-            let what = format!("attention {b} {h} {e} {ends:?} {normalise}");
+            let what = format!("attention {b} {h} {e} {ends:?} {normalize}");
             check::<A>(&what, &[l * b * 3 * d, h], ours, exact, device);
         }
     }
@@ -103,7 +103,7 @@ pub fn attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
 
 /// A query and a key of length zero count as of length 1e-12, and so do their gradients.
 pub fn attention_of_zeros_has_finite_gradients<A: AutodiffBackend>(device: &A::Device) {
-    let config = AttentionConfig { batch: 1, heads: 1, normalise: true };
+    let config = AttentionConfig { batch: 1, heads: 1, normalize: true };
     let mut qkv = SeedTree::new(32).normals(2 * 12);
     qkv[..8].fill(0.0);
     let qkv_r3d = tensor::<A, 2>(qkv, [2, 12], device).require_grad();
@@ -119,8 +119,8 @@ pub fn cached_attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     let (b, h, e, scales) = (2, 3, 4, [1, 4, 9]);
     let (l, d) = (14, h * e);
     let ends = [vec![1], vec![5; 4], vec![14; 9]].concat();
-    for normalise in [true, false] {
-        let config = AttentionConfig { batch: b, heads: h, normalise };
+    for normalize in [true, false] {
+        let config = AttentionConfig { batch: b, heads: h, normalize };
         let qkv = SeedTree::new(31).normals(l * b * 3 * d);
         let temperature = [0.7f32, 1.0, 2.0];
         let expected = attended(&widened(&qkv), &widened(&temperature), &ends, config, e);
@@ -133,7 +133,7 @@ pub fn cached_attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
             cache.attend(rows, tensor(temperature.to_vec(), [h], device))
         });
         let ours = floats(Tensor::cat(scales.to_vec(), 0));
-        assert_near(&format!("cached attention {normalise}"), &ours, &expected, 1e-5);
+        assert_near(&format!("cached attention {normalize}"), &ours, &expected, 1e-5);
     }
 }
 
@@ -144,13 +144,13 @@ fn attended(
     config: AttentionConfig,
     e: usize,
 ) -> Vec<f64> {
-    let AttentionConfig { batch: b, heads: h, normalise } = config;
+    let AttentionConfig { batch: b, heads: h, normalize } = config;
     let d = h * e;
     let vector = |token: usize, image: usize, part: usize, head: usize| {
         let start = (token * b + image) * 3 * d + part * d + head * e;
         let vector = &qkv[start..start + e];
         let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
-        let length = if normalise && part < 2 { length } else { 1.0 };
+        let length = if normalize && part < 2 { length } else { 1.0 };
         vector.iter().map(move |x| x / length)
     };
     let mut out = Vec::new();

@@ -9,12 +9,12 @@ use sar_parity::{Case, check};
 /// What the laws of this part run on.
 pub type Subject<A> = A;
 
-/// FlexVAR with query and key normalisation.
+/// FlexVAR with query and key normalization.
 pub fn flexvar_tiny<A: AutodiffBackend>(device: &A::Device) {
     passes::<A>("flexvar_tiny", 201, device);
 }
 
-/// FlexVAR with one adaptive projection for all blocks, without query and key normalisation.
+/// FlexVAR with one adaptive projection for all blocks, without query and key normalization.
 pub fn flexvar_shared_adaln<A: AutodiffBackend>(device: &A::Device) {
     passes::<A>("flexvar_shared_adaln", 209, device);
 }

@@ -4,7 +4,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_model::{FirstToken, Pass};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
-use sar_train::backbone_task::{inputs, labels_tensor};
+use sar_train::tokens::{inputs, labels_tensor};
 
 use crate::host::{floats, ints};
 use crate::tiny;

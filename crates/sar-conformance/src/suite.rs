@@ -37,6 +37,13 @@ macro_rules! tests {
             sums_along_every_axis_equal_f64,
         ));
     };
+    (@part $backend:ty, large) => {
+        $crate::tests!(@part $backend, large(
+            chains_sums_and_places_equal_the_host,
+            draws_from_a_filtered_codebook_lie_in_their_part,
+            products_equal_f64,
+        ));
+    };
     (@part $backend:ty, model) => {
         $crate::tests!(@part $backend, model(
             a_cached_pass_in_half_precision_is_nearly_the_parallel_pass,
@@ -78,7 +85,7 @@ macro_rules! tests {
             gradients_of_the_tokenizer_equal_finite_differences,
             micro_batches_add_up_whatever_the_workers,
             products_in_half_precision_give_nearly_the_same_gradients,
-            the_quantiser_passes_gradients_straight_through,
+            the_quantizer_passes_gradients_straight_through,
             training_a_backbone_lowers_its_losses,
             training_a_tokenizer_lowers_its_loss,
             training_in_half_precision_follows_the_curve_of_f32,
@@ -107,7 +114,7 @@ macro_rules! tests {
         }
     };
     ($backend:ty) => {
-        $crate::tests!($backend; kernels, operators, model, rollout, training, parity);
+        $crate::tests!($backend; kernels, large, operators, model, rollout, training, parity);
     };
     ($backend:ty; $($part:ident $(($($law:ident),+ $(,)?))?),+ $(,)?) => {
         $( $crate::tests!(@part $backend, $part $(($($law),+))?); )+
@@ -124,6 +131,7 @@ mod tests {
     fn every_law_is_in_the_list() {
         for part in [
             include_str!("kernels.rs"),
+            include_str!("large.rs"),
             include_str!("model.rs"),
             include_str!("operators.rs"),
             include_str!("parity.rs"),

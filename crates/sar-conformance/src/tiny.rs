@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
-use sar_model::{Backbone, BackboneConfig, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig, BackboneShape, PositionsConfig};
 use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
 use sar_weights::fill;
 
@@ -15,20 +15,22 @@ pub(crate) const CLASSES: usize = 3;
 
 fn backbone_config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
     BackboneConfig {
-        depth: 2,
-        width: 16,
-        heads: 2,
-        mlp_ratio: 2,
+        shape: BackboneShape {
+            depth: 2,
+            width: 16,
+            heads: 2,
+            mlp_ratio: 2,
+            shared_adaln,
+            qk_l2_norm,
+        },
         classes: CLASSES,
         codebook_size: CODES,
         codebook_dim: CHANNELS,
-        shared_adaln,
-        qk_l2_norm,
         positions: PositionsConfig::Grid { side: 6 },
     }
 }
 
-/// A backbone in which every part shows in the logits: the published initialisation closes its
+/// A backbone in which every part shows in the logits: the published initialization closes its
 /// residual branches and its head.
 pub(crate) fn backbone<B: Backend>(
     shared_adaln: bool,

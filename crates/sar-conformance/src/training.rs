@@ -10,15 +10,16 @@ use sar_core::{CodePyramid, Filter, ScaleSchedule, ScaleSize, SeedTree, resample
 use sar_loss::Reduction;
 use sar_model::{Backbone, Precision};
 use sar_tokenizer::{Tokenizer, codebook};
-use sar_train::backbone_task::{TokenBatch, backbone_loss};
+use sar_train::backbone_loss::backbone_loss;
 use sar_train::gradients::{Gradients, clip_factor};
-use sar_train::loss_scale::LossScale;
-use sar_train::objective::{Objective, Regularisation};
+use sar_train::learner::{Learner, Optimization};
+use sar_train::objective::{Objective, Regularization};
 use sar_train::optim::{AdamW, AdamWConfig};
 use sar_train::recipe::TokenizerLoss;
 use sar_train::schedule::{Decay, LrSchedule, WeightDecay};
-use sar_train::step::{Optimisation, Terms, accumulate, trainable};
-use sar_train::tokenizer_task::tokenizer_loss;
+use sar_train::step::{Terms, accumulate, trainable};
+use sar_train::tokenizer_loss::tokenizer_loss;
+use sar_train::tokens::TokenBatch;
 use sar_weights::{Layout, parameters};
 
 use crate::host::{assert_near, floats, normals, widened};
@@ -29,9 +30,9 @@ pub type Subject<A> = A;
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
-const UNREGULARISED: Regularisation = Regularisation {
-    condition_dropout: 0.0,
-    stochastic_depth: 0.0,
+const UNREGULARIZED: Regularization = Regularization {
+    class_dropout_prob: 0.0,
+    drop_path_rate: 0.0,
     label_smoothing: 0.0,
     reduction: Reduction::MeanTokens,
 };
@@ -45,13 +46,13 @@ pub fn gradients_of_the_backbone_equal_finite_differences<A: AutodiffBackend>(de
         let loss = |model: &Backbone<A>| {
             let objective = Objective::TeacherForcing;
             let step = SeedTree::new(0);
-            backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device).loss
+            backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device).loss
         };
         assert_differences::<A, Backbone<A>>(model, &sar_model::LAYOUT, loss, device);
     }
 }
 
-/// Encoder and decoder, every parameter: convolutions of all strides and sizes, group normalisation,
+/// Encoder and decoder, every parameter: convolutions of all strides and sizes, group normalization,
 /// attention, both kinds of resampling.
 pub fn gradients_of_the_tokenizer_equal_finite_differences<A: AutodiffBackend>(device: &A::Device) {
     let stream = SeedTree::new(12);
@@ -182,18 +183,18 @@ fn length(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The value of the codes, the gradient of the normalised latents, nothing for the codebook.
-pub fn the_quantiser_passes_gradients_straight_through<A: AutodiffBackend>(device: &A::Device) {
+/// The value of the codes, the gradient of the normalized latents, nothing for the codebook.
+pub fn the_quantizer_passes_gradients_straight_through<A: AutodiffBackend>(device: &A::Device) {
     let model = trainable::<A, Tokenizer<A>>(tiny::tokenizer(device));
     let shape = [2, tiny::CHANNELS, 2, 3];
     let latent_bchw = || normals::<A, 4>(SeedTree::new(14), shape, device).require_grad();
     let weight_bchw = normals::<A, 4>(SeedTree::new(15), shape, device);
 
     let ours_bchw = latent_bchw();
-    let schedule = "1_2x3".parse().expect("a schedule");
-    let quantised = model.quantise(ours_bchw.clone(), &schedule);
-    let through_bchw = quantised.straight_through_bchw;
-    let tokens_bn = quantised.indices_n.reshape([2, 6]);
+    let size = ScaleSize { height: 2, width: 3 };
+    let quantized = model.quantizer().quantize(ours_bchw.clone(), &[size]);
+    let through_bchw = quantized.straight_through_bchw;
+    let tokens_bn = quantized.indices_n.reshape([2, 6]);
     let codes_bnc: Tensor<A, 3> = model.look_up(tokens_bn);
     let codes_bchw = codes_bnc.swap_dims(1, 2).reshape(shape);
     assert_near("value", &floats(through_bchw.clone()), &floats(codes_bchw), 1e-6);
@@ -202,13 +203,13 @@ pub fn the_quantiser_passes_gradients_straight_through<A: AutodiffBackend>(devic
     let ours = ours_bchw.grad(&gradients).expect("a gradient reaches the latents");
 
     let plain_bchw = latent_bchw();
-    let normalised_nc = codebook::normalise(codebook::rows(plain_bchw.clone()));
-    let gradients = (normalised_nc * codebook::rows(weight_bchw)).sum().backward();
+    let normalized_nc = codebook::normalize(codebook::rows(plain_bchw.clone()));
+    let gradients = (normalized_nc * codebook::rows(weight_bchw)).sum().backward();
     let expected = plain_bchw.grad(&gradients).expect("a gradient reaches the latents");
     assert_near("gradient", &floats(ours), &floats(expected), 1e-5);
 }
 
-const BARE: Layout = Layout { renames: &[], ignored: &[], roots: &[] };
+const BARE: Layout = Layout { renames: &[], ignored: &[] };
 
 /// A linear layer of 3 inputs and 2 outputs, and its gradients for the loss `sum of y * weight`.
 fn linear_and_gradients<A: AutodiffBackend>(
@@ -302,7 +303,7 @@ pub fn micro_batches_add_up_whatever_the_workers<A: AutodiffBackend>(device: &A:
         let loss = |model: &Backbone<A>, batch: TokenBatch<Inner<A>>| {
             let step = SeedTree::new(0);
             let terms =
-                backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
+                backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device);
             (terms, ())
         };
         let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches.collect(), workers, 1.0, loss);
@@ -324,7 +325,7 @@ pub fn training_a_backbone_lowers_its_losses<A: AutodiffBackend>(device: &A::Dev
         let model = tiny::backbone::<Inner<A>>(false, true, device);
         let loss = |model: &Backbone<A>, step| {
             let batch = token_batch::<Inner<A>>(0..4, device);
-            backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device)
+            backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device)
         };
         assert_falls::<A, Backbone<A>>(model, &sar_model::LAYOUT, loss);
     }
@@ -365,7 +366,7 @@ pub fn products_in_half_precision_give_nearly_the_same_gradients<A: AutodiffBack
             let view = precision.view(&model);
             let (objective, step) = (Objective::paper(0.7), SeedTree::new(0));
             let terms =
-                backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
+                backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device);
             let found = Gradients::of(terms.loss * factor, &model).scale(1.0 / factor);
             let one = |gradient: Option<&Tensor<Inner<A>, 1>>| {
                 let gradient = gradient.expect("a gradient reaches every parameter");
@@ -412,10 +413,9 @@ pub fn training_in_half_precision_follows_the_curve_of_f32<A: AutodiffBackend>(d
             let first = step.child(order).below(0, 16);
             let batch = token_batch::<Inner<A>>(first..first + 4, device);
             let view = precision.view(model);
-            backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARISED, step, device)
+            backbone_loss(&view, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device)
         };
-        let scale = LossScale::of(precision);
-        let history = trained::<A, Backbone<A>>(model, &sar_model::LAYOUT, STEPS, scale, loss);
+        let history = trained::<A, Backbone<A>>(model, &sar_model::LAYOUT, STEPS, precision, loss);
         let teacher: Vec<f64> = history.iter().map(|parts| parts[0].1).collect();
         teacher.chunks(50).map(|chunk| chunk.iter().sum::<f64>() / 50.0).collect()
     };
@@ -446,7 +446,7 @@ pub fn a_scaled_loss_has_the_same_gradients<A: AutodiffBackend>(device: &A::Devi
             let batch = token_batch::<Inner<A>>(images, device);
             let (objective, step) = (Objective::paper(0.7), SeedTree::new(0));
             let terms =
-                backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARISED, step, device);
+                backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device);
             (terms, ())
         };
         let sum = accumulate::<A, Backbone<A>, _, _>(&model, batches, 1, factor, loss);
@@ -461,41 +461,36 @@ pub fn a_scaled_loss_has_the_same_gradients<A: AutodiffBackend>(device: &A::Devi
 /// next one is as if it had not been.
 pub fn a_step_that_overflowed_is_not_taken<A: AutodiffBackend>(device: &A::Device) {
     let layer = linear::<Inner<A>>(device);
-    let settings = optimisation();
-    let mut optimizer = AdamW::new(settings.adamw, parameters(&layer, &BARE));
-    let mut untouched = optimizer.clone();
-    let mut scale = LossScale::of(Precision::F16).expect("f16 needs one");
+    let learner = |precision| {
+        Learner::<A, Linear<A>>::new("layer", layer.clone(), &BARE, &optimization(), precision)
+    };
     let gradients =
         |step: u64| linear_and_gradients::<A>(&layer, SeedTree::new(22).at(step), device).0;
-    for bad in [f64::INFINITY, f64::NAN] {
-        let bad = gradients(0).scale(bad);
-        let scale = Some(&mut scale);
-        let (after, update) = settings.update(layer.clone(), &mut optimizer, bad, (0, 10), scale);
-        assert!(update.is_skipped);
-        assert_eq!(values(&after), values(&layer));
-        assert!(optimizer.moments().all(|(_, moments)| moments.is_none()));
+    let mut scaled = learner(Precision::F16);
+    for (bad, factor) in [(f64::INFINITY, 1024.0), (f64::NAN, 512.0)] {
+        let update = scaled.update(gradients(0).scale(bad), (0, 10));
+        let scale = update.skipped.expect("the step does not count");
+        assert_eq!(scale.factor(), factor);
+        assert_eq!(values(scaled.model()), values(&layer));
     }
-    assert_eq!((scale.factor(), scale.skipped()), (512.0, 2));
-    let scale = Some(&mut scale);
-    let (after, update) =
-        settings.update(layer.clone(), &mut optimizer, gradients(1), (0, 10), scale);
-    assert!(!update.is_skipped);
-    let (expected, _) = settings.update(layer.clone(), &mut untouched, gradients(1), (0, 10), None);
-    assert_eq!(values(&after), values(&expected));
-    assert_ne!(values(&after), values(&layer));
+    assert!(scaled.update(gradients(1), (0, 10)).skipped.is_none());
+    let mut untouched = learner(Precision::F32);
+    untouched.update(gradients(1), (0, 10));
+    assert_eq!(values(scaled.model()), values(untouched.model()));
+    assert_ne!(values(scaled.model()), values(&layer));
 }
 
 /// Twelve steps lower every part of the loss that is compared with fixed data.
 fn assert_falls<A, M>(
     model: M::InnerModule,
-    layout: &Layout,
+    layout: &'static Layout,
     loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
 ) where
     A: AutodiffBackend,
     M: burn::module::AutodiffModule<A>,
     M::InnerModule: Module<Inner<A>> + Send,
 {
-    let history = trained::<A, M>(model, layout, 12, None, loss);
+    let history = trained::<A, M>(model, layout, 12, Precision::F32, loss);
     let (first, last) = (&history[0], &history[history.len() - 1]);
     for ((name, before), (_, after)) in first.iter().zip(last) {
         // The student's targets move with the teacher.
@@ -504,10 +499,10 @@ fn assert_falls<A, M>(
     }
 }
 
-fn optimisation() -> Optimisation {
-    Optimisation {
-        batch: 4,
-        micro_batches: 1,
+fn optimization() -> Optimization {
+    Optimization {
+        batch_size: 4,
+        grad_accum_steps: 1,
         lr: LrSchedule {
             peak: 1e-2,
             warmup_steps: 0.0,
@@ -517,17 +512,17 @@ fn optimisation() -> Optimisation {
         },
         weight_decay: WeightDecay { start: 0.0, end: 0.0 },
         adamw: AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 },
+        max_grad_norm: 2.0,
         ema: 0.0,
-        clip: 2.0,
     }
 }
 
 /// The parts of the loss at every step of a training.
 fn trained<A, M>(
-    mut model: M::InnerModule,
-    layout: &Layout,
+    model: M::InnerModule,
+    layout: &'static Layout,
     steps: u64,
-    mut loss_scale: Option<LossScale>,
+    precision: Precision,
     loss: impl Fn(&M, SeedTree) -> Terms<A> + Sync,
 ) -> Vec<Vec<(&'static str, f64)>>
 where
@@ -535,20 +530,13 @@ where
     M: burn::module::AutodiffModule<A>,
     M::InnerModule: Module<Inner<A>> + Send,
 {
-    let optimisation = optimisation();
-    let mut optimizer = AdamW::new(optimisation.adamw, parameters(&model, layout));
+    let mut learner = Learner::<A, M>::new("model", model, layout, &optimization(), precision);
     let mut history = Vec::new();
     for step in 0..steps {
         let draws = SeedTree::new(20).at(step);
-        let factor = loss_scale.map_or(1.0, |scale| scale.factor());
-        let sum = accumulate::<A, M, _, _>(&model, vec![()], 1, factor, |model, ()| {
-            (loss(model, draws), ())
-        });
+        let sum = learner.accumulate(vec![()], 1, |model, ()| (loss(model, draws), ()));
         history.push(sum.parts.into_iter().map(|(name, x)| (name, floats(x)[0])).collect());
-        let at = (step, steps);
-        let scale = loss_scale.as_mut();
-        let (moved, _) = optimisation.update(model, &mut optimizer, sum.gradients, at, scale);
-        model = moved;
+        learner.update(sum.gradients, (step, steps));
     }
     history
 }
@@ -564,7 +552,7 @@ fn token_batch<B: Backend>(images: std::ops::Range<usize>, device: &B::Device) -
         .collect();
     TokenBatch {
         labels: images.clone().map(|i| i % tiny::CLASSES).collect(),
-        images: images.clone().map(|i| stream.at(i as u64)).collect(),
+        streams: images.clone().map(|i| stream.at(i as u64)).collect(),
         tokens_bl: Tensor::<B, 2, Int>::from_data(
             TensorData::new(tokens, [images.len(), l]),
             device,

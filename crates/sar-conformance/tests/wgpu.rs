@@ -2,10 +2,22 @@
 
 use burn::backend::Autodiff;
 
-sar_conformance::tests!(Autodiff<burn_wgpu::Wgpu>; kernels, operators, model, parity(flexvar_tiny), training(
+sar_conformance::tests!(Autodiff<burn_wgpu::Wgpu>; kernels, large, operators, model, parity(flexvar_tiny), training(
     adamw_equals_its_equations,
     clipping_limits_the_norm,
     gradients_of_resampling_are_its_transpose,
     gradients_of_the_backbone_equal_finite_differences,
-    the_quantiser_passes_gradients_straight_through,
+    the_quantizer_passes_gradients_straight_through,
 ));
+
+/// One block forward and backward besides, against flex.
+#[test]
+fn the_self_check_passes() {
+    sar_conformance::alone(|| {
+        let report = sar_selfcheck::self_check::<
+            Autodiff<burn_wgpu::Wgpu>,
+            Autodiff<burn_flex::Flex>,
+        >(&Default::default(), &Default::default());
+        println!("{}", report.unwrap_or_else(|error| panic!("{error}")));
+    });
+}

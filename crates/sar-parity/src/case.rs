@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sar_core::ScaleSchedule;
-use sar_model::{BackboneConfig, PositionsConfig};
+use sar_model::{BackboneConfig, BackboneShape, PositionsConfig};
 use sar_rollout::Guidance;
 use sar_tokenizer::{Family, Phi, TokenizerConfig};
 use sar_weights::{NamedTensors, WeightsError};
@@ -138,15 +138,10 @@ struct TokenizerFile {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ModelFile {
-    depth: usize,
-    width: usize,
-    heads: usize,
-    mlp_ratio: usize,
+    #[serde(flatten)]
+    shape: BackboneShape,
     classes: usize,
-    shared_adaln: bool,
-    qk_l2_norm: bool,
     norm_eps: f64,
     position_grid: Option<usize>,
 }
@@ -199,12 +194,12 @@ impl File {
         )?;
         let (family, positions) = match self.kind {
             Kind::Flexvar => {
-                require(t.codebook_l2_norm, "tokenizer.codebook_l2_norm: FlexVAR normalises")?;
+                require(t.codebook_l2_norm, "tokenizer.codebook_l2_norm: FlexVAR normalizes")?;
                 let side = m.position_grid.ok_or("model.position_grid: missing")?;
                 (Family::Flexvar, PositionsConfig::Grid { side })
             }
             Kind::Var => {
-                require(!t.codebook_l2_norm, "tokenizer.codebook_l2_norm: VAR does not normalise")?;
+                require(!t.codebook_l2_norm, "tokenizer.codebook_l2_norm: VAR does not normalize")?;
                 require(t.quant_conv_kernel == Some(3), "tokenizer.quant_conv_kernel: not 3")?;
                 require(t.phi_ratio == Some(0.5), "tokenizer.phi_ratio: not the released 0.5")?;
                 let phi = match t.phi_shared.ok_or("tokenizer.phi_shared: missing")? {
@@ -225,15 +220,10 @@ impl File {
             codebook_dim: t.codebook_dim,
         };
         let backbone = BackboneConfig {
-            depth: m.depth,
-            width: m.width,
-            heads: m.heads,
-            mlp_ratio: m.mlp_ratio,
+            shape: m.shape,
             classes: m.classes,
             codebook_size: t.codebook_size,
             codebook_dim: t.codebook_dim,
-            shared_adaln: m.shared_adaln,
-            qk_l2_norm: m.qk_l2_norm,
             positions,
         };
         let sampling = self.sampling(&scales)?;

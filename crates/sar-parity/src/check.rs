@@ -3,14 +3,14 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
-use sar_loss::{Contrast, Teacher, cross_entropy, mean_tokens, student_forcing};
+use sar_loss::{Target, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, FirstToken, Pass};
 use sar_rollout::{
-    Choice, Filters, OwnScales, Sampler, StudentPass, Transitions, generate, stagger,
+    Choice, Filters, Sampler, StudentContext, StudentPass, Transitions, generate, stagger,
 };
 use sar_tokenizer::{Family, Tokenizer};
-use sar_train::backbone_task::{TokenBatch, argmax_tokens, inputs, labels_tensor};
-use sar_weights::{NamedTensors, bind};
+use sar_train::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
+use sar_weights::{Anchor, bind};
 
 use crate::case::{Case, CaseError, SamplingCase};
 use crate::compare::{self, Report, Row};
@@ -22,15 +22,17 @@ const FLOAT: f64 = 1e-4;
 /// # Errors
 /// If the weights cannot be loaded; differences are not errors but failed rows.
 pub fn check<A: AutodiffBackend>(case: &Case, device: &A::Device) -> Result<Report, CaseError> {
-    let load = |file: &str| NamedTensors::read(&case.dir.join(file));
+    let load = |file: &str, anchor: Anchor| anchor.read(&case.dir.join(file), None);
     let malformed =
         |problem: String| CaseError::Malformed { path: case.dir.join("case.json"), problem };
     let tokenizer = Tokenizer::<A::InnerBackend>::new(&case.tokenizer, device)
         .map_err(|error| malformed(format!("tokenizer.{error}")))?;
-    let tokenizer = bind(tokenizer, load("tokenizer.pth")?, case.tokenizer.layout())?;
+    let (tensors, _) = load("tokenizer.pth", sar_tokenizer::ANCHOR)?;
+    let tokenizer = bind(tokenizer, tensors, case.tokenizer.layout())?;
     let backbone = Backbone::<A::InnerBackend>::new(&case.backbone, device)
         .map_err(|error| malformed(format!("model.{error}")))?;
-    let backbone = bind(backbone, load("backbone.pth")?, &sar_model::LAYOUT)?;
+    let (tensors, _) = load("backbone.pth", sar_model::ANCHOR)?;
+    let backbone = bind(backbone, tensors, &sar_model::LAYOUT)?;
 
     let mut run = Run::<A> { case, device, report: Report::default() };
     let image_bchw = Tensor::from_data(run.input("image")?, device);
@@ -41,8 +43,8 @@ pub fn check<A: AutodiffBackend>(case: &Case, device: &A::Device) -> Result<Repo
         Family::Flexvar => run.direct_tokenizer(&tokenizer, image_bchw),
         Family::Var { .. } => run.residual_tokenizer(&tokenizer, image_bchw),
     };
-    let images = (0..labels.len() as u64).map(|i| SeedTree::new(0).at(i)).collect();
-    let batch = TokenBatch { labels, images, schedule: case.scales.clone(), tokens_bl };
+    let streams = (0..labels.len() as u64).map(|i| SeedTree::new(0).at(i)).collect();
+    let batch = TokenBatch { labels, streams, schedule: case.scales.clone(), tokens_bl };
     run.positions(&backbone);
     run.filters();
     run.passes(&tokenizer, &backbone, &batch);
@@ -193,7 +195,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 schedule,
                 predicted_bl.clone(),
                 batch.tokens_bl.clone(),
-                OwnScales::All,
+                StudentContext::All,
                 transitions,
                 SeedTree::new(0),
             );
@@ -204,18 +206,15 @@ impl<A: AutodiffBackend> Run<'_, A> {
             let logits_blv = forward(Some(inputs_blc), &schedule, FirstToken::Bare);
             let student_blv = logits_blv.slice_dim(1, 1..schedule.n_tokens());
             self.floats(&format!("rollout.{name}.logits"), student_blv.clone());
-            let teacher = Teacher {
-                tokens_bl: predicted_bl.clone().slice_dim(1, predicts.clone()),
-                logits_blv: teacher_blv.clone().slice_dim(1, predicts.clone()),
-                truth_bl: batch.tokens_bl.clone().slice_dim(1, predicts),
+            let against = |tokens_bl: &Tensor<Inner<A>, 2, Int>| {
+                let target = Target::Tokens(tokens_bl.clone()).of_tokens(predicts.clone());
+                student_forcing::<A>(Tensor::from_inner(student_blv.clone()), target).inner()
             };
-            let against =
-                |contrast| student_forcing(student_blv.clone(), teacher.clone(), contrast);
-            let csfl_bl = against(Contrast::TeacherTokens);
+            let csfl_bl = against(&predicted_bl);
             self.floats(&format!("rollout.{name}.token_loss"), csfl_bl.clone());
             let csfl = mean_tokens(csfl_bl);
             self.floats(&format!("loss.csfl_{name}"), csfl);
-            let truth = mean_tokens(against(Contrast::GroundTruth));
+            let truth = mean_tokens(against(&batch.tokens_bl));
             self.floats(&format!("loss.student_gt_{name}"), truth);
         }
     }
@@ -227,11 +226,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
         labels: &[usize],
     ) {
         let case = self.case;
-        let images: Vec<SeedTree> = labels.iter().map(|_| SeedTree::new(0)).collect();
+        let streams: Vec<SeedTree> = labels.iter().map(|_| SeedTree::new(0)).collect();
         for SamplingCase { name, scales: schedule, guidance } in &case.sampling {
             let sampler = Sampler { guidance: *guidance, choice: Choice::Argmax };
             let generated =
-                generate(backbone, tokenizer, labels, schedule, sampler, &images, self.device);
+                generate(backbone, tokenizer, labels, schedule, sampler, &streams, self.device);
             let n_scales = schedule.len();
             for (k, tokens_bn) in generated.tokens.iter().enumerate() {
                 let name = format!("sample.{name}.indices.{}", schedule.size(k).height);

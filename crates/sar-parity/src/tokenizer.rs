@@ -26,27 +26,30 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.scale_tokens(tokenizer, tokens_bl.clone(), searched);
 
         let [_, _, height, width] = h_bchw.dims();
-        let quantised = tokenizer.quantise(h_bchw.clone(), schedule);
-        let full_bn = quantised.indices_n.clone().reshape([b, height * width]);
+        let quantizer = tokenizer.quantizer();
+        let full = ScaleSize { height, width };
+        let quantized = quantizer.quantize(h_bchw.clone(), &[full]);
+        let full_bn = quantized.indices_n.clone().reshape([b, height * width]);
         let scores = || distance_scores(tokenizer, h_bchw.clone());
         self.tokens("tokenizer.indices_full", full_bn, scores);
-        let codes_nc = tokenizer.codebook().codes().select(0, quantised.indices_n);
+        let codes_nc = tokenizer.codebook().codes().select(0, quantized.indices_n);
         let [_, c] = codes_nc.dims();
         let q_bchw = codes_nc.reshape([b, height, width, c]).permute([0, 3, 1, 2]);
         self.floats("tokenizer.recon_full", tokenizer.decode(q_bchw));
-        let pairs = quantised.pairs;
+        let pairs = quantized.pairs;
         self.floats("tokenizer.vq_loss", vq::mean_over(&pairs, vq::codebook));
         let commitment = vq::mean_over(&pairs, vq::commitment) * self.case.commit_beta;
         self.floats("tokenizer.commit_loss", commitment);
         let codes_vc = tokenizer.codebook().codes();
         let entropy = vq::mean_over(&pairs, |z_nc, _| vq::entropy(z_nc, codes_vc.clone()));
         self.floats("tokenizer.entropy_loss", entropy);
-        self.floats("tokenizer.straight_through", quantised.straight_through_bchw);
+        self.floats("tokenizer.straight_through", quantized.straight_through_bchw);
 
         for side in self.sides("tokenizer.multi_scale_recon.") {
             let size = ScaleSize::square(side);
             let h = tokenizer.project(resample(features_bchw.clone(), size, Filter::Area));
-            let recon = tokenizer.decode(tokenizer.quantise(h, schedule).straight_through_bchw);
+            let quantized = quantizer.quantize(h, &[size]);
+            let recon = tokenizer.decode(quantized.straight_through_bchw);
             self.floats(&format!("tokenizer.multi_scale_recon.{side}"), recon);
         }
         tokens_bl
@@ -73,12 +76,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let last = f_hats[f_hats.len() - 1].clone();
         self.floats("tokenizer.recon", tokenizer.decode(last).clamp(-1.0, 1.0));
 
-        let quantised = tokenizer.quantise(f_bchw, schedule);
-        let pairs = quantised.pairs;
+        let quantized = tokenizer.quantizer().quantize(f_bchw, schedule.sizes());
+        let pairs = quantized.pairs;
         let commitment = vq::mean_over(&pairs, vq::commitment) * self.case.commit_beta;
         let loss = vq::mean_over(&pairs, vq::codebook) + commitment;
         self.floats("tokenizer.vq_loss", loss);
-        self.floats("tokenizer.straight_through", quantised.straight_through_bchw);
+        self.floats("tokenizer.straight_through", quantized.straight_through_bchw);
         tokens_bl
     }
 

@@ -4,15 +4,16 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
-use sar_loss::{Contrast, Reduction};
+use sar_loss::{Reduction, StudentTarget};
 use sar_model::Backbone;
-use sar_rollout::{OwnScales, Predictions, Transitions};
+use sar_rollout::{Predictions, StudentContext, Transitions};
 use sar_tokenizer::Tokenizer;
-use sar_train::backbone_task::{TokenBatch, backbone_loss};
+use sar_train::backbone_loss::backbone_loss;
 use sar_train::gradients::{Gradients, clip_factor};
-use sar_train::objective::{ConditionDraw, Objective, Regularisation};
+use sar_train::objective::{ConditionDraw, Objective, Regularization};
 use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
 use sar_train::step::trainable;
+use sar_train::tokens::TokenBatch;
 use sar_weights::{NamedTensors, collect, parameters};
 
 use crate::check::{Inner, Run};
@@ -32,9 +33,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let sar = |weight, transitions| Objective::Sar {
             weight,
             predictions: Predictions::TeacherArgmax,
-            own: OwnScales::All,
+            student_context: StudentContext::All,
             transitions,
-            contrast: Contrast::TeacherTokens,
+            student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::Once,
         };
         for (name, objective) in [
@@ -46,9 +47,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
             if !self.wants(&total) && !self.wants(&format!("grad.{name}.")) {
                 continue;
             }
-            let regularisation = Regularisation {
-                condition_dropout: 0.0,
-                stochastic_depth: 0.0,
+            let regularization = Regularization {
+                class_dropout_prob: 0.0,
+                drop_path_rate: 0.0,
                 label_smoothing: 0.0,
                 reduction: Reduction::MeanTokens,
             };
@@ -58,7 +59,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 tokenizer,
                 batch,
                 &objective,
-                &regularisation,
+                &regularization,
                 SeedTree::new(0),
                 self.device,
             );
