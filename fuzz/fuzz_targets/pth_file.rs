@@ -4,12 +4,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use sar_fuzz::file_of;
-use sar_weights::{NamedTensors, WeightsFile, recognise};
+use sar_weights::{NamedTensors, WeightsFile, recognize};
 
 fuzz_target!(|content: &[u8]| {
     let path = file_of(&[b"PK\x03\x04", content].concat(), "pth");
     if let Ok(mut file) = WeightsFile::open(&path) {
-        let _ = recognise(&path, file.tensors());
+        let _ = recognize(&path, file.tensors());
         let _ = file.verify();
     }
     let _ = NamedTensors::read(&path);

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sar_fuzz::file_of;
-use sar_weights::{NamedTensors, WeightsFile, recognise};
+use sar_weights::{NamedTensors, WeightsFile, recognize};
 
 fuzz_target!(|content: &[u8]| {
     let framed = match content.iter().position(|&byte| byte == 0) {
@@ -13,7 +13,7 @@ fuzz_target!(|content: &[u8]| {
     };
     let path = file_of(&framed, "safetensors");
     if let Ok(mut file) = WeightsFile::open(&path) {
-        let _ = recognise(&path, file.tensors());
+        let _ = recognize(&path, file.tensors());
         let _ = file.verify();
     }
     if let Ok(named) = NamedTensors::read(&path) {

@@ -27,7 +27,10 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = &[
+const LIBRARIES: &[&str] = PROGRAMS.split_at(12).0;
+
+/// What a program may use: the libraries, and what is for programs alone.
+const PROGRAMS: &[&str] = &[
     "sar-core",
     "sar-kernels",
     "sar-weights",
@@ -36,8 +39,11 @@ const LIBRARIES: &[&str] = &[
     "sar-loss",
     "sar-data",
     "sar-rollout",
+    "sar-pipeline",
     "sar-train",
     "sar-parity",
+    "sar-selfcheck",
+    "sar-memory",
 ];
 
 /// The features of `burn` that bring no backend along.
@@ -54,12 +60,16 @@ const TABLE: &[Row] = &[
     Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(8).0, burn: Burn::Generic },
+    Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(9).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
+    Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
     Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },
-    Row { package: "sar-cli", ours: LIBRARIES, burn: Burn::Backends },
-    Row { package: "sar-bench", ours: LIBRARIES, burn: Burn::Backends },
+    // A setting of the process: for programs alone.
+    Row { package: "sar-memory", ours: &[], burn: Burn::None },
+    Row { package: "sar-cli", ours: PROGRAMS, burn: Burn::Backends },
+    Row { package: "sar-bench", ours: PROGRAMS, burn: Burn::Backends },
     Row { package: "xtask", ours: &[], burn: Burn::None },
 ];
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
-use crate::{arrows, licences, test};
+use crate::{arrows, licenses, test};
 
 struct Step {
     name: &'static str,
@@ -52,7 +52,7 @@ fn steps() -> Result<Vec<Step>, Failure> {
     Ok(vec![
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
-        Step { name: "licences", work: Check(licences::check_workspace) },
+        Step { name: "licenses", work: Check(licenses::check_workspace) },
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },
@@ -73,7 +73,7 @@ fn cuda() -> Command {
 /// The laws that a software driver is fast enough for.
 fn wgpu() -> Result<Work, Failure> {
     Ok(if has_gpu_driver() {
-        Work::Cargo(test::on_device("wgpu", &[])?)
+        Work::Cargo(test::on_device("wgpu", &[], &[])?)
     } else {
         Work::Skipped("no Vulkan driver; one in software is in Debian's mesa-vulkan-drivers")
     })

@@ -85,6 +85,16 @@ pub(crate) fn without(args: &[OsString]) -> Vec<OsString> {
     args
 }
 
+/// Whether a flag is among the arguments, and the others.
+pub(crate) fn take_flag(args: &[OsString], flag: &str) -> (bool, Vec<OsString>) {
+    let place = args.iter().take_while(|arg| *arg != "--").position(|arg| arg == flag);
+    let mut args = args.to_vec();
+    if let Some(place) = place {
+        args.remove(place);
+    }
+    (place.is_some(), args)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -108,6 +118,18 @@ mod tests {
         check("--devices cuda", None, "--devices cuda");
         check("--out cuda", None, "--out cuda");
         check("-- --device cuda", None, "-- --device cuda");
+    }
+
+    #[test]
+    fn a_flag_is_taken_out_of_the_arguments() {
+        let check = |line: &str, found: bool, rest: &str| {
+            let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let (is_there, others) = take_flag(&args, "--fusion");
+            assert_eq!((is_there, others.join(" ".as_ref())), (found, rest.into()), "{line}");
+        };
+        check("", false, "");
+        check("--device cuda --fusion --seed 7", true, "--device cuda --seed 7");
+        check("--seed 7 -- --fusion", false, "--seed 7 -- --fusion");
     }
 
     #[test]

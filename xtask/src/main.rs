@@ -5,7 +5,8 @@ mod bench;
 mod cargo;
 mod ci;
 mod device;
-mod licences;
+mod licenses;
+mod matrix;
 mod sar;
 mod test;
 
@@ -29,10 +30,10 @@ const VERBS: [Verb; 11] = [
     Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
-    Verb { name: "test", about: "run all tests, or with --device the laws of one backend; takes cargo test's arguments", run: test::run },
+    Verb { name: "test", about: "run all tests, or with --device the laws of one backend, with --matrix in all its builds; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, or --scaling", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
-    Verb { name: "licences", about: "check the licences and sources of all dependencies", run: licences::run },
+    Verb { name: "licenses", about: "check the licenses and sources of all dependencies", run: licenses::run },
     Verb { name: "ci", about: "run every check of CI, the cheapest first", run: ci::run },
 ];
 
@@ -72,6 +73,7 @@ fn usage() -> String {
         text += &format!("\n  {:<9} {}", verb.name, verb.about);
     }
     text += "\n\ntrain, sample, edit, convert, inspect and parity go to the binary `sar`, built for the";
-    text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1).";
+    text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1);
+--fusion builds wgpu and cuda with burn's fusion.";
     text
 }

@@ -1,5 +1,5 @@
 //! `train`, `sample`, `edit`, `convert`, `inspect`, `parity`: forwarded to the binary `sar`, built
-//! with the backend that `--device` asks for.
+//! with the backend that `--device` asks for, and with `--fusion` its fusion.
 
 use std::ffi::OsString;
 
@@ -11,8 +11,12 @@ pub(crate) fn forward(verb: &str, args: &[OsString]) -> Outcome {
     let mut command = cargo::cargo(["run", "--release", "--package", "sar-cli", "--bin", "sar"]);
     command.arg("--manifest-path").arg(cargo::root().join("Cargo.toml"));
     // A device that nobody knows is built without a feature: `sar` then says what is wrong.
-    if let Some(device) = device::named(args).and_then(Device::find) {
+    let (fusion, args) = device::take_flag(args, "--fusion");
+    if let Some(device) = device::named(&args).and_then(Device::find) {
         device.select(&mut command);
+    }
+    if fusion {
+        command.args(["--features", "fusion"]);
     }
     cargo::finish_as(command.arg("--").arg(verb).args(args))
 }

@@ -6,11 +6,17 @@ use std::process::Command;
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::{self, Device, Kind};
+use crate::matrix;
 
 pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
-    let mut command = match device::named(args) {
-        None => everything(args),
-        Some(name) => on_device(name, &device::without(args))?,
+    let (is_matrix, args) = device::take_flag(args, "--matrix");
+    let mut command = match device::named(&args) {
+        None if is_matrix => {
+            return Err(Failure::Usage("--matrix needs --device wgpu or cuda".into()));
+        }
+        None => everything(&args),
+        Some(name) if is_matrix => return matrix::run(name, &device::without(&args)),
+        Some(name) => on_device(name, &[], &device::without(&args))?,
     };
     cargo::finish_as(command.current_dir(cargo::root()))
 }
@@ -26,8 +32,12 @@ pub(crate) fn everything(args: &[OsString]) -> Command {
     command
 }
 
-/// The laws of `sar-conformance` on one device.
-pub(crate) fn on_device(name: &str, args: &[OsString]) -> Result<Command, Failure> {
+/// The laws of `sar-conformance` on one device, built with further features of that crate.
+pub(crate) fn on_device(
+    name: &str,
+    features: &[&str],
+    args: &[OsString],
+) -> Result<Command, Failure> {
     let Some(device) = Device::find(name) else {
         let known = Device::names();
         return Err(Failure::Usage(format!("--device {name}: unknown; known: {known}")));
@@ -36,6 +46,9 @@ pub(crate) fn on_device(name: &str, args: &[OsString]) -> Result<Command, Failur
     if device.kind == Kind::Gpu {
         command.args(["--package", "sar-conformance"]);
         device.select(&mut command);
+        for feature in features {
+            command.args(["--features", feature]);
+        }
     } else {
         command.arg("--workspace");
     }
@@ -75,14 +88,14 @@ mod tests {
 
     #[test]
     fn a_device_runs_its_own_tests_only() {
-        let command = on_device("ndarray", &words("parity")).unwrap();
+        let command = on_device("ndarray", &[], &words("parity")).unwrap();
         assert_eq!(
             cargo::shown(&command),
             "cargo test --release --no-fail-fast --workspace --test ndarray parity"
         );
-        let command = cargo::shown(&on_device("wgpu", &[]).unwrap());
+        let command = cargo::shown(&on_device("wgpu", &[], &[]).unwrap());
         assert!(command.contains("--package sar-conformance --features wgpu"), "{command}");
         assert!(command.ends_with("--test wgpu"), "{command}");
-        assert!(on_device("abacus", &[]).is_err());
+        assert!(on_device("abacus", &[], &[]).is_err());
     }
 }

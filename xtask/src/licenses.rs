@@ -1,4 +1,4 @@
-//! `licences`: what the dependencies are licensed under, and where they come from.
+//! `licenses`: what the dependencies are licensed under, and where they come from.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use crate::cargo::{self, Failure, Outcome};
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Licences that a program under MIT OR Apache-2.0 may be linked with, without a second thought.
+/// Licenses that a program under MIT OR Apache-2.0 may be linked with, without a second thought.
 const ALLOWED: [&str; 13] = [
     "0BSD",
     "Apache-2.0",
@@ -24,22 +24,22 @@ const ALLOWED: [&str; 13] = [
     "Zlib",
 ];
 
-/// A licence that one package alone may have. One that is no longer needed fails the check.
+/// A license that one package alone may have. One that is no longer needed fails the check.
 struct Exception {
     package: &'static str,
-    licence: &'static str,
+    license: &'static str,
     reason: &'static str,
 }
 
 const EXCEPTIONS: [Exception; 2] = [
     Exception {
         package: "colored",
-        licence: "MPL-2.0",
+        license: "MPL-2.0",
         reason: "file-level copyleft, used unmodified; goes when burn-tensor prints without it",
     },
     Exception {
         package: "option-ext",
-        licence: "MPL-2.0",
+        license: "MPL-2.0",
         reason: "file-level copyleft, used unmodified; goes when cubecl-common drops `dirs`",
     },
 ];
@@ -60,31 +60,31 @@ pub(crate) fn check_workspace() -> Outcome {
     let lock = fs::read_to_string(&lock_path)
         .map_err(|error| Failure::Check(format!("{}: {error}", lock_path.display())))?;
 
-    let violations = [check_licences(&tree, &EXCEPTIONS), check_sources(&lock)].concat();
+    let violations = [check_licenses(&tree, &EXCEPTIONS), check_sources(&lock)].concat();
     for violation in &violations {
         eprintln!("{violation}");
     }
     if violations.is_empty() {
-        println!("{} packages: allowed licences, all from crates.io", tree.len());
-        for Exception { package, licence, reason } in &EXCEPTIONS {
-            println!("  {package}: {licence} by exception ({reason})");
+        println!("{} packages: allowed licenses, all from crates.io", tree.len());
+        for Exception { package, license, reason } in &EXCEPTIONS {
+            println!("  {package}: {license} by exception ({reason})");
         }
         return Ok(());
     }
     Err(Failure::Check(format!(
-        "{} findings against the lists of xtask/src/licences.rs",
+        "{} findings against the lists of xtask/src/licenses.rs",
         violations.len()
     )))
 }
 
-/// The (name, licence) pairs in lines like `name v1.2.3 (proc-macro)<tab>MIT (*)`.
+/// The (name, license) pairs in lines like `name v1.2.3 (proc-macro)<tab>MIT (*)`.
 fn packages(tree: &str) -> Vec<(String, String)> {
     let mut packages: Vec<_> = tree
         .lines()
         .filter_map(|line| {
-            let (package, licence) = line.split_once('\t')?;
+            let (package, license) = line.split_once('\t')?;
             let name = package.split(' ').next()?;
-            Some((name.to_owned(), licence.trim_end_matches("(*)").trim().to_owned()))
+            Some((name.to_owned(), license.trim_end_matches("(*)").trim().to_owned()))
         })
         .collect();
     packages.sort();
@@ -92,20 +92,20 @@ fn packages(tree: &str) -> Vec<(String, String)> {
     packages
 }
 
-fn check_licences(packages: &[(String, String)], exceptions: &[Exception]) -> Vec<String> {
+fn check_licenses(packages: &[(String, String)], exceptions: &[Exception]) -> Vec<String> {
     let mut violations = Vec::new();
-    for (name, licence) in packages {
-        let excepted = |id: &str| exceptions.iter().any(|e| e.package == name && e.licence == id);
-        match satisfied(licence, &|id| ALLOWED.contains(&id) || excepted(id)) {
+    for (name, license) in packages {
+        let excepted = |id: &str| exceptions.iter().any(|e| e.package == name && e.license == id);
+        match satisfied(license, &|id| ALLOWED.contains(&id) || excepted(id)) {
             Some(true) => {}
-            Some(false) => violations.push(format!("{name}: licence `{licence}` is not allowed")),
-            None => violations.push(format!("{name}: `{licence}` is no licence expression")),
+            Some(false) => violations.push(format!("{name}: license `{license}` is not allowed")),
+            None => violations.push(format!("{name}: `{license}` is no license expression")),
         }
     }
     for exception in exceptions {
-        let Exception { package, licence, .. } = exception;
-        if !packages.iter().any(|(name, text)| name == package && text.contains(licence)) {
-            violations.push(format!("{package}: its exception for {licence} is no longer needed"));
+        let Exception { package, license, .. } = exception;
+        if !packages.iter().any(|(name, text)| name == package && text.contains(license)) {
+            violations.push(format!("{package}: its exception for {license} is no longer needed"));
         }
     }
     violations
@@ -119,7 +119,7 @@ fn check_sources(lock: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether an SPDX expression holds if the licences that `allowed` accepts do; `None` if it does
+/// Whether an SPDX expression holds if the licenses that `allowed` accepts do; `None` if it does
 /// not parse. The old spelling `MIT/Apache-2.0` means `OR`.
 fn satisfied(expression: &str, allowed: &dyn Fn(&str) -> bool) -> Option<bool> {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn licence_expressions_are_evaluated() {
+    fn license_expressions_are_evaluated() {
         let check = |expression: &str, expected: Option<bool>| {
             let allowed = |id: &str| ["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].contains(&id);
             assert_eq!(satisfied(expression, &allowed), expected, "{expression}");
@@ -210,14 +210,14 @@ mod tests {
 
     #[test]
     fn exceptions_hold_for_one_package_and_must_be_needed() {
-        let mpl = || Exception { package: "a", licence: "MPL-2.0", reason: "" };
+        let mpl = || Exception { package: "a", license: "MPL-2.0", reason: "" };
         let tree = |name: &str| vec![(name.to_owned(), "MPL-2.0".to_owned())];
-        assert_eq!(check_licences(&tree("a"), &[mpl()]), [""; 0]);
-        assert_eq!(check_licences(&tree("a"), &[]), ["a: licence `MPL-2.0` is not allowed"]);
+        assert_eq!(check_licenses(&tree("a"), &[mpl()]), [""; 0]);
+        assert_eq!(check_licenses(&tree("a"), &[]), ["a: license `MPL-2.0` is not allowed"]);
         assert_eq!(
-            check_licences(&tree("b"), &[mpl()]),
+            check_licenses(&tree("b"), &[mpl()]),
             [
-                "b: licence `MPL-2.0` is not allowed",
+                "b: license `MPL-2.0` is not allowed",
                 "a: its exception for MPL-2.0 is no longer needed"
             ]
         );
