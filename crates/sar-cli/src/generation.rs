@@ -194,7 +194,7 @@ fn pixels(text: &str) -> Result<ScaleSize> {
 
 /// The folder that was named, which may hold nothing, or one of the default name that is free.
 pub(crate) fn out_folder(named: Option<PathBuf>, default: &str) -> Result<PathBuf> {
-    let Some(out) = named else { return Ok(first_free(Path::new(default))) };
+    let Some(out) = named else { return Ok(first_free(Path::new(default), "")) };
     ensure!(!out.is_file(), "--out {}: is a file", out.display());
     let is_used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
     ensure!(!is_used, "--out {}: already holds files", out.display());
@@ -204,18 +204,10 @@ pub(crate) fn out_folder(named: Option<PathBuf>, default: &str) -> Result<PathBu
 /// A file beside a folder, as in `samples-grid.png`: the folder itself holds results only, as tools that
 /// measure folders of images expect.
 pub(crate) fn beside(folder: &Path, what: &str) -> PathBuf {
+    let (what, ending) = what.split_once('.').expect("a name with an ending");
     let mut name = folder.file_name().unwrap_or("out".as_ref()).to_owned();
     name.push(format!("-{what}"));
-    first_free_file(&folder.with_file_name(name))
-}
-
-/// The path, or the first of `NAME-2.END`, `NAME-3.END`, … that does not exist.
-fn first_free_file(path: &Path) -> PathBuf {
-    let (stem, ending) = (path.file_stem(), path.extension());
-    let [stem, ending] = [stem, ending].map(|part| part.unwrap_or_default().to_string_lossy());
-    let numbered = (2..).map(|i| path.with_file_name(format!("{stem}-{i}.{ending}")));
-    let mut all = std::iter::once(path.to_owned()).chain(numbered);
-    all.find(|path| !path.exists()).expect("one of the numbers is free")
+    first_free(&folder.with_file_name(name), &format!(".{ending}"))
 }
 
 pub(crate) fn make_out(out: &Path) -> Result<()> {

@@ -76,15 +76,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The path, or the first of `path-2`, `path-3`, … that does not exist: nothing is ever overwritten.
-fn first_free(path: &Path) -> PathBuf {
-    let numbered = (2..).map(|i| {
+/// The first of `path`, `path-2`, `path-3`, …, each with an ending, that does not exist: nothing is ever
+/// overwritten.
+fn first_free(path: &Path, ending: &str) -> PathBuf {
+    let named = |number: String| {
         let mut name = OsString::from(path);
-        name.push(format!("-{i}"));
-        name.into()
-    });
-    std::iter::once(path.into())
-        .chain(numbered)
-        .find(|path: &PathBuf| !path.exists())
+        name.push(number + ending);
+        PathBuf::from(name)
+    };
+    std::iter::once(named(String::new()))
+        .chain((2..).map(|i| named(format!("-{i}"))))
+        .find(|path| !path.exists())
         .expect("one of the numbers is free")
 }

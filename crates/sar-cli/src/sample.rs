@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
-use sar_pipeline::{Request, RgbImage, enlarge, grid, magnification, sample_stream};
+use sar_pipeline::{Request, RgbImage, enlarge, grid, magnification};
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
@@ -119,12 +119,7 @@ impl Sample {
         let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); scales.len()];
         let mut done = 0;
         for part in wanted.chunks(settings.batch) {
-            let request = Request {
-                labels: part.iter().map(|(label, _)| *label).collect(),
-                streams: part.iter().map(|(label, i)| sample_stream(root, *label, *i)).collect(),
-                scales: scales.clone(),
-                sampler,
-            };
+            let request = Request::of(root, part.iter().copied(), scales.clone(), sampler);
             let images = if previews && done < MOST_PREVIEWS {
                 let mut last = Vec::new();
                 pipeline.sample_previews(&request, |k, decoded| {

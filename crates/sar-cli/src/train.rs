@@ -50,7 +50,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         (None, Some(own)) => Recipe::load(&own.to_string_lossy(), &settings)?,
         (None, None) => Recipe::load("emoji-quick", &settings)?,
     };
-    let run_dir = run_dir.unwrap_or_else(|| first_free(&Path::new("runs").join(&recipe.name)));
+    let run_dir = run_dir.unwrap_or_else(|| first_free(&Path::new("runs").join(&recipe.name), ""));
     if dry_run {
         return device.run(DryRun { recipe, run_dir });
     }

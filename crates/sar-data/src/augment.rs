@@ -4,9 +4,9 @@ use image::{Rgb, RgbImage, imageops};
 use sar_core::SeedTree;
 use sar_core::classes::nearest;
 use serde::{Deserialize, Serialize};
-use unicode_normalization::UnicodeNormalization;
 
 use crate::DataError;
+use crate::labels::composed;
 
 /// How a training image may be varied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,10 @@ impl Augmentation {
         if !(0.0..=1.0).contains(&self.flip) {
             return out_of_range("data.augmentation.flip", self.flip.to_string(), "a probability");
         }
-        match self.flip_except.iter().find(|name| !classes.iter().any(|class| is_same(class, name)))
+        match self
+            .flip_except
+            .iter()
+            .find(|name| !classes.iter().any(|class| composed(class) == composed(name)))
         {
             Some(name) => Err(DataError::UnknownClass {
                 field: Some("data.augmentation.flip_except"),
@@ -70,8 +73,8 @@ impl Augmentation {
     /// Values between pixels are bilinear; outside, the edge goes on. Of the stream, uniform 0
     /// decides the flip, 1 the zoom, 2 and 3 the shift along x and y, whichever of them are in use.
     pub fn apply(&self, image: &RgbImage, class: &str, draws: SeedTree) -> RgbImage {
-        let may_flip = !self.flip_except.iter().any(|name| is_same(class, name));
-        let flipped = may_flip && draws.uniform(0) < self.flip;
+        let may_flip = || !self.flip_except.iter().any(|name| composed(class) == composed(name));
+        let flipped = draws.uniform(0) < self.flip && may_flip();
         let [low, high] = self.scale;
         let zoom = low + (high - low) * draws.uniform(1);
         let shift =
@@ -113,11 +116,6 @@ fn resample(image: &RgbImage, zoom: f32, dx: f32, dy: f32) -> RgbImage {
         };
         Rgb([value(0), value(1), value(2)])
     })
-}
-
-/// Whether two names are the same, however Unicode writes their letters.
-fn is_same(a: &str, b: &str) -> bool {
-    a == b || a.nfc().eq(b.nfc())
 }
 
 #[cfg(test)]

@@ -15,9 +15,6 @@ use crate::{
     LeftOut, Loader, ReadAhead, Split, UnreadableImage,
 };
 
-/// How many classes without training images a note names.
-const NAMED: usize = 5;
-
 /// Opened images; clones are the same.
 ///
 /// An image that cannot be read is passed over: the next readable one takes its place, next in the
@@ -331,7 +328,7 @@ fn classes_without_images(dataset: &dyn Dataset, split: &Split) -> Option<String
     };
     let (train, held_out) = (count(&split.train), count(&split.held_out));
     let without: Vec<usize> = (0..train.len()).filter(|&class| train[class] == 0).collect();
-    let named = without.iter().take(NAMED).map(|&class| {
+    let named = without.iter().map(|&class| {
         let name = &dataset.classes()[class];
         match held_out[class] {
             0 => format!("'{name}' (no image)"),

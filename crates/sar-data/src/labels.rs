@@ -132,7 +132,7 @@ pub(crate) fn resolve(
 }
 
 /// As [`nfc`], without a copy where none is needed.
-fn composed(label: &str) -> Cow<'_, str> {
+pub(crate) fn composed(label: &str) -> Cow<'_, str> {
     if is_nfc(label) { Cow::Borrowed(label) } else { Cow::Owned(nfc(label)) }
 }
 

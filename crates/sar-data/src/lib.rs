@@ -58,6 +58,7 @@ pub use left_out::LeftOut;
 pub use list::ImageList;
 pub use loader::{ImageBatch, Loader, ReadAhead};
 pub use order::EpochOrder;
+pub use prefetch::Prefetch;
 pub use recipe::DataRecipe;
 pub use shards::Shards;
 pub use source::{HeldOutFolder, ImageSource};

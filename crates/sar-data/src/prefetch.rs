@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 /// The results of `f(start)`, `f(start + 1)`, ...: at most a window of them is begun and not yet
 /// taken, and which thread computes which has no influence on any. Dropped, it ends its threads.
-pub(crate) struct Prefetch<T> {
+pub struct Prefetch<T> {
     shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -35,7 +35,7 @@ impl<T: Send + 'static> Prefetch<T> {
     ///
     /// # Panics
     /// If there is no thread or no window, or the system cannot start a thread.
-    pub(crate) fn new(
+    pub fn new(
         positions: Range<u64>,
         threads: usize,
         window: usize,

@@ -14,7 +14,7 @@ use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::PositionsConfig;
 use sar_rollout::{KeptTokens, Region, Sampler};
 
-use crate::pipeline::{Pipeline, Request, sample_stream};
+use crate::pipeline::{Pipeline, Request};
 use crate::{Mask, PipelineError, to_tensor};
 
 /// Shown where the source is drawn anew.
@@ -63,7 +63,8 @@ pub struct Edit<'p, B: Backend> {
     canvas: RgbImage,
     region: Region,
     whole_scales: usize,
-    blend: Option<u32>,
+    /// Where the source is blended back: the result's share in each pixel.
+    shares: Option<Vec<f64>>,
     label: usize,
     scales: ScaleSchedule,
     sampler: Sampler,
@@ -150,12 +151,13 @@ impl<B: Backend> Pipeline<B> {
         let h_bchw =
             self.tokenizer.model.encode(to_tensor(std::slice::from_ref(&canvas), &self.device));
         let tokens_1l = self.tokenizer.model.tokens(h_bchw, &scales);
+        let shares = blend.map(|seam| shares(&region, canvas.dimensions(), seam));
         Ok(Edit {
             pipeline: self,
             canvas,
             region,
             whole_scales,
-            blend: *blend,
+            shares,
             label: *label,
             scales,
             sampler: *sampler,
@@ -191,18 +193,14 @@ impl<B: Backend> Edit<'_, B> {
     /// The results of some numbers: each is a function of its number, whatever is drawn with it.
     pub fn draw(&self, numbers: Range<usize>) -> Vec<RgbImage> {
         let n = numbers.len();
-        let request = Request {
-            labels: vec![self.label; n],
-            streams: numbers.map(|i| sample_stream(self.seed, self.label, i)).collect(),
-            scales: self.scales.clone(),
-            sampler: self.sampler,
-        };
+        let wanted = numbers.map(|i| (self.label, i));
+        let request = Request::of(self.seed, wanted, self.scales.clone(), self.sampler);
         let tokens_bl = Tensor::cat(vec![self.tokens_1l.clone(); n], 0);
         let kept = KeptTokens::new(tokens_bl, &self.scales, &self.region, self.whole_scales);
         let images = self.pipeline.generate(&request, Some(&kept)).into_iter();
         images
-            .map(|image| match self.blend {
-                Some(pixels) => blended(&self.canvas, &image, &self.region, pixels),
+            .map(|image| match &self.shares {
+                Some(shares) => blended(&self.canvas, &image, shares),
                 None => image,
             })
             .collect()
@@ -308,21 +306,37 @@ fn expanded(
     (canvas, region)
 }
 
-/// The source outside the region, the result inside it, mixed over a seam of so many pixels outside:
-/// the share of the result falls from 1 at the region to 0 at the seam's end (Chebyshev distance).
-fn blended(source: &RgbImage, result: &RgbImage, region: &Region, seam: u32) -> RgbImage {
-    let (width, height) = source.dimensions();
-    let distance = |x: u32, y: u32| {
-        (0..=seam).find(|reach| {
-            let around =
-                |at: u32, length: u32| at.saturating_sub(*reach)..=(at + reach).min(length - 1);
-            around(y, height)
-                .any(|y| around(x, width).any(|x| region.contains(x as usize, y as usize)))
-        })
+/// The share of the result in each pixel, row by row: 1 in the region, and falling to 0 at the end of a
+/// seam of so many pixels around it (Chebyshev distance).
+fn shares(region: &Region, (width, height): (u32, u32), seam: u32) -> Vec<f64> {
+    let (w, h) = (width as usize, height as usize);
+    let inside = |i: usize| region.contains(i % w, i / w);
+    let mut distances: Vec<u32> =
+        (0..w * h).map(|i| if inside(i) { 0 } else { u32::MAX }).collect();
+    // Each pixel is one further than the nearest of its eight neighbors: those that precede it, then
+    // those that follow it.
+    let mut visit = |i: usize, neighbors: [(isize, isize); 4]| {
+        let (x, y) = ((i % w) as isize, (i / w) as isize);
+        for (dx, dy) in neighbors {
+            let (x, y) = (x + dx, y + dy);
+            if (0..w as isize).contains(&x) && (0..h as isize).contains(&y) {
+                let beside = distances[y as usize * w + x as usize].saturating_add(1);
+                distances[i] = distances[i].min(beside);
+            }
+        }
     };
+    (0..w * h).for_each(|i| visit(i, [(-1, -1), (0, -1), (1, -1), (-1, 0)]));
+    (0..w * h).rev().for_each(|i| visit(i, [(1, 1), (0, 1), (-1, 1), (1, 0)]));
+    let share = |d: u32| if d > seam { 0.0 } else { 1.0 - f64::from(d) / f64::from(seam + 1) };
+    distances.into_iter().map(share).collect()
+}
+
+/// The source and the result, mixed by the result's share in each pixel.
+fn blended(source: &RgbImage, result: &RgbImage, shares: &[f64]) -> RgbImage {
+    let (width, height) = source.dimensions();
     RgbImage::from_fn(width, height, |x, y| {
         let (a, b) = (source.get_pixel(x, y).0, result.get_pixel(x, y).0);
-        let share = distance(x, y).map_or(0.0, |d| 1.0 - f64::from(d) / f64::from(seam + 1));
+        let share = shares[y as usize * width as usize + x as usize];
         Rgb(std::array::from_fn(|c| {
             (f64::from(a[c]) * (1.0 - share) + f64::from(b[c]) * share).round() as u8
         }))
@@ -350,7 +364,8 @@ mod tests {
             (RgbImage::from_pixel(6, 1, Rgb([0; 3])), RgbImage::from_pixel(6, 1, Rgb([90; 3])));
         let region = Region::new(ScaleSize { height: 1, width: 6 }, |x, _| x == 0);
         let row = |seam| {
-            let image = blended(&source, &result, &region, seam);
+            let shares = shares(&region, source.dimensions(), seam);
+            let image = blended(&source, &result, &shares);
             (0..6).map(|x| image.get_pixel(x, 0).0[0]).collect::<Vec<_>>()
         };
         assert_eq!(row(0), [90, 0, 0, 0, 0, 0]);

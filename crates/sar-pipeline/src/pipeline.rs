@@ -49,6 +49,20 @@ pub fn sample_stream(seed: SeedTree, class: usize, i: usize) -> SeedTree {
     seed.child("samples").at(class as u64).at(i as u64)
 }
 
+impl Request {
+    /// Images from a seed, each a label and its number among the label's samples.
+    pub fn of(
+        seed: SeedTree,
+        wanted: impl Iterator<Item = (usize, usize)>,
+        scales: ScaleSchedule,
+        sampler: Sampler,
+    ) -> Self {
+        let image = |(label, i)| (label, sample_stream(seed, label, i));
+        let (labels, streams) = wanted.map(image).unzip();
+        Self { labels, streams, scales, sampler }
+    }
+}
+
 /// The tokenizer and the backbone of a run's folder: those refined by SAR, else the pre-trained ones.
 ///
 /// # Errors
@@ -92,9 +106,9 @@ impl<B: Backend> Pipeline<B> {
         let tokenizer = TrainedTokenizer::load(tokenizer, &of_tokenizer, device)?;
         let backbone = TrainedBackbone::load(backbone, known, device)?;
         let mut notes = Vec::new();
-        for (path, lines) in paths.iter().zip([&tokenizer.notes, &backbone.notes]) {
-            notes.extend(lines.iter().map(|line| format!("{}: {line}", path.display())));
-        }
+        let of_file = |path: &Path, line: String| format!("{}: {line}", path.display());
+        notes.extend(tokenizer.notes().map(|line| of_file(&paths[0], line)));
+        notes.extend(backbone.notes().map(|line| of_file(&paths[1], line)));
         let (Loaded { value: tokenizer, .. }, Loaded { value: backbone, .. }) =
             (tokenizer, backbone);
         let found = (tokenizer.config.codebook_size, tokenizer.config.codebook_dim);
@@ -173,13 +187,8 @@ impl<B: Backend> Pipeline<B> {
     /// A request for the images `0..n` of a class from a seed, at the scales and with the sampler of the
     /// weights.
     pub fn request(&self, label: usize, n: usize, seed: u64) -> Request {
-        let seed = SeedTree::new(seed);
-        Request {
-            labels: vec![label; n],
-            streams: (0..n).map(|i| sample_stream(seed, label, i)).collect(),
-            scales: self.backbone.scales.clone(),
-            sampler: self.backbone.sampler,
-        }
+        let (scales, sampler) = (self.backbone.scales.clone(), self.backbone.sampler);
+        Request::of(SeedTree::new(seed), (0..n).map(|i| (label, i)), scales, sampler)
     }
 
     /// Checks that images can be sampled at some scales.

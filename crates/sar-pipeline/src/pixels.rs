@@ -66,8 +66,7 @@ pub fn grid(images: &[RgbImage], columns: usize, gap: u32, magnify: u32) -> RgbI
         let (column, row) = (i as u32 % columns, i as u32 / columns);
         let (x, y) = (gap + column * (width + gap), gap + row * (height + gap));
         let (w, h) = image.dimensions();
-        let large =
-            imageops::resize(image, w * magnify, h * magnify, imageops::FilterType::Nearest);
+        let large = enlarge(image, w * magnify, h * magnify);
         imageops::replace(&mut sheet, &large, i64::from(x), i64::from(y));
     }
     sheet

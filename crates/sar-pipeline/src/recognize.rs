@@ -80,6 +80,11 @@ pub struct Recognized {
     pub assumed: Vec<String>,
 }
 
+/// Where in a file a model lies, and what was assumed of it, in words.
+pub(crate) fn notes(place: Option<String>, assumed: &[String]) -> impl Iterator<Item = String> {
+    place.into_iter().chain(assumed.iter().map(|what| format!("assumed {what}")))
+}
+
 impl Recognized {
     /// Recognizes the model of a file, and checks that all of its parameters are there in the right
     /// shape, and nothing else but the buffers of the released files.
@@ -185,8 +190,7 @@ impl Recognized {
 
     /// What the user should know of how the file was read: a line each.
     pub fn notes(&self) -> Vec<String> {
-        let assumed = self.assumed.iter().map(|what| format!("assumed {what}"));
-        self.located.note().into_iter().chain(assumed).collect()
+        notes(self.located.note(), &self.assumed).collect()
     }
 
     /// The names and layout of the model's file.

@@ -13,15 +13,24 @@ use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_weights::{WeightsFile, bind, collect};
 
 use crate::PipelineError;
-use crate::recognize::{Known, Model, Recognized, Wanted};
+use crate::recognize::{Known, Model, Recognized, Wanted, notes};
 
 /// Something out of a file, and what the user should know of how it was read.
 #[derive(Clone, Debug)]
 pub struct Loaded<T> {
     /// What was loaded.
     pub value: T,
-    /// A line each; empty for files that leave nothing open.
-    pub notes: Vec<String>,
+    /// Where in the file it lay, if there was a choice or a root.
+    pub place: Option<String>,
+    /// What the file leaves open, and what was assumed of it.
+    pub assumed: Vec<String>,
+}
+
+impl<T> Loaded<T> {
+    /// What the user should know: a line each; none for files that leave nothing open.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        notes(self.place.clone(), &self.assumed)
+    }
 }
 
 /// A tokenizer with what belongs to it.
@@ -69,12 +78,12 @@ impl<B: Backend> TrainedTokenizer<B> {
         device: &B::Device,
     ) -> Result<Loaded<Self>, PipelineError> {
         let found = Recognized::of::<B>(&mut file, Wanted::Tokenizer, known)?;
-        let notes = found.notes();
+        let (place, assumed) = (found.located.note(), found.assumed.clone());
         let layout = found.layout();
         let Model::Tokenizer(config) = found.model else { unreachable!("a tokenizer was wanted") };
         let tensors = found.located.read(file)?;
         let model = bind(Tokenizer::new(&config, device)?, tensors, layout)?;
-        Ok(Loaded { value: Self { model, config }, notes })
+        Ok(Loaded { value: Self { model, config }, place, assumed })
     }
 
     /// Writes the tokenizer.
@@ -99,13 +108,14 @@ impl<B: Backend> TrainedBackbone<B> {
         device: &B::Device,
     ) -> Result<Loaded<Self>, PipelineError> {
         let found = Recognized::of::<B>(&mut file, Wanted::Backbone, known)?;
-        let notes = found.notes();
+        let (place, assumed) = (found.located.note(), found.assumed.clone());
         let Model::Backbone { config, classes, scales, sampler } = found.model else {
             unreachable!("a backbone was wanted")
         };
         let tensors = found.located.read(file)?;
         let model = bind(Backbone::new(&config, device)?, tensors, &sar_model::LAYOUT)?;
-        Ok(Loaded { value: Self { model, config, classes, scales, sampler }, notes })
+        let value = Self { model, config, classes, scales, sampler };
+        Ok(Loaded { value, place, assumed })
     }
 
     /// Writes the backbone.

@@ -13,7 +13,7 @@ use crate::batches::Batches;
 use crate::checkpoint::Saved;
 use crate::held_out::HeldOutMeter;
 use crate::latents::{LatentBatch, LatentCache};
-use crate::learner::{Learner, Optimization, State, Trained};
+use crate::learner::{Learner, Optimization, State};
 use crate::objective::{BackboneMeasure, Objective, Regularization};
 use crate::recipe::Recipe;
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
@@ -68,16 +68,8 @@ impl<'a, A: AutodiffBackend> BackboneStage<'a, A> {
         Self { recipe, settings, tokenizer, latents, device, workers, seed, batches, learner }
     }
 
-    /// The weights of a checkpoint.
-    pub(crate) fn weights_of(
-        &self,
-        saved: &mut Saved,
-    ) -> Result<Backbone<A::InnerBackend>, TrainError> {
-        self.learner.weights_of(saved)
-    }
-
-    pub(crate) fn into_trained(self) -> Trained<Backbone<A::InnerBackend>> {
-        self.learner.into_trained()
+    pub(crate) fn into_learner(self) -> Learner<A, Backbone<A>> {
+        self.learner
     }
 }
 
@@ -132,21 +124,16 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
         };
         let sum = self.learner.accumulate(inputs?, self.workers, loss);
         let update = self.learner.update(sum.gradients, (step, steps));
-        if update.skipped.is_none() {
-            self.learner.take_average();
-        }
+        self.learner.take_average(&update);
         let learned = Learned { parts: sum.parts, scales: sum.scales, update };
         Ok(Stepped { learners: vec![learned], note: None })
     }
 
     fn measure(&self) -> Result<Measure, TrainError> {
-        let schedule = self.recipe.scales();
-        let mut meter = HeldOutMeter::new(schedule, self.recipe.tokenizer.model.codebook_size);
-        let n = self.recipe.log.measure_images;
-        for images in self.batches.images.held_out(n, self.recipe.evaluation.batch_size) {
-            let batch = TokenBatch::encode(self.tokenizer, images?, schedule.clone(), self.device);
-            meter.add(self.learner.model(), self.tokenizer, &batch, self.device);
-        }
+        let Recipe { log, evaluation, .. } = self.recipe;
+        let images = self.batches.images.held_out(log.measure_images, evaluation.batch_size);
+        let (model, scales) = (self.learner.model(), self.recipe.scales());
+        let meter = HeldOutMeter::of(images, model, self.tokenizer, scales, self.device)?;
         let [teacher, student] = meter.means();
         let (name, value) = match self.settings.monitor {
             BackboneMeasure::TeacherLoss => ("held_out_teacher", teacher),

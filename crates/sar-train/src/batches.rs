@@ -1,7 +1,7 @@
 //! The images of a stage, step by step: read ahead, or as stored latents.
 
 use sar_core::SeedTree;
-use sar_data::{EpochOrder, ImageBatch, Images, Loader};
+use sar_data::{ImageBatch, Images, Loader};
 
 use crate::TrainError;
 use crate::latents::{LatentBatch, LatentCache, LatentLoader};
@@ -13,8 +13,6 @@ pub(crate) struct Batches<'a> {
     stage: SeedTree,
     batch_size: usize,
     grad_accum_steps: usize,
-    /// Which image comes at which position, where latents are read instead of images.
-    order: EpochOrder,
     /// Reads ahead from the first step that was asked for.
     loader: Option<Loader>,
     latents: Option<LatentLoader>,
@@ -23,8 +21,7 @@ pub(crate) struct Batches<'a> {
 impl<'a> Batches<'a> {
     pub(crate) fn new(images: &'a Images, stage: SeedTree, optimization: &Optimization) -> Self {
         let Optimization { batch_size, grad_accum_steps, .. } = *optimization;
-        let order = images.order(stage);
-        Self { images, stage, batch_size, grad_accum_steps, order, loader: None, latents: None }
+        Self { images, stage, batch_size, grad_accum_steps, loader: None, latents: None }
     }
 
     /// The micro-batches of a step.
@@ -51,7 +48,10 @@ impl<'a> Batches<'a> {
             self.latents.take().filter(|loader| loader.next_batch() == micro_batches.start);
         let mut loader = match loader {
             Some(loader) => loader,
-            None => cache.load_ahead(self.stage, self.order.clone(), size, micro_batches.start),
+            None => {
+                let order = self.images.order(self.stage);
+                cache.load_ahead(self.stage, order, size, micro_batches.start)
+            }
         };
         let batches = micro_batches.map(|_| loader.next()).collect::<Result<_, _>>()?;
         self.latents = Some(loader);

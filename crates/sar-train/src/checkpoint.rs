@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burn::tensor::TensorData;
-use sar_weights::{NamedTensors, Target, TensorInfo, write_weights};
+use sar_weights::{NamedTensors, Target, TensorInfo, count_not_finite, write_weights};
 use serde::de::DeserializeOwned;
 
 use crate::event::{Event, Observer};
@@ -101,7 +101,7 @@ pub(crate) fn save(
         }
         let data = learners.iter().find_map(|learner| (learner.read)(name));
         let data = data.expect("listed by a learner");
-        if data.as_slice::<f32>().is_ok_and(has_bad) {
+        if count_not_finite(&data) > 0 {
             return Err(TrainError::BadWeights { stage, step, tensor: name.into() });
         }
         Ok(Cow::Owned(data))
@@ -237,11 +237,6 @@ impl Saved {
         let (path, field) = (self.path.clone(), field.to_owned());
         TrainError::Metadata { path, field, problem: problem.into() }
     }
-}
-
-/// Whether any value is not finite.
-fn has_bad(values: &[f32]) -> bool {
-    values.iter().any(|x| !x.is_finite())
 }
 
 fn remove(path: &Path) -> Result<(), TrainError> {

@@ -1,10 +1,9 @@
 //! What a run measures and draws outside its stages.
 
 use burn::tensor::backend::AutodiffBackend;
-use sar_core::SeedTree;
 use sar_pipeline::{
     Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, enlarge, grid, magnification,
-    sample_stream, to_images, to_tensor,
+    to_images, to_tensor,
 };
 use sar_tokenizer::Tokenizer;
 
@@ -13,7 +12,6 @@ use crate::held_out::{HeldOut, HeldOutMeter};
 use crate::report::TokenizerReport;
 use crate::run::{Inner, Run};
 use crate::tokenizer_meter::TokenizerMeter;
-use crate::tokens::TokenBatch;
 use crate::{StageId, TrainError};
 
 /// Rows of a sample sheet: of a thousand classes the first ones say enough.
@@ -43,12 +41,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
     ) -> Result<TokenizerMeter, TrainError> {
         let what = "measuring the tokenizer on held-out images";
         self.journal.observer.event(&Event::Working { what });
-        let codes = self.recipe.tokenizer.model.codebook_size;
-        let mut meter = TokenizerMeter::new(self.scales(), codes);
         let evaluation = &self.recipe.evaluation;
-        for images in self.images.held_out(evaluation.images, evaluation.batch_size) {
-            meter.add(tokenizer, images?.tensor(self.device));
-        }
+        let images = self.images.held_out(evaluation.images, evaluation.batch_size);
+        let meter = TokenizerMeter::of(images, tokenizer, self.scales(), self.device)?;
         self.journal.warn(self.images)?;
         if meter.psnr_db().is_nan() {
             let (stage, step) = (StageId::Tokenizer, self.recipe.tokenizer.steps);
@@ -91,13 +86,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
     ) -> Result<(HeldOut, HeldOutMeter), TrainError> {
         let what = format!("measuring the {what} weights on held-out images");
         self.journal.observer.event(&Event::Working { what: &what });
-        let schedule = self.scales().clone();
-        let mut meter = HeldOutMeter::new(&schedule, backbone.config.codebook_size);
         let evaluation = &self.recipe.evaluation;
-        for images in self.images.held_out(evaluation.images, evaluation.batch_size) {
-            let batch = TokenBatch::encode(tokenizer, images?, schedule.clone(), self.device);
-            meter.add(&backbone.model, tokenizer, &batch, self.device);
-        }
+        let images = self.images.held_out(evaluation.images, evaluation.batch_size);
+        let (model, scales) = (&backbone.model, self.scales());
+        let meter = HeldOutMeter::of(images, model, tokenizer, scales, self.device)?;
+        self.journal.warn(self.images)?;
         Ok((meter.report(evaluation.bootstrap, self.seed.child("bootstrap")), meter))
     }
 
@@ -126,17 +119,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let classes = backbone.classes.len().min(MOST_SAMPLED_CLASSES);
         let wanted: Vec<(usize, usize)> =
             (0..classes).flat_map(|class| (0..columns).map(move |i| (class, i))).collect();
-        let stream =
-            |&(class, i): &(usize, usize)| -> SeedTree { sample_stream(self.seed, class, i) };
         let mut images = Vec::new();
         // Two rows to an image: with its class and without.
         for part in wanted.chunks(evaluation.batch_size.div_ceil(2)) {
-            images.extend(pipeline.sample(&Request {
-                labels: part.iter().map(|(class, _)| *class).collect(),
-                streams: part.iter().map(stream).collect(),
-                scales: self.scales().clone(),
-                sampler: evaluation.sampler,
-            }));
+            let (scales, sampler) = (self.scales().clone(), evaluation.sampler);
+            let wanted = part.iter().copied();
+            images.extend(pipeline.sample(&Request::of(self.seed, wanted, scales, sampler)));
         }
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
         let path = self.journal.dir.write_png(name, &sheet)?;

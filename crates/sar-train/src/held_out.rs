@@ -12,8 +12,10 @@
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
+use sar_data::{DataError, Loader};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, FirstToken, Pass};
+use sar_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
@@ -87,6 +89,25 @@ impl HeldOutMeter {
     pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
         let statistics = StatsByScale::new(schedule, codes);
         Self { schedule: schedule.clone(), statistics, sums: Vec::new() }
+    }
+
+    /// Measures held-out images.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn of<B: Backend>(
+        images: Loader,
+        model: &Backbone<B>,
+        tokenizer: &Tokenizer<B>,
+        schedule: &ScaleSchedule,
+        device: &B::Device,
+    ) -> Result<Self, DataError> {
+        let mut meter = Self::new(schedule, tokenizer.codebook().size());
+        for batch in images {
+            let batch = TokenBatch::encode(tokenizer, batch?, schedule.clone(), device);
+            meter.add(model, tokenizer, &batch, device);
+        }
+        Ok(meter)
     }
 
     /// Measures a batch.

@@ -3,7 +3,7 @@
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
-use sar_model::{Backbone, BackboneConfig, LAYOUT, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
 use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 use sar_weights::{NamedTensors, WeightsFile, bind, collect};
@@ -21,6 +21,13 @@ pub(crate) struct Initial<B: Backend> {
     pub(crate) notes: Vec<String>,
 }
 
+/// The models of files that a recipe names; none where it starts from random weights.
+pub(crate) struct Given<B: Backend> {
+    tokenizer: Option<Tokenizer<B>>,
+    backbone: Option<Backbone<B>>,
+    pub(crate) notes: Vec<String>,
+}
+
 impl<B: Backend> Initial<B> {
     /// Random weights, or those of the files that the recipe names.
     ///
@@ -31,17 +38,49 @@ impl<B: Backend> Initial<B> {
         classes: &[String],
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        let seed = SeedTree::new(recipe.seed);
+        let Given { tokenizer, backbone, notes } = Given::load(recipe, classes, device)?;
+        let tokenizer = match tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => {
+                let seed = SeedTree::new(recipe.seed).child("tokenizer").child("init");
+                sar_tokenizer::init(&recipe.tokenizer.model, seed, device)?
+            }
+        };
+        let backbone = match backbone {
+            Some(backbone) => backbone,
+            None => random_backbone(recipe, classes.len(), device)?,
+        };
+        Ok(Self { tokenizer, backbone, notes })
+    }
+}
+
+fn random_backbone<B: Backend>(
+    recipe: &Recipe,
+    classes: usize,
+    device: &B::Device,
+) -> Result<Backbone<B>, BackboneConfigError> {
+    let seed = SeedTree::new(recipe.seed).child("backbone");
+    sar_model::init(&recipe.backbone_config(classes), recipe.backbone.init, seed, device)
+}
+
+impl<B: Backend> Given<B> {
+    /// Reads and checks the files.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or holds another model than the recipe describes.
+    pub(crate) fn load(
+        recipe: &Recipe,
+        classes: &[String],
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
         let mut notes = Vec::new();
         let config = &recipe.tokenizer.model;
         let tokenizer = match &recipe.tokenizer.init_from {
-            InitFrom::Scratch {} => {
-                sar_tokenizer::init(config, seed.child("tokenizer").child("init"), device)?
-            }
+            InitFrom::Scratch {} => None,
             InitFrom::Weights { path, root, adapt: _ } => {
                 let known = Known { root: root.clone(), ..Known::default() };
                 let loaded = TrainedTokenizer::load(WeightsFile::open(path)?, &known, device)?;
-                notes.extend(loaded.notes.iter().map(|note| format!("{}: {note}", path.display())));
+                notes.extend(loaded.notes().map(|note| format!("{}: {note}", path.display())));
                 if let Some((field, file, recipe)) = difference(&loaded.value.config, config) {
                     let problem = format!(
                         "{} has tokenizer.model.{field} = {file}, the recipe {recipe}; \
@@ -50,13 +89,12 @@ impl<B: Backend> Initial<B> {
                     );
                     return Err(TrainError::InitFrom { stage: StageId::Tokenizer, problem });
                 }
-                loaded.value.model
+                Some(loaded.value.model)
             }
         };
         let config = recipe.backbone_config(classes.len());
-        let fresh = sar_model::init(&config, recipe.backbone.init, seed.child("backbone"), device)?;
         let backbone = match &recipe.pretrain.init_from {
-            InitFrom::Scratch {} => fresh,
+            InitFrom::Scratch {} => None,
             InitFrom::Weights { path, root, adapt } => {
                 let of_recipe = matches!(config.positions, PositionsConfig::PerToken { .. });
                 let known = Known {
@@ -67,15 +105,16 @@ impl<B: Backend> Initial<B> {
                 };
                 let loaded = TrainedBackbone::load(WeightsFile::open(path)?, &known, device)?;
                 // What a file leaves open about classes and scales is the recipe's to say.
-                let notes_of_file = loaded.notes.iter().filter(|note| !note.starts_with("assumed"));
-                notes.extend(notes_of_file.map(|note| format!("{}: {note}", path.display())));
-                let adapted = Adaptation { classes, config: &config, fresh, adapt };
-                let (backbone, changes) = adapted.of(&loaded.value).map_err(|problem| {
-                    let problem = format!("{} {problem}", path.display());
-                    TrainError::InitFrom { stage: StageId::Pretrain, problem }
-                })?;
+                notes.extend(loaded.place.map(|note| format!("{}: {note}", path.display())));
+                let adaptation = Adaptation { classes, config: &config, adapt };
+                let fresh = || random_backbone(recipe, classes.len(), device);
+                let (backbone, changes) =
+                    adaptation.of(&loaded.value, fresh).map_err(|problem| {
+                        let problem = format!("{} {problem}", path.display());
+                        TrainError::InitFrom { stage: StageId::Pretrain, problem }
+                    })?;
                 notes.extend(changes.iter().map(|change| format!("{}: {change}", path.display())));
-                backbone
+                Some(backbone)
             }
         };
         Ok(Self { tokenizer, backbone, notes })
@@ -83,11 +122,9 @@ impl<B: Backend> Initial<B> {
 }
 
 /// Weights of another number of classes or codes as weights of ours.
-struct Adaptation<'a, B: Backend> {
+struct Adaptation<'a> {
     classes: &'a [String],
     config: &'a BackboneConfig,
-    /// Random weights of our shape.
-    fresh: Backbone<B>,
     adapt: &'a [Adapt],
 }
 
@@ -95,13 +132,17 @@ const CLASS_EMBEDDING: &str = "class_emb.weight";
 /// What depends on the codebook, in front of the transformer and behind it.
 const OF_CODES: [&str; 4] = ["word_embed.weight", "word_embed.bias", "head.weight", "head.bias"];
 
-impl<B: Backend> Adaptation<'_, B> {
-    /// The weights of a file in our shape, and what was made anew.
+impl Adaptation<'_> {
+    /// The weights of a file in our shape, and what was made anew out of the random weights `fresh`.
     ///
     /// # Errors
     /// If anything differs that may not be made anew.
-    fn of(self, given: &TrainedBackbone<B>) -> Result<(Backbone<B>, Vec<String>), String> {
-        let Self { classes, config, fresh, adapt } = self;
+    fn of<B: Backend>(
+        self,
+        given: &TrainedBackbone<B>,
+        fresh: impl FnOnce() -> Result<Backbone<B>, BackboneConfigError>,
+    ) -> Result<(Backbone<B>, Vec<String>), String> {
+        let Self { classes, config, adapt } = self;
         let theirs = &given.config;
         let may = |part: Adapt| adapt.contains(&part);
         let other_classes = theirs.classes != config.classes;
@@ -136,6 +177,7 @@ impl<B: Backend> Adaptation<'_, B> {
         if !other_classes && !other_codes {
             return Ok((given.model.clone(), Vec::new()));
         }
+        let fresh = fresh().map_err(|error| error.to_string())?;
         let mut tensors = collect(&given.model, &LAYOUT);
         let random = collect(&fresh, &LAYOUT);
         let mut changes = Vec::new();

@@ -13,17 +13,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use sar_core::SeedTree;
-use sar_data::{EpochOrder, Images};
+use sar_data::{EpochOrder, Images, Prefetch};
 use sar_weights::{NamedTensors, TensorInfo, WeightsFile, write_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::recipe::Recipe;
 use crate::step::side_by_side;
 
 /// Where the latents of a backbone stage come from.
@@ -83,6 +83,14 @@ const CHUNK_BYTES: u64 = 16 << 20;
 const CHUNK_UNIT: usize = 32;
 
 impl Extent {
+    /// The cache that a recipe asks for, of so many images.
+    pub(crate) fn of(recipe: &Recipe, images: usize) -> Option<Self> {
+        let Latents::Cached { variants, precision, .. } = recipe.latents else { return None };
+        let config = &recipe.tokenizer.model;
+        let side = recipe.data.side as usize / config.downsampling();
+        Some(Self { images, variants, shape_chw: [config.codebook_dim, side, side], precision })
+    }
+
     pub(crate) fn records(&self) -> usize {
         self.images * self.variants
     }
@@ -185,22 +193,15 @@ impl LatentCache {
     pub(crate) fn load_ahead(
         &self,
         stage: SeedTree,
-        mut order: EpochOrder,
+        order: EpochOrder,
         size: usize,
         first: u64,
     ) -> LatentLoader {
-        let (sender, batches) = sync_channel(AHEAD);
-        let cache = self.clone();
-        std::thread::spawn(move || {
-            for batch in first.. {
-                let start = batch * size as u64;
-                let batch = cache.batch(stage, &mut order, start..start + size as u64);
-                let is_last = batch.is_err();
-                // Nobody waits for more where the loader is gone.
-                if sender.send(batch).is_err() || is_last {
-                    return;
-                }
-            }
+        let (cache, order) = (self.clone(), Mutex::new(order));
+        let batches = Prefetch::new(first..u64::MAX, 1, AHEAD, move |batch| {
+            let start = batch * size as u64;
+            let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.batch(stage, &mut order, start..start + size as u64)
         });
         LatentLoader { batches, next: first }
     }
@@ -275,9 +276,8 @@ pub(crate) struct LatentBatch {
 }
 
 /// Batches of latents, in their order.
-#[derive(Debug)]
 pub(crate) struct LatentLoader {
-    batches: Receiver<Result<LatentBatch, TrainError>>,
+    batches: Prefetch<Result<LatentBatch, TrainError>>,
     next: u64,
 }
 
@@ -293,10 +293,10 @@ impl LatentLoader {
     /// The next batch.
     ///
     /// # Errors
-    /// If a chunk of it cannot be read; nothing comes after that.
+    /// If a chunk of it cannot be read.
     pub(crate) fn next(&mut self) -> Result<LatentBatch, TrainError> {
         self.next += 1;
-        self.batches.recv().expect("the thread goes on until somebody hears of an error")
+        self.batches.next().expect("batches without end")
     }
 }
 

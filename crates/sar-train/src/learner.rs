@@ -204,8 +204,11 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         update
     }
 
-    /// Takes the weights into their average: the end of a step that counted.
-    pub fn take_average(&mut self) {
+    /// Takes the weights into their average, unless the update was skipped: the end of a step.
+    pub fn take_average(&mut self, update: &Update<A::InnerBackend>) {
+        if update.skipped.is_some() {
+            return;
+        }
         if let Some(average) = self.average.take() {
             self.average = Some(average.update(self.model()));
         }

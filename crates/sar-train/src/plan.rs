@@ -1,13 +1,14 @@
 //! What a run will do, said before anything is done.
 
-use burn::module::Module;
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::TrainingSchedule;
 use sar_data::{Images, ReadAhead};
-use sar_tokenizer::TokenizerConfig;
+use sar_model::Backbone;
+use sar_tokenizer::{Tokenizer, TokenizerConfig};
+use sar_weights::{ParameterInfo, parameters};
 
-use crate::init::Initial;
-use crate::latents::{Extent, Latents};
+use crate::init::Given;
+use crate::latents::Extent;
 use crate::learner::Optimization;
 use crate::recipe::Recipe;
 use crate::run::check_precision;
@@ -60,6 +61,10 @@ pub struct PlannedStage {
 /// Bytes of a float.
 const F32: u64 = 4;
 
+fn n_elements(parameters: &[ParameterInfo]) -> usize {
+    parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+}
+
 /// Plans a run; `workers` micro-batches run side by side. Everything is checked that a run checks before
 /// its first step.
 ///
@@ -73,12 +78,18 @@ pub fn plan<A: AutodiffBackend>(
 ) -> Result<Plan, TrainError> {
     check_precision::<A>(recipe, device)?;
     let images = Images::open(&recipe.data, ReadAhead::default())?;
-    let initial = Initial::<A::InnerBackend>::load(recipe, images.classes(), device)?;
+    let notes = Given::<A::InnerBackend>::load(recipe, images.classes(), device)?.notes;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
-    let n_tokenizer = initial.tokenizer.num_params();
+    let n_tokenizer = {
+        let empty = Tokenizer::<A::InnerBackend>::new(model, device)?;
+        n_elements(&parameters(&empty, model.layout()))
+    };
     let config = recipe.backbone_config(classes);
-    let n_backbone = initial.backbone.num_params();
+    let n_backbone = {
+        let empty = Backbone::<A::InnerBackend>::new(&config, device)?;
+        n_elements(&parameters(&empty, &sar_model::LAYOUT))
+    };
 
     let side = recipe.data.side as usize;
     let l = recipe.scales().n_tokens();
@@ -122,16 +133,8 @@ pub fn plan<A: AutodiffBackend>(
     let is_run = |id: &StageId| *id != StageId::Control || recipe.sar.control;
     let stages: Vec<PlannedStage> = StageId::ALL.into_iter().filter(is_run).map(stage).collect();
 
-    let latents = match &recipe.latents {
-        Latents::Online {} => None,
-        Latents::Cached { variants, precision, .. } => {
-            let latent = side / model.downsampling();
-            let shape_chw = [model.codebook_dim, latent, latent];
-            let (images, variants, precision) = (images.n_train(), *variants, *precision);
-            let extent = Extent { images, variants, shape_chw, precision };
-            Some((extent.records(), extent.bytes()))
-        }
-    };
+    let extent = Extent::of(recipe, images.n_train());
+    let latents = extent.map(|extent| (extent.records(), extent.bytes()));
     // Without a backward pass a few of the largest maps are alive at once, or the rows of one block and
     // two sets of logits; cached latents are encoded by all workers.
     let largest_map = (0..model.channel_multipliers.len())
@@ -153,7 +156,7 @@ pub fn plan<A: AutodiffBackend>(
         evaluation_memory,
         memory: of_stages.max(evaluation_memory),
         stages,
-        notes: [images.notes(), &initial.notes].concat(),
+        notes: [images.notes(), &notes].concat(),
     })
 }
 

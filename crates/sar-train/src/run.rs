@@ -8,10 +8,11 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{Images, ReadAhead};
-use sar_pipeline::{TrainedBackbone, TrainedTokenizer};
+use sar_pipeline::{PipelineError, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 
 use crate::backbone_stage::{BackboneSettings, BackboneStage, LatentSource, Tokens};
@@ -20,12 +21,12 @@ use crate::event::{Event, Observer};
 use crate::held_out::HeldOutMeter;
 use crate::init::Initial;
 use crate::latents::{Extent, LatentCache, Latents};
-use crate::learner::Trained;
+use crate::learner::{Learner, Trained};
 use crate::objective::Objective;
 use crate::recipe::{Output, Recipe};
 use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
-use crate::stage::{Clock, Journal, Stage};
+use crate::stage::{Clock, Journal, Stage, Task};
 use crate::tokenizer_stage::TokenizerStage;
 use crate::{StageId, TrainError, recipe};
 
@@ -128,19 +129,21 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let source = latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached);
         let tokens = (&tokenizer.model, source);
         let start = self.whole(initial.backbone);
-        let (pretrained, average) = self.train_backbone(StageId::Pretrain, tokens, start)?;
+        let Trained { model: pretrained, average } =
+            self.train_backbone(StageId::Pretrain, tokens, start)?;
         let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
         let before_average = self.measure_average("before", &tokenizer.model, average)?;
         self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
 
-        let (refined, average) = self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
+        let Trained { model: refined, average } =
+            self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
         let (after, after_meter) = self.measure("after", &tokenizer.model, &refined)?;
         let after_average = self.measure_average("after", &tokenizer.model, average)?;
         self.draw_samples("samples-after.png", &tokenizer, &refined)?;
 
         let control = match self.recipe.sar.control {
             true => {
-                let (control, _) = self.train_backbone(StageId::Control, tokens, pretrained)?;
+                let control = self.train_backbone(StageId::Control, tokens, pretrained)?.model;
                 Some(self.measure("control", &tokenizer.model, &control)?)
             }
             false => None,
@@ -210,7 +213,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     ) -> Result<Trained<Tokenizer<Inner<A>>>, TrainError> {
         let id = StageId::Tokenizer;
         let seed = self.seed.child("tokenizer");
-        let mut task = TokenizerStage::<A>::new(
+        let task = TokenizerStage::<A>::new(
             self.recipe,
             from,
             self.images,
@@ -218,22 +221,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
             seed,
             self.device,
         );
-        let best_step = self.stage(id).run(&mut task, &mut self.journal)?;
-        let best = match best_step {
-            Some(step) => Some(task.weights_of(&mut Saved::read(&path_of(
-                &self.journal.dir.checkpoints(),
-                id,
-                step,
-            ))?)?),
-            None => None,
-        };
-        let chosen = Chosen::of(self.recipe.output(id), task.into_trained(), best);
-        for (name, model) in chosen.files(id) {
-            let path = self.journal.dir.file(&name);
-            self.whole_tokenizer(model.clone()).save(&path)?;
-            self.journal.wrote(&path);
-        }
-        Ok(Trained { model: chosen.output, average: chosen.average })
+        self.train(id, task, TokenizerStage::into_learner, |run, model, path| {
+            run.whole_tokenizer(model).save(path)
+        })
     }
 
     /// The cache of latents, made or found, where the recipe asks for one.
@@ -241,17 +231,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
         &mut self,
         tokenizer: &TrainedTokenizer<Inner<A>>,
     ) -> Result<Option<LatentCache>, TrainError> {
-        let Latents::Cached { folder, variants, precision } = &self.recipe.latents else {
+        let Latents::Cached { folder, variants, .. } = &self.recipe.latents else {
             return Ok(None);
         };
         let config = &tokenizer.config;
-        let side = self.recipe.data.side as usize / config.downsampling();
-        let extent = Extent {
-            images: self.images.n_train(),
-            variants: *variants,
-            shape_chw: [config.codebook_dim, side, side],
-            precision: *precision,
-        };
+        let extent = Extent::of(self.recipe, self.images.n_train()).expect("a cache");
         let key = format!(
             "{}-{}-{}",
             sar_weights::checksum(&tokenizer.model, config.layout()),
@@ -293,7 +277,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         id: StageId,
         tokens: Tokens<'_, Inner<A>>,
         from: TrainedBackbone<Inner<A>>,
-    ) -> Result<BackboneResult<A>, TrainError> {
+    ) -> Result<Trained<TrainedBackbone<Inner<A>>>, TrainError> {
         let recipe::Recipe { pretrain, sar, .. } = self.recipe;
         let (objective, regularization, monitor) = match id {
             StageId::Pretrain => {
@@ -310,7 +294,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             StageId::Pretrain => self.seed.child("teacher"),
             _ => self.seed.child("sar"),
         };
-        let mut task = BackboneStage::<A>::new(
+        let task = BackboneStage::<A>::new(
             self.recipe,
             settings,
             from.model,
@@ -319,31 +303,44 @@ impl<A: AutodiffBackend> Run<'_, A> {
             (self.workers, seed),
             self.device,
         );
-        let best_step = self.stage(id).run(&mut task, &mut self.journal)?;
+        let Trained { model, average } =
+            self.train(id, task, BackboneStage::into_learner, |run, model, path| {
+                run.whole(model).save(path)
+            })?;
+        let average = average.map(|average| self.whole(average));
+        Ok(Trained { model: self.whole(model), average })
+    }
+
+    /// Runs a stage, and writes what its main learner ends with: the weights that the recipe chooses, and
+    /// their average if there is another.
+    fn train<T: Task<Inner<A>>, M: AutodiffModule<A, InnerModule: Send>>(
+        &mut self,
+        id: StageId,
+        mut task: T,
+        into_learner: impl FnOnce(T) -> Learner<A, M>,
+        save: impl Fn(&Self, M::InnerModule, &Path) -> Result<(), PipelineError>,
+    ) -> Result<Trained<M::InnerModule>, TrainError> {
+        let batch = self.recipe.optimization(id).batch_size;
+        let stage = Stage { id, steps: self.recipe.steps(id), batch };
+        let best_step = stage.run(&mut task, &mut self.journal)?;
+        let learner = into_learner(task);
         let best = match best_step {
-            Some(step) => Some(task.weights_of(&mut Saved::read(&path_of(
-                &self.journal.dir.checkpoints(),
-                id,
-                step,
-            ))?)?),
+            Some(step) if step == stage.steps => Some(learner.model().clone()),
+            Some(step) => {
+                let path = path_of(&self.journal.dir.checkpoints(), id, step);
+                Some(learner.weights_of(&mut Saved::read(&path)?)?)
+            }
             None => None,
         };
-        let chosen = Chosen::of(self.recipe.output(id), task.into_trained(), best);
+        let chosen = Chosen::of(self.recipe.output(id), learner.into_trained(), best);
         for (name, model) in chosen.files(id) {
             let path = self.journal.dir.file(&name);
-            self.whole(model.clone()).save(&path)?;
+            save(self, model.clone(), &path)?;
             self.journal.wrote(&path);
         }
-        Ok((self.whole(chosen.output), chosen.average.map(|average| self.whole(average))))
-    }
-
-    fn stage(&self, id: StageId) -> Stage {
-        let batch = self.recipe.optimization(id).batch_size;
-        Stage { id, steps: self.recipe.steps(id), batch }
+        Ok(Trained { model: chosen.output, average: chosen.average })
     }
 }
-
-type BackboneResult<A> = (TrainedBackbone<Inner<A>>, Option<TrainedBackbone<Inner<A>>>);
 
 /// What a stage ends with, and what else it has made.
 struct Chosen<M> {

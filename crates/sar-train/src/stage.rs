@@ -350,7 +350,7 @@ mod tests {
                 (Terms { loss, parts, scales: Vec::new() }, ())
             });
             let update = learner.update(sum.gradients, (step, steps));
-            learner.take_average();
+            learner.take_average(&update);
             Learned { parts: sum.parts, scales: sum.scales, update }
         }
     }

@@ -4,6 +4,7 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
+use sar_data::{DataError, Loader};
 use sar_loss::histogram_entropy;
 use sar_tokenizer::Tokenizer;
 
@@ -26,6 +27,23 @@ impl TokenizerMeter {
             psnr: vec![Vec::new(); n],
             counts: vec![vec![0; codes]; n],
         }
+    }
+
+    /// Measures held-out images.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn of<B: Backend>(
+        images: Loader,
+        tokenizer: &Tokenizer<B>,
+        schedule: &ScaleSchedule,
+        device: &B::Device,
+    ) -> Result<Self, DataError> {
+        let mut meter = Self::new(schedule, tokenizer.codebook().size());
+        for batch in images {
+            meter.add(tokenizer, batch?.tensor(device));
+        }
+        Ok(meter)
     }
 
     /// Measures a batch, pixels in [-1, 1], at all scales.

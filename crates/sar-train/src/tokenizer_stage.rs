@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use sar_core::{ScaleSchedule, SeedTree};
+use sar_core::SeedTree;
 use sar_data::{ImageBatch, Images};
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
@@ -12,7 +12,7 @@ use sar_weights::NamedTensors;
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
 use crate::k_means::k_means;
-use crate::learner::{Learner, State, Trained};
+use crate::learner::{Learner, State};
 use crate::recipe::{DeadCodeRestart, InitFrom, Recipe, TokenizerRecipe};
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
 use crate::tokenizer_loss::{CodeUsage, latents, restart_dead_codes, tokenizer_loss};
@@ -20,15 +20,12 @@ use crate::tokenizer_meter::TokenizerMeter;
 use crate::{StageId, TrainError};
 
 pub(crate) struct TokenizerStage<'a, A: AutodiffBackend> {
-    recipe: &'a TokenizerRecipe,
-    schedule: &'a ScaleSchedule,
+    recipe: &'a Recipe,
     device: &'a A::Device,
     workers: usize,
     seed: SeedTree,
     batches: Batches<'a>,
     usage: CodeUsage<A::InnerBackend>,
-    /// Held-out images per measurement, and how many of them at a time.
-    measured: [usize; 2],
     learner: Learner<A, Tokenizer<A>>,
 }
 
@@ -41,33 +38,21 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Self {
-        let measured = [recipe.log.measure_images, recipe.evaluation.batch_size];
-        let schedule = recipe.scales();
-        let recipe = &recipe.tokenizer;
-        let (layout, optimization) = (recipe.model.layout(), &recipe.optimization);
+        let TokenizerRecipe { model, optimization, .. } = &recipe.tokenizer;
+        let layout = model.layout();
         Self {
             recipe,
-            schedule,
             device,
             workers,
             seed,
             batches: Batches::new(images, seed, optimization),
-            usage: CodeUsage::new(recipe.model.codebook_size, device),
-            measured,
+            usage: CodeUsage::new(model.codebook_size, device),
             learner: Learner::new("tokenizer", tokenizer, layout, optimization, Precision::F32),
         }
     }
 
-    pub(crate) fn into_trained(self) -> Trained<Tokenizer<A::InnerBackend>> {
-        self.learner.into_trained()
-    }
-
-    /// The weights of a checkpoint.
-    pub(crate) fn weights_of(
-        &self,
-        saved: &mut Saved,
-    ) -> Result<Tokenizer<A::InnerBackend>, TrainError> {
-        self.learner.weights_of(saved)
+    pub(crate) fn into_learner(self) -> Learner<A, Tokenizer<A>> {
+        self.learner
     }
 
     /// Counts the codes that a step used, and gives those that nothing used new places when it is time;
@@ -82,7 +67,7 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
             self.usage.add(indices_n);
             last = Some(images);
         }
-        let DeadCodeRestart { every, until } = self.recipe.dead_code_restart;
+        let DeadCodeRestart { every, until } = self.recipe.tokenizer.dead_code_restart;
         if every == 0 || !(step + 1).is_multiple_of(every) {
             return None;
         }
@@ -95,9 +80,10 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
             "perplexity": histogram_entropy(&counts).exp(),
         });
         if let Some(images) = last.filter(|_| used < codes && step < until) {
-            let finest = self.schedule.len() - 1..self.schedule.len();
+            let schedule = self.recipe.scales();
+            let finest = schedule.len() - 1..schedule.len();
             let pixels_bchw = images.tensor(self.device);
-            let rows = latents(self.learner.model(), pixels_bchw, self.schedule, finest);
+            let rows = latents(self.learner.model(), pixels_bchw, schedule, finest);
             let draws = self.seed.child("revive").at(step);
             self.learner.edit(|model| {
                 model.with_codebook(|book| restart_dead_codes(book, &counts, rows, draws))
@@ -117,24 +103,24 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     /// Places the codes by k-means over latents of training images: far from every latent, a random code
     /// would never be chosen.
     fn begin(&mut self) -> Result<(), TrainError> {
-        if self.recipe.init_from != (InitFrom::Scratch {}) {
+        if self.recipe.tokenizer.init_from != (InitFrom::Scratch {}) {
             return Ok(());
         }
         let model = self.learner.model().clone();
-        let config = &self.recipe.model;
+        let config = &self.recipe.tokenizer.model;
         let (v, c) = (config.codebook_size, config.codebook_dim);
-        let tokens = self.schedule.n_tokens();
-        let n = (LATENTS_PER_CODE * v).div_ceil(tokens).min(FIRST_IMAGES);
+        let schedule = self.recipe.scales();
+        let n = (LATENTS_PER_CODE * v).div_ceil(schedule.n_tokens()).min(FIRST_IMAGES);
         let seed = self.seed.child("codebook");
         let mut rows = Vec::new();
         let mut left = n;
-        let [_, batch_size] = self.measured;
+        let batch_size = self.recipe.evaluation.batch_size;
         for batch in self.batches.images.training(seed, 0, batch_size.min(n)) {
             let mut batch = batch?;
             batch.images.truncate(left);
             left -= batch.images.len();
-            let scales = 0..self.schedule.len();
-            let part = latents(&model, batch.tensor(self.device), self.schedule, scales);
+            let scales = 0..schedule.len();
+            let part = latents(&model, batch.tensor(self.device), schedule, scales);
             rows.extend(part.into_data().convert::<f32>().into_vec::<f32>().expect("f32"));
             if left == 0 {
                 break;
@@ -149,7 +135,8 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<A::InnerBackend>, TrainError> {
         let draws = self.seed.child("step").at(step);
         let batches = self.batches.of_step(step)?;
-        let (schedule, weights, device) = (self.schedule, &self.recipe.loss, self.device);
+        let (schedule, device) = (self.recipe.scales(), self.device);
+        let weights = &self.recipe.tokenizer.loss;
         let loss = |model: &Tokenizer<A>, images: ImageBatch| {
             let pixels_bchw = images.tensor(device);
             let (terms, indices_n) = tokenizer_loss(model, pixels_bchw, schedule, weights, draws);
@@ -158,19 +145,16 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let sum = self.learner.accumulate(batches, self.workers, loss);
         let update = self.learner.update(sum.gradients, (step, steps));
         let note = self.restart(step, sum.outputs);
-        if update.skipped.is_none() {
-            self.learner.take_average();
-        }
+        self.learner.take_average(&update);
         let learned = Learned { parts: sum.parts, scales: sum.scales, update };
         Ok(Stepped { learners: vec![learned], note })
     }
 
     fn measure(&self) -> Result<Measure, TrainError> {
-        let mut meter = TokenizerMeter::new(self.schedule, self.recipe.model.codebook_size);
-        let [n, batch_size] = self.measured;
-        for batch in self.batches.images.held_out(n, batch_size) {
-            meter.add(self.learner.model(), batch?.tensor(self.device));
-        }
+        let Recipe { log, evaluation, .. } = self.recipe;
+        let images = self.batches.images.held_out(log.measure_images, evaluation.batch_size);
+        let (model, scales) = (self.learner.model(), self.recipe.scales());
+        let meter = TokenizerMeter::of(images, model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
         Ok(Measure { name, value: meter.psnr_db(), better })
     }

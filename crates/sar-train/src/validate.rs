@@ -396,32 +396,9 @@ mod tests {
         let (field, problem) = of_sizes(240, 16, &schedule).unwrap_err();
         assert_eq!(field, "backbone.schedule.scales");
         assert!(problem.contains("15x15"), "{problem}");
-        let TrainingSchedule::Random {
-            fixed_probability,
-            head,
-            pools,
-            last,
-            drop_thresholds,
-            max_tokens,
-            trim_window,
-            keep_last,
-            ..
-        } = schedule
-        else {
-            unreachable!()
-        };
-        let scales = "1_2_8".parse().unwrap();
-        let schedule = TrainingSchedule::Random {
-            scales,
-            fixed_probability,
-            head,
-            pools,
-            last,
-            drop_thresholds,
-            max_tokens,
-            trim_window,
-            keep_last,
-        };
+        let mut schedule = schedule;
+        let TrainingSchedule::Random { scales, .. } = &mut schedule else { unreachable!() };
+        *scales = "1_2_8".parse().unwrap();
         assert_eq!(of_sizes(128, 16, &schedule).unwrap_err().0, "backbone.schedule.last");
     }
 }

@@ -215,11 +215,6 @@ impl Located {
         &self.root
     }
 
-    /// Under what else the file holds models of the kind.
-    pub fn others(&self) -> &[String] {
-        &self.others
-    }
-
     /// What was taken, for the user to know; `None` if a file has one model and nothing before its
     /// names.
     pub fn note(&self) -> Option<String> {
