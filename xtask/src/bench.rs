@@ -1,11 +1,13 @@
 //! `bench`: the criterion benches of the package `sar-bench` and their results as a file (with
 //! arguments, criterion's, no file), or with `--against-pytorch` its pieces of work next to PyTorch
-//! eager doing the same, with `--gpu` that on a GPU, or with `--scaling` how time and memory grow.
+//! doing the same, with `--gpu` that on a GPU, or with `--scaling` how time and memory grow.
 
+mod cpu;
 mod criterion;
 mod gpu;
 mod paired;
 mod scaling;
+mod table;
 mod worker;
 
 use std::ffi::OsString;

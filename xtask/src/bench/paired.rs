@@ -1,170 +1,296 @@
-//! Ours and PyTorch eager on the same work, run in turns.
+//! Ours and PyTorch on the same work, run in turns.
 //!
-//! Times on a shared machine drift; the ratio of two medians of runs that alternate does not.
+//! Times on a shared machine drift; the ratio of two medians of runs that alternate does not. It does
+//! depend on the kind of CPU: results of each kind have a file of their own.
 
 use std::ffi::OsString;
-use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::cpu::Cpu;
+use super::table;
 use super::worker::{
-    build, commit, date, eager, in_turns, machine, python, results, save, torch_version, work,
+    Worker, build, commit, date, eager, in_turns, machine, python, torch_version, work, write,
 };
-use crate::cargo::{self, Failure, Outcome};
+use crate::cargo::{Failure, Outcome};
 
 /// What a piece of work is measured against.
-#[derive(Clone, Copy)]
-enum Against {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Against {
     /// The same in PyTorch eager.
-    PyTorch,
+    Eager,
+    /// The same through `torch.compile`.
+    Compile,
+    /// The same in PyTorch eager with autocast to bf16; ours stays in f32.
+    Bf16,
     /// Our own teacher-forced step.
     OurTeacherStep,
 }
 
-struct Row {
-    name: &'static str,
-    against: Against,
-    /// Largest ratio that is acceptable, and the one aimed at.
-    limits: Option<[f64; 2]>,
+pub(super) struct Row {
+    pub(super) work: &'static str,
+    pub(super) against: Against,
+    /// Largest ratio of times that is acceptable, and the one aimed at.
+    pub(super) limits: Option<[f64; 2]>,
     runs: usize,
 }
 
+use Against::{Bf16, Compile, Eager, OurTeacherStep};
+
 #[rustfmt::skip]
-const ROWS: [Row; 10] = [
-    Row { name: "encode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 15 },
-    Row { name: "decode-256", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 15 },
-    Row { name: "sample-d16-b1", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 3 },
-    Row { name: "sample-d16-b4", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 3 },
-    Row { name: "tokenizer-step", against: Against::PyTorch, limits: Some([1.3, 0.9]), runs: 31 },
-    Row { name: "teacher-step", against: Against::PyTorch, limits: Some([1.2, 0.9]), runs: 7 },
-    Row { name: "sar-released-argmax", against: Against::OurTeacherStep, limits: Some([1.45, 1.4]), runs: 9 },
-    Row { name: "sar-paper-argmax", against: Against::OurTeacherStep, limits: Some([2.1, 2.0]), runs: 9 },
-    Row { name: "sar-released-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
-    Row { name: "sar-paper-sampled", against: Against::OurTeacherStep, limits: None, runs: 5 },
+pub(super) const ROWS: [Row; 19] = [
+    Row { work: "encode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
+    Row { work: "decode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
+    Row { work: "sample-d16-b1", against: Eager, limits: Some([1.0, 0.7]), runs: 3 },
+    Row { work: "sample-d16-b4", against: Eager, limits: Some([1.0, 0.7]), runs: 3 },
+    Row { work: "tokenizer-step", against: Eager, limits: Some([1.0, 0.75]), runs: 31 },
+    Row { work: "teacher-step", against: Eager, limits: Some([1.0, 0.8]), runs: 7 },
+    Row { work: "emoji-teacher-step", against: Eager, limits: Some([1.0, 0.8]), runs: 31 },
+    Row { work: "sar-released-argmax", against: OurTeacherStep, limits: Some([1.45, 1.38]), runs: 9 },
+    Row { work: "sar-paper-argmax", against: OurTeacherStep, limits: Some([2.1, 2.0]), runs: 9 },
+    Row { work: "sar-released-sampled", against: OurTeacherStep, limits: None, runs: 5 },
+    Row { work: "sar-paper-sampled", against: OurTeacherStep, limits: None, runs: 5 },
+    Row { work: "encode-256", against: Compile, limits: None, runs: 15 },
+    Row { work: "sample-d16-b1", against: Compile, limits: None, runs: 3 },
+    Row { work: "tokenizer-step", against: Compile, limits: None, runs: 31 },
+    Row { work: "teacher-step", against: Compile, limits: None, runs: 7 },
+    Row { work: "encode-256", against: Bf16, limits: None, runs: 15 },
+    Row { work: "sample-d16-b1", against: Bf16, limits: None, runs: 3 },
+    Row { work: "tokenizer-step", against: Bf16, limits: None, runs: 31 },
+    Row { work: "teacher-step", against: Bf16, limits: None, runs: 7 },
 ];
 
-/// How files of results end; before it stands the date.
-const RESULTS: &str = "-pytorch.json";
-/// What is between these lines of the README is made from the newest results.
-const BEGIN: &str = "<!-- cargo xtask bench --against-pytorch -->";
-const END: &str = "<!-- end of it -->";
+/// The limits of peak memory against PyTorch eager.
+pub(super) const MEMORY: [f64; 2] = [0.7, 0.55];
 
-/// `[NAME]..`: the rows to measure, all of them if none is named.
-pub(super) fn run(args: &[OsString]) -> Outcome {
-    let named: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
-    if let Some(unknown) = named.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
-        let known = ROWS.map(|row| row.name).join(", ");
-        return Err(Failure::Usage(format!("there is no work `{unknown}`; known are {known}")));
+impl Against {
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Eager => "PyTorch eager",
+            Compile => "PyTorch compile",
+            Bf16 => "PyTorch bf16",
+            OurTeacherStep => "our teacher step",
+        }
     }
-    let rows = ROWS.iter().filter(|row| named.is_empty() || named.contains(&row.name));
+
+    fn command(self, work_: &str, ours: &Path, python: &Path) -> Command {
+        let (mut command, args): (_, &[&str]) = match self {
+            Eager => (eager(python, work_), &[]),
+            Compile => (eager(python, work_), &["cpu", "f32", "compile"]),
+            Bf16 => (eager(python, work_), &["cpu", "bf16"]),
+            OurTeacherStep => (work(ours, "teacher-step"), &[]),
+        };
+        command.args(args);
+        command
+    }
+}
+
+impl Row {
+    pub(super) fn name(&self) -> String {
+        let suffix = match self.against {
+            Eager | OurTeacherStep => "",
+            Compile => "-vs-compile",
+            Bf16 => "-vs-bf16",
+        };
+        format!("{}{suffix}", self.work)
+    }
+
+    /// Writes the limits of today into a result.
+    fn limit(&self, result: &mut Value) {
+        let memory = (self.against == Eager).then_some(MEMORY);
+        for (fields, limits) in
+            [(["must", "aim"], self.limits), (["must_memory", "aim_memory"], memory)]
+        {
+            for (at, field) in fields.into_iter().enumerate() {
+                result[field] = json!(limits.map(|limits| limits[at]));
+            }
+        }
+    }
+}
+
+/// `[NAME]..`: the rows to measure, all of them if none is named; or `--table`, to put the results that
+/// there are, of whatever machines, into the README.
+pub(super) fn run(args: &[OsString]) -> Outcome {
+    if args == ["--table"] {
+        return table::in_readme();
+    }
+    let rows = selected(args)?;
     let ours = build()?;
     let python = python()?;
-    let pytorch = torch_version(&python);
-    let (date, commit, machine) = (date(), commit(), machine());
-    let mut measured = newest()?;
+    let (cpu, date) = (Cpu::here(), date());
+    let (commit, machine, pytorch) = (commit(), machine(), torch_version(&python));
+    let before = table::newest()?.remove(&cpu.slug()).unwrap_or_default();
+    let (mut results, others) = carried(before, &cpu);
+    println!("{cpu}");
+    for other in others {
+        println!("left out, as it was made on another machine: {other}");
+    }
     println!(
-        "{:<22} {:>9} {:>9} {:>6}  {:>9} {:>9}",
+        "{:<26} {:>9} {:>9} {:>6}  {:>9} {:>9}",
         "work", "ours s", "theirs s", "ratio", "ours MB", "theirs MB"
     );
     for row in rows {
-        let theirs = match row.against {
-            Against::PyTorch => eager(&python, row.name),
-            Against::OurTeacherStep => work(&ours, "teacher-step"),
-        };
-        let [(ours_s, ours_mb), (theirs_s, theirs_mb)] =
-            in_turns([work(&ours, row.name), theirs], row.runs)?;
-        let ratio = ours_s / theirs_s;
-        println!(
-            "{:<22} {ours_s:>9.3} {theirs_s:>9.3} {ratio:>6.2}  {ours_mb:>9.0} {theirs_mb:>9.0}",
-            row.name
-        );
-        measured.retain(|other| other["name"] != row.name);
-        measured.push(json!({
-            "name": row.name,
-            "against": match row.against {
-                Against::PyTorch => "PyTorch eager",
-                Against::OurTeacherStep => "our teacher step",
-            },
-            "ours_s": ours_s,
-            "theirs_s": theirs_s,
-            "ratio": ratio,
-            "must": row.limits.map(|[must, _]| must),
-            "aim": row.limits.map(|[_, aim]| aim),
-            "ours_mb": ours_mb,
-            "theirs_mb": theirs_mb,
-            "runs": row.runs,
-            // Of every row: rows of several days stand in one table.
-            "date": date,
-            "commit": commit,
-            "machine": machine,
-            "pytorch": pytorch,
-        }));
+        let mut result = measure(row, &ours, &python)?;
+        let name = row.name();
+        let level = result.as_object_mut().and_then(|fields| fields.remove("level"));
+        result["cpu"] = cpu.row(level.as_ref().and_then(Value::as_str));
+        result["name"] = json!(name);
+        result["against"] = json!(row.against.title());
+        // Of every row: rows of several days stand in one file.
+        result["date"] = json!(date);
+        result["commit"] = json!(commit);
+        result["machine"] = json!(machine);
+        result["pytorch"] = json!(pytorch);
+        row.limit(&mut result);
+        println!("{name:<26} {}", line(&result));
+        results.retain(|other| other["name"] != name);
+        results.push(result);
+        let place = |result: &Value| ROWS.iter().position(|row| result["name"] == row.name());
+        results.sort_by_key(place);
+        // After every row: the next one may fail.
+        write(&table::file_name(&date, &cpu), &json!({ "rows": results }))?;
     }
-    let place = |row: &Value| ROWS.iter().position(|known| row["name"] == known.name);
-    measured.sort_by_key(place);
-    save(&format!("{date}{RESULTS}"), &json!({ "rows": measured }))?;
-    in_readme(&measured)
+    println!("wrote {}", table::file_name(&date, &cpu));
+    let missing = missing(&results);
+    if !missing.is_empty() {
+        println!("not measured on this kind of machine: {}", missing.join(" "));
+    }
+    table::in_readme()
 }
 
-/// The rows of the newest results: those that are not measured again stay as they are.
-fn newest() -> Result<Vec<Value>, Failure> {
-    let fail = |problem: String| Failure::Check(format!("{}: {problem}", results().display()));
-    let files = fs::read_dir(results()).map_err(|error| fail(error.to_string()))?;
-    let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
-    let Some(name) = names.filter(|name| name.ends_with(RESULTS)).max() else {
-        return Ok(Vec::new());
+/// The rows that are named.
+fn selected(args: &[OsString]) -> Result<Vec<&'static Row>, Failure> {
+    let named: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+    let is_named = |row: &&Row| named.iter().any(|name| row.name() == *name);
+    if let Some(unknown) = named.iter().find(|name| ROWS.iter().all(|row| row.name() != **name)) {
+        let known = ROWS.each_ref().map(Row::name).join(", ");
+        return Err(Failure::Usage(format!("there is no work `{unknown}`; known are {known}")));
+    }
+    Ok(ROWS.iter().filter(|row| named.is_empty() || is_named(row)).collect())
+}
+
+/// The earlier results that stay as they are until they are measured again, with the limits of today;
+/// and those that do not, each with its machine: results of several machines do not go into one file.
+fn carried(results: Vec<Value>, cpu: &Cpu) -> (Vec<Value>, Vec<String>) {
+    let (mut kept, mut others) = (Vec::new(), Vec::new());
+    for mut result in results {
+        let Some(row) = ROWS.iter().find(|row| result["name"] == row.name()) else {
+            continue;
+        };
+        match Cpu::of_row(&result) {
+            Some(its) if its.compares_with(cpu) => {
+                row.limit(&mut result);
+                kept.push(result);
+            }
+            Some(its) => others.push(format!("{} ({its})", row.name())),
+            None => others.push(format!("{} (which one, it does not say)", row.name())),
+        }
+    }
+    (kept, others)
+}
+
+/// Names of the rows without a result.
+fn missing(results: &[Value]) -> Vec<String> {
+    let names = ROWS.iter().map(Row::name);
+    names.filter(|name| results.iter().all(|result| result["name"] != *name)).collect()
+}
+
+/// Both sides of a row. What PyTorch cannot compile here is a result, too.
+fn measure(row: &Row, ours: &Path, python: &Path) -> Result<Value, Failure> {
+    let our_worker = Worker::start(work(ours, row.work))?;
+    let theirs = match Worker::start(row.against.command(row.work, ours, python)) {
+        Err(failure) if matches!(row.against, Compile | Bf16) => {
+            return Ok(json!({ "failed": failure.line(), "level": our_worker.level }));
+        }
+        theirs => theirs?,
     };
-    let text =
-        fs::read_to_string(results().join(&name)).map_err(|error| fail(error.to_string()))?;
-    let table: Value =
-        serde_json::from_str(&text).map_err(|error| fail(format!("{name}: {error}")))?;
-    let mut rows = table["rows"].as_array().cloned().unwrap_or_default();
-    rows.retain(|row| ROWS.iter().any(|known| row["name"] == known.name));
-    Ok(rows)
+    let levels = [our_worker.level.clone(), theirs.level.clone()];
+    let [(ours_s, ours_mb), (theirs_s, theirs_mb)] = in_turns([our_worker, theirs], row.runs)?;
+    let [level, theirs_level] = levels;
+    Ok(json!({
+        "ours_s": ours_s,
+        "theirs_s": theirs_s,
+        "ratio": ours_s / theirs_s,
+        "ours_mb": ours_mb,
+        "theirs_mb": theirs_mb,
+        "level": level,
+        "theirs_level": theirs_level,
+        "runs": row.runs,
+    }))
 }
 
-/// Puts the table into the README.
-fn in_readme(rows: &[Value]) -> Outcome {
-    let path = cargo::root().join("README.md");
-    let fail = |problem: String| Failure::Check(format!("{}: {problem}", path.display()));
-    let text = fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-    let parts =
-        text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = parts.ok_or_else(|| fail(format!("has no {BEGIN} and {END}")))?;
-    let text = format!("{before}{BEGIN}\n{}{END}{after}", markdown(rows));
-    fs::write(&path, text).map_err(|error| fail(error.to_string()))
-}
-
-/// The table as people read it.
-fn markdown(rows: &[Value]) -> String {
-    let mut text = String::from(
-        "\n| work | against | time, ratio | limit, aim | memory, ratio |\n|---|---|---|---|---|\n",
-    );
-    for row in rows {
-        let number = |field: &str| row[field].as_f64();
-        let limits = match (number("must"), number("aim")) {
-            (Some(must), Some(aim)) => format!("{must}, {aim}"),
-            _ => String::new(),
-        };
-        text += &format!(
-            "| `{}` | {} | {:.2} | {limits} | {:.2} |\n",
-            row["name"].as_str().unwrap_or_default(),
-            row["against"].as_str().unwrap_or_default(),
-            number("ratio").unwrap_or(f64::NAN),
-            number("ours_mb").unwrap_or(f64::NAN) / number("theirs_mb").unwrap_or(f64::NAN),
-        );
+/// A result as it is printed.
+fn line(result: &Value) -> String {
+    if let Some(why) = result["failed"].as_str() {
+        return format!("failed: {why}");
     }
-    text + "\n"
+    let number = |field: &str| result[field].as_f64().unwrap_or(f64::NAN);
+    format!(
+        "{:>9.3} {:>9.3} {:>6.2}  {:>9.0} {:>9.0}",
+        number("ours_s"),
+        number("theirs_s"),
+        number("ratio"),
+        number("ours_mb"),
+        number("theirs_mb")
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cpu::tests::{SAPPHIRE_RAPIDS, ZEN_4, cpu};
     use super::*;
 
     #[test]
-    fn the_readme_has_the_newest_results() {
-        let readme = fs::read_to_string(cargo::root().join("README.md")).unwrap();
-        let table = markdown(&newest().unwrap());
-        assert!(readme.contains(&format!("{BEGIN}\n{table}{END}")), "make it anew:\n{table}");
+    fn results_of_another_machine_are_not_carried_over() {
+        let here = cpu(ZEN_4, 2);
+        let result = |name: &str, cpu: &Cpu| json!({ "name": name, "cpu": cpu.row(None), "must": 9.0, "date": "2026-01-31" });
+        let before = vec![
+            result("encode-256", &here),
+            result("decode-256", &cpu(ZEN_4, 4)),
+            result("teacher-step", &cpu(SAPPHIRE_RAPIDS, 2)),
+            json!({ "name": "tokenizer-step" }),
+            result("no-longer-measured", &here),
+        ];
+        let (kept, others) = carried(before, &here);
+        assert_eq!(kept.len(), 1);
+        assert_eq!((&kept[0]["date"], &kept[0]["must"]), (&json!("2026-01-31"), &json!(0.85)));
+        assert_eq!(
+            others,
+            [
+                "decode-256 (AMD Zen 4, 4 cores)",
+                "teacher-step (Intel Sapphire Rapids, 2 cores)",
+                "tokenizer-step (which one, it does not say)",
+            ]
+        );
+        let missing = missing(&kept);
+        assert!(missing.len() == ROWS.len() - 1 && missing[0] == "decode-256", "{missing:?}");
+    }
+
+    #[test]
+    fn rows_are_selected_by_name() {
+        let select = |name: &str| selected(&[name.into()]);
+        let row = select("encode-256-vs-bf16").unwrap()[0];
+        assert!(row.against == Bf16 && row.work == "encode-256");
+        assert_eq!(selected(&[]).unwrap().len(), ROWS.len());
+        assert!(select("encode-256-vs-jax").is_err());
+        let mut names = ROWS.each_ref().map(Row::name);
+        names.sort();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+
+    #[test]
+    fn limits_are_of_rows_against_eager_and_of_ours() {
+        let limited = |name: &str| {
+            let mut result = json!({});
+            selected(&[name.into()]).unwrap()[0].limit(&mut result);
+            result
+        };
+        let all = json!({ "must": 1.0, "aim": 0.7, "must_memory": 0.7, "aim_memory": 0.55 });
+        assert_eq!(limited("sample-d16-b1"), all);
+        let none = json!({ "must": null, "aim": null, "must_memory": null, "aim_memory": null });
+        assert_eq!(limited("sample-d16-b1-vs-compile"), none);
+        assert_eq!(limited("sar-paper-argmax")["must_memory"], Value::Null);
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Worker {
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     name: String,
+    /// The vector instructions that it runs with, if it says so.
+    pub(super) level: Option<String>,
 }
 
 impl Worker {
@@ -61,11 +63,11 @@ impl Worker {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(fail("has no pipes".into()));
         };
-        let mut worker = Self { child, stdin: Some(stdin), stdout: BufReader::new(stdout), name };
-        match worker.line()?.as_str() {
-            "ready" => Ok(worker),
-            other => Err(Failure::Check(format!("{}: said `{other}` at its start", worker.name))),
-        }
+        let stdout = BufReader::new(stdout);
+        let mut worker = Self { child, stdin: Some(stdin), stdout, name, level: None };
+        worker.level = ready(&worker.line()?)
+            .map_err(|problem| Failure::Check(format!("{}: {problem}", worker.name)))?;
+        Ok(worker)
     }
 
     fn line(&mut self) -> Result<String, Failure> {
@@ -97,6 +99,16 @@ impl Worker {
     }
 }
 
+/// What a worker's first line says: `ready`, `ready LEVEL` or `failed WHY`.
+fn ready(line: &str) -> Result<Option<String>, String> {
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("ready", "") => Ok(None),
+        ("ready", level) => Ok(Some(level.into())),
+        ("failed", why) => Err(why.into()),
+        _ => Err(format!("said `{line}` at its start")),
+    }
+}
+
 /// Seconds of each of some runs of a worker that has the machine for itself, and its peak MB.
 pub(super) fn alone(command: Command, runs: usize) -> Result<(Vec<f64>, f64), Failure> {
     let mut worker = Worker::start(command)?;
@@ -105,9 +117,7 @@ pub(super) fn alone(command: Command, runs: usize) -> Result<(Vec<f64>, f64), Fa
 }
 
 /// Median seconds and peak MB of two workers whose runs alternate.
-pub(super) fn in_turns(commands: [Command; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
-    let [ours, theirs] = commands;
-    let mut workers = [Worker::start(ours)?, Worker::start(theirs)?];
+pub(super) fn in_turns(mut workers: [Worker; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
     let mut seconds = [Vec::new(), Vec::new()];
     for _ in 0..runs {
         for (worker, seconds) in workers.iter_mut().zip(&mut seconds) {
@@ -155,14 +165,18 @@ pub(super) fn results() -> PathBuf {
     cargo::root().join("benchmarks/results")
 }
 
-/// Writes a file of results.
+/// Writes a file of results, and says so.
 pub(super) fn save(name: &str, table: &Value) -> Outcome {
+    write(name, table)?;
+    println!("wrote {}", results().join(name).display());
+    Ok(())
+}
+
+/// Writes a file of results.
+pub(super) fn write(name: &str, table: &Value) -> Outcome {
     let path = results().join(name);
     let text = serde_json::to_string_pretty(table).expect("a table is JSON") + "\n";
-    fs::write(&path, text)
-        .map_err(|error| Failure::Check(format!("{}: {error}", path.display())))?;
-    println!("wrote {}", path.display());
-    Ok(())
+    fs::write(&path, text).map_err(|error| Failure::Check(format!("{}: {error}", path.display())))
 }
 
 /// A Python that has torch: the system's, or one in a virtual environment that is made here.
@@ -193,9 +207,37 @@ pub(super) fn torch_version(python: &Path) -> String {
     said(python, &["-c", "import torch; print(torch.__version__)"])
 }
 
-/// A piece of work in PyTorch eager.
+/// A piece of work in PyTorch; eager, unless arguments say otherwise.
 pub(super) fn eager(python: &Path, name: &str) -> Command {
     let mut command = Command::new(python);
-    command.arg(cargo::root().join("benchmarks/pytorch/eager.py")).arg(name);
+    // A failure has the command in it, and goes into results: without this machine's paths.
+    command.current_dir(cargo::root()).args(["benchmarks/pytorch/eager.py", name]);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_says_the_level_or_why_there_is_none() {
+        assert_eq!(ready("ready"), Ok(None));
+        assert_eq!(ready("ready avx512"), Ok(Some("avx512".into())));
+        assert_eq!(ready("ready NO AVX"), Ok(Some("NO AVX".into())));
+        assert_eq!(ready("failed no C++ compiler"), Err("no C++ compiler".into()));
+        assert_eq!(ready("0.25"), Err("said `0.25` at its start".into()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_worker_that_fails_says_why() {
+        let says = |line: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("echo {line}; cat")]);
+            Worker::start(command)
+        };
+        assert_eq!(says("ready avx2").unwrap().level.as_deref(), Some("avx2"));
+        let failure = says("failed no compiler").err().unwrap();
+        assert!(failure.line().unwrap().ends_with(": no compiler"), "{failure:?}");
+    }
 }
