@@ -1,9 +1,10 @@
-"""The work that the benches compare with, in PyTorch eager: FlexVAR's tokenizer and transformer as released.
+"""The work that the benches compare with, in PyTorch: FlexVAR's tokenizer and transformer as released.
 
-`eager.py NAME [DEVICE [PRECISION]]` sets a piece of work up, says `ready`, and runs it once for every line on stdin; each
-run's seconds come on a line of their own, and at the end the peak memory in MB. The names are those of
-`benchmarks/src/work.rs`; the device is `cpu` or `cuda`, the precision `f32` or, through autocast, `bf16`. Weights are random.
-Needs torch.
+`eager.py NAME [DEVICE [PRECISION [MODE]]]` sets a piece of work up, says `ready` and the vector instructions that torch runs
+with, and runs the work once for every line on stdin; each run's seconds come on a line of their own, and at the end the peak
+memory in MB. The names are those of `benchmarks/src/work.rs`; the device is `cpu` or `cuda`, the precision `f32` or, through
+autocast, `bf16`, the mode `eager` or `compile`: encoder, decoder and blocks through `torch.compile`, which needs a C++
+compiler. What does not run says `failed` and why instead of `ready`. Weights are random. Needs torch.
 """
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SCALES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+SCALES, EMOJI_SCALES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], [1, 2, 3, 4, 6, 8]
 
 
 class ResBlock(nn.Module):
@@ -110,15 +111,15 @@ class Tokenizer(nn.Module):
         n = math.isqrt(indices.shape[1])
         return self.codes()[indices].permute(0, 2, 1).reshape(indices.shape[0], -1, n, n)
 
-    def tokens(self, h):
+    def tokens(self, h, scales=SCALES):
         def at(n):
             rows = F.interpolate(h, size=(n, n), mode="area").permute(0, 2, 3, 1).reshape(-1, h.shape[1])
             return self.nearest(rows).view(h.shape[0], -1)
 
-        return [at(n) for n in SCALES]
+        return [at(n) for n in scales]
 
-    def inputs(self, tokens):
-        return torch.cat([self.next(i, n) for i, n in zip(tokens, SCALES[1:])], 1)
+    def inputs(self, tokens, scales=SCALES):
+        return torch.cat([self.next(i, n) for i, n in zip(tokens, scales[1:])], 1)
 
     def next(self, indices, n):
         return F.interpolate(self.maps(indices), size=(n, n), mode="bicubic").flatten(2).transpose(1, 2)
@@ -137,9 +138,9 @@ class Block(nn.Module):
         q = F.normalize(q, dim=-1) * self.scale_mul.clamp_max(math.log(100)).exp()
         k = F.normalize(k, dim=-1)
         if cache is not None:
-            if self in cache:
-                k, v = torch.cat((cache[self][0], k), 2), torch.cat((cache[self][1], v), 2)
-            cache[self] = (k, v)
+            if cache:
+                k, v = torch.cat((cache["k"], k), 2), torch.cat((cache["v"], v), 2)
+            cache["k"], cache["v"] = k, v
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         return self.proj(out.transpose(1, 2).reshape(b, l, d))
 
@@ -165,8 +166,8 @@ class Backbone(nn.Module):
         return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
 
     def run(self, x, condition, mask=None, cache=None):
-        for block in self.blocks:
-            x = block(x, condition, mask, cache)
+        for k, block in enumerate(self.blocks):
+            x = block(x, condition, mask, cache and cache[k])
         scale, shift = self.ada(F.silu(condition)).view(-1, 1, 2, self.d).unbind(2)
         return self.head(F.layer_norm(x, (self.d,), eps=1e-6) * (scale + 1) + shift)
 
@@ -180,7 +181,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def sample(self, tokenizer, labels, guidance=2.5):
-        b, cache, at, positions = len(labels), {}, 0, self.positions(SCALES)
+        b, cache, at, positions = len(labels), [{} for _ in self.blocks], 0, self.positions(SCALES)
         condition = self.class_emb[torch.cat((labels, torch.full_like(labels, self.classes)))]
         x = condition[:, None] + self.pos_start
         for k, n in enumerate(SCALES):
@@ -197,6 +198,10 @@ class Backbone(nn.Module):
 
 def released(depth):
     return Tokenizer(128, [1, 1, 2, 2, 4], 2, 256, 8912, 32), Backbone(depth, 1024, 16, 1000, 8912, 32)
+
+
+def emoji():
+    return Tokenizer(32, [1, 1, 2], 1, 64, 512, 16), Backbone(4, 192, 3, 9, 512, 16)
 
 
 def optimizer(model):
@@ -228,7 +233,7 @@ def setup(name):
         labels = torch.arange(b)
         return lambda: backbone.sample(tokenizer, labels)
     if name == "tokenizer-step":
-        tokenizer = Tokenizer(32, [1, 1, 2], 1, 64, 512, 16)
+        tokenizer, _ = emoji()
         step, images = optimizer(tokenizer), torch.rand(32, 3, 32, 32) * 2 - 1
 
         def run():
@@ -241,17 +246,20 @@ def setup(name):
             update(tokenizer, step, error.abs().mean() + error.square().mean() + quantizer)
 
         return run
-    if sizes := re.fullmatch(r"(teacher-step|sar-released-argmax)(?:-d(\d+)-b(\d+))?", name):
-        depth, b = int(sizes[2] or 4), int(sizes[3] or 2)
-        tokenizer, backbone = released(depth)
-        step, labels = optimizer(backbone), torch.arange(b)
+    if sizes := re.fullmatch(r"(emoji-teacher-step|teacher-step|sar-released-argmax)(?:-d(\d+)-b(\d+))?", name):
+        if name == "emoji-teacher-step":
+            (tokenizer, backbone), scales, images = emoji(), EMOJI_SCALES, torch.rand(16, 3, 32, 32) * 2 - 1
+        else:
+            depth, b = int(sizes[2] or 4), int(sizes[3] or 2)
+            (tokenizer, backbone), scales, images = released(depth), SCALES, image.repeat(b, 1, 1, 1)
+        step, labels = optimizer(backbone), torch.arange(len(images)) % backbone.classes
         with torch.no_grad():
-            tokens = tokenizer.tokens(tokenizer.encode(image.repeat(b, 1, 1, 1)))
+            tokens = tokenizer.tokens(tokenizer.encode(images), scales)
 
         def run():
             with torch.no_grad():
-                inputs = tokenizer.inputs(tokens[:-1])
-            logits = backbone(labels, inputs)
+                inputs = tokenizer.inputs(tokens[:-1], scales)
+            logits = backbone(labels, inputs, scales)
             loss = F.cross_entropy(logits.flatten(0, 1), torch.cat(tokens, 1).flatten())
             if sizes[1] == "sar-released-argmax":
                 # The last transition: the finest scale from what the teacher pass predicts for the one before it.
@@ -267,11 +275,19 @@ def setup(name):
     sys.exit(f"error: there is no work `{name}`")
 
 
-def main(name, device="cpu", precision="f32"):
+def compiled():
+    # With torch's defaults: fixed sizes for each scale are no faster. Of the classes: what is set up already finds them, too.
+    for owner, name in (Tokenizer, "encode"), (Tokenizer, "decode"), (Block, "forward"):
+        setattr(owner, name, torch.compile(getattr(owner, name)))
+
+
+def main(name, device="cpu", precision="f32", mode="eager"):
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if precision not in ("f32", "bf16"):
         sys.exit(f"error: precision `{precision}` is not f32 or bf16")
+    if mode not in ("eager", "compile"):
+        sys.exit(f"error: mode `{mode}` is not eager or compile")
     # Not as a default: that would slow every call down.
     with torch.device(device):
         work = setup(name)
@@ -282,8 +298,17 @@ def main(name, device="cpu", precision="f32"):
         if device == "cuda":
             torch.cuda.synchronize()
 
-    run()
-    print("ready", flush=True)
+    try:
+        if mode == "compile":
+            compiled()
+        # A second time for what is compiled anew when shapes turn out to differ.
+        for _ in range(2 if mode == "compile" else 1):
+            run()
+    except Exception as error:
+        # What follows the first paragraph is advice.
+        why = f"{type(error).__name__}: {error}".split("\n\n")[0]
+        return print("failed", " ".join(why.split()), flush=True)
+    print("ready", torch.backends.cpu.get_cpu_capability(), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         run()

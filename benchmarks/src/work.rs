@@ -26,6 +26,7 @@ const D16: &str = "flexvar-d16-in256";
 /// | `encode-256`, `decode-256` | one image of 256 px through the released tokenizer's shapes |
 /// | `sample-d16-b1`, `sample-d4-b2-512px`, .. | guided sampling at a depth, with a batch, at a schedule, decoded |
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
+/// | `emoji-teacher-step` | a teacher-forced step of the backbone of `emoji-quick`, batch 16 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
 /// | `teacher-step-d16-b32`, `sar-released-argmax-d4-b1-512px`, .. | these steps at other sizes |
@@ -82,6 +83,11 @@ pub fn setup<A: AutodiffBackend>(
             let mut subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
             let images = subject.images(32);
             Box::new(move || subject.tokenizer_step(images.clone(), workers))
+        }
+        "emoji-teacher-step" => {
+            let mut subject = Subject::<A>::new(device).with_precision(precision);
+            let tokens = subject.encode(subject.images(16));
+            Box::new(move || subject.step_of(tokens.clone(), &Objective::TeacherForcing, workers))
         }
         _ => {
             let objective = objective(what)?;

@@ -1,6 +1,8 @@
-//! `work NAME [DEVICE [PRECISION]]`: sets a piece of work up, says `ready`, and runs it once for every
-//! line on stdin; each run's seconds come on a line of their own, and at the end the peak memory in
-//! MB. The device is `flex` or, where it is built in, `cuda`; the precision `f32`, `bf16` or `f16`.
+//! `work NAME [DEVICE [PRECISION]]`: sets a piece of work up, says `ready` and the vector instructions
+//! that it runs with, as in `ready avx512` (of the CPU's operators, whatever the device), and runs it
+//! once for every line on stdin; each run's seconds come on a line of their own, and at the end the
+//! peak memory in MB. The device is `flex` or, where it is built in, `cuda`; the precision `f32`,
+//! `bf16` or `f16`.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
@@ -9,6 +11,7 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use burn::tensor::backend::AutodiffBackend;
 use sar_bench::work;
+use sar_kernels::CpuLevel;
 use sar_model::Precision;
 use sar_train::report::peak_rss_mb;
 
@@ -20,6 +23,10 @@ fn main() -> ExitCode {
     let precision: Precision = match arg(2).unwrap_or("f32").parse() {
         Ok(precision) => precision,
         Err(error) => return refused(&error.to_string()),
+    };
+    let level = match CpuLevel::chosen() {
+        Ok(level) => level,
+        Err(error) => return refused(&error),
     };
     let work = match arg(1).unwrap_or("flex") {
         "flex" => set_up::<Autodiff<burn_flex::Flex>>(name, precision, 2, Default::default()),
@@ -34,7 +41,7 @@ fn main() -> ExitCode {
     run();
     let say = |text: String| writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
     let mut talk = || -> io::Result<()> {
-        say("ready".into())?;
+        say(format!("ready {level}"))?;
         for line in io::stdin().lock().lines() {
             line?;
             let start = Instant::now();
