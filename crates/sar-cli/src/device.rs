@@ -44,6 +44,11 @@ pub(crate) struct DeviceArg {
 }
 
 impl DeviceArg {
+    /// What `--device` with this value is.
+    pub(crate) fn named(device: String) -> Self {
+        Self { device, skip_self_check: false }
+    }
+
     /// Runs a job on the device.
     pub(crate) fn run<J: Job>(&self, job: J) -> Result<J::Output> {
         let (name, index) = match self.device.split_once(':') {

@@ -1,4 +1,4 @@
-//! `sar inspect`: what a file of weights, a recipe or a run directory is.
+//! `sar inspect`: what a file of weights, a recipe, a run directory or a device is.
 //!
 //! Only headers are held in memory; checksums are compared by reading through.
 
@@ -7,6 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+#[cfg(feature = "flex")]
+use sar_kernels::CpuLevel;
 use sar_model::PositionsConfig;
 use sar_pipeline::{Known, Model, Recognized, Wanted};
 use sar_tokenizer::{Family, TokenizerConfig};
@@ -15,7 +18,7 @@ use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
 use serde_json::Value;
 
 use crate::Verdict;
-use crate::device::HostBackend;
+use crate::device::{DeviceArg, HostBackend, Job};
 
 /// The longest metadata value that is shown whole, in characters.
 const SHOWN: usize = 200;
@@ -23,18 +26,33 @@ const SHOWN: usize = 200;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A .pth or safetensors file, a recipe (.toml) or a run directory.
-    #[arg(value_name = "FILE")]
-    path: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "device")]
+    path: Option<PathBuf>,
     /// Lists every tensor instead of one line per kind of tensor.
     #[arg(long)]
     all: bool,
     /// Which of several models in the file, as in ema or trainer.var_wo_ddp.
     #[arg(long, value_name = "NAME")]
     root: Option<String>,
+    /// Says what a device is, instead of a file, and checks a GPU: flex (the CPU, with the vector
+    /// instructions that run), ndarray, wgpu or cuda.
+    #[arg(
+        long,
+        value_name = "NAME[:i]",
+        num_args = 0..=1,
+        default_missing_value = "flex",
+        conflicts_with_all = ["path", "all", "root"]
+    )]
+    device: Option<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { path, all, root } = args;
+    let Args { path, all, root, device } = args;
+    if let Some(device) = device {
+        DeviceArg::named(device).run(Described)?;
+        return Ok(Verdict::Good);
+    }
+    let path = path.expect("there unless a device is named");
     if path.join("recipe.toml").is_file() {
         return run_dir(&path);
     }
@@ -50,6 +68,34 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let summary = Summary::of(&mut file, root);
     weights(&file, &summary, checksum, all);
     Ok(Verdict::Good)
+}
+
+/// What a device is.
+struct Described;
+
+impl Job for Described {
+    type Output = ();
+
+    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<()> {
+        row("backend", <A::InnerBackend as Backend>::name(&device));
+        row("device", format!("{device:?}"));
+        row("workers", workers);
+        #[cfg(feature = "flex")]
+        if serves::<A::InnerBackend>() {
+            let level = CpuLevel::chosen().map_err(|error| anyhow!(error))?;
+            let available: Vec<String> =
+                CpuLevel::available().iter().map(CpuLevel::to_string).collect();
+            let (variable, available) = (CpuLevel::VARIABLE, available.join(", "));
+            row("instructions", format!("{level} of {available} ({variable} names another)"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the backend is the one that has hand-written operators.
+#[cfg(feature = "flex")]
+fn serves<B: Backend>() -> bool {
+    std::any::TypeId::of::<B>() == std::any::TypeId::of::<burn_flex::Flex>()
 }
 
 fn recipe(path: &Path) -> Result<Verdict> {

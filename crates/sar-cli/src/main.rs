@@ -42,7 +42,7 @@ enum Verb {
     Edit(edit::Args),
     /// Converts weights between released .pth files, safetensors files and those of a run.
     Convert(convert::Args),
-    /// Says what a file of weights, a recipe or a run directory is.
+    /// Says what a file of weights, a recipe or a run directory is, or what a device computes with.
     Inspect(inspect::Args),
     /// Compares with the golden tensors of case folders.
     Parity(parity::Args),
@@ -58,7 +58,14 @@ fn main() -> ExitCode {
     // First, while there is one thread. Without it everything works, a little slower.
     #[cfg(feature = "flex")]
     sar_memory::keep_freed_memory();
-    let outcome = match Cli::parse().verb {
+    let verb = Cli::parse().verb;
+    // Before any operator asks, which would panic.
+    #[cfg(feature = "flex")]
+    if let Err(error) = sar_kernels::CpuLevel::chosen() {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
+    let outcome = match verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
         Verb::Edit(args) => edit::run(args),

@@ -11,6 +11,7 @@ mod gemm;
 mod group_norm;
 mod kernel;
 mod layer_norm;
+mod level;
 mod linear;
 mod resize;
 mod rows;
@@ -25,6 +26,7 @@ use crate::{AdamWStep, AttentionConfig, GroupNormConfig};
 
 pub(crate) use self::attention::cached_attention;
 pub(crate) use self::kernel::{serves, serves_untracked};
+pub use self::level::CpuLevel;
 
 pub(crate) fn linear<B: Backend>(
     x_ri: Tensor<B, 2>,

@@ -10,8 +10,8 @@
 //! weights, attention multiplies in the type of its rows; norms, softmax, residuals and losses are
 //! computed in single precision whatever comes in.
 //!
-//! What a hand-written operator returns depends on its arguments and the kind of CPU alone: not on
-//! the number of threads, and not on what else runs.
+//! What a hand-written operator returns depends on its arguments and the vector instructions that it
+//! runs with (`CpuLevel`) alone: not on the number of threads, and not on what else runs.
 //!
 //! | operator | used for |
 //! |---|---|
@@ -44,6 +44,8 @@ pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
 pub use conv::{conv2d, double_sides};
+#[cfg(feature = "flex")]
+pub use cpu::CpuLevel;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;

@@ -1,6 +1,14 @@
 //! Matrix products of strided views.
 #![allow(unsafe_code, reason = "the product's routine takes pointers; the views are checked here")]
 
+use gemm_common::Parallelism;
+use gemm_common::gemm::gemm_basic_generic;
+use gemm_common::simd::{MixedSimd, Scalar};
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+use gemm_common::simd::{V3, V4};
+
+use super::level::{CpuLevel, level};
+
 /// A matrix of `rows` by `cols` in a slice: element `(i, j)` at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
@@ -38,6 +46,40 @@ pub(crate) enum Out {
     Add,
 }
 
+/// The product by the kernels of one level, `$lanes` numbers a vector: what `gemm::gemm` does for the
+/// best one.
+macro_rules! at_level {
+    ($strided:ident, $level:ident, $simd:ident, $lanes:literal) => {{
+        use gemm_f32::microkernel::$level::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
+        let Strided { size: [m, n, k], out, add, a, b, parallel } = $strided;
+        gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
+            <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a level of this CPU"),
+            m,
+            n,
+            k,
+            out.0,
+            out.1,
+            out.2,
+            add,
+            a.0,
+            a.1,
+            a.2,
+            b.0,
+            b.1,
+            b.2,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            |a, b, c| a * b + c,
+            &UKR,
+            &H_UKR,
+            false,
+            parallel,
+        );
+    }};
+}
 /// `out = a b` or `out += a b`, row by row, on as many threads as the work is worth.
 ///
 /// # Panics
@@ -56,33 +98,43 @@ pub(crate) fn gemm(mode: Out, out: &mut [f32], a: Mat<'_>, b: Mat<'_>) {
         return;
     }
     let parallel = match m * n * k >= 192 * 192 * 192 {
-        true => gemm::Parallelism::Rayon(0),
-        false => gemm::Parallelism::None,
+        true => Parallelism::Rayon(0),
+        false => Parallelism::None,
     };
-    // SAFETY: the views lie in their slices (above), and `out` is borrowed mutably, hence apart.
+    // SAFETY: the views lie in their slices (above), and `out` is borrowed mutably, hence apart. The
+    // instructions are those of a level that this CPU has.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            mode == Out::Add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
+        // The kernels write columns: out^T = b^T a^T.
+        let strided = Strided {
+            size: [n, m, k],
+            out: (out.as_mut_ptr(), n as isize, 1),
+            add: mode == Out::Add,
+            a: (b.data.as_ptr(), b.row_stride as isize, b.col_stride as isize),
+            b: (a.data.as_ptr(), a.row_stride as isize, a.col_stride as isize),
             parallel,
-        );
+        };
+        match level() {
+            CpuLevel::Scalar => at_level!(strided, scalar, Scalar, 1),
+            #[cfg(target_arch = "aarch64")]
+            CpuLevel::Neon => at_level!(strided, neon, Scalar, 4),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            CpuLevel::Avx2 => at_level!(strided, fma, V3, 8),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            CpuLevel::Avx512 => at_level!(strided, avx512f, V4, 16),
+            level => unreachable!("{level} on this CPU"),
+        }
     }
+}
+
+/// A product of pointers, each with the distances from column to column and from row to row.
+struct Strided {
+    /// Rows, columns, and the inner side.
+    size: [usize; 3],
+    out: (*mut f32, isize, isize),
+    add: bool,
+    a: (*const f32, isize, isize),
+    b: (*const f32, isize, isize),
+    parallel: Parallelism,
 }
 
 #[cfg(test)]

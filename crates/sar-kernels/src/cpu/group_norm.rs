@@ -5,10 +5,11 @@
 //! over pieces of a channel and in f64 over the pieces, in an order that depends on the shape
 //! alone.
 
-use pulp::{Arch, NullaryFnOnce};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
+use super::level::arch;
 use super::simd::{exp, sum_of, sum_of_pairs, vectorized};
 
 /// Elements that are summed up in f32.
@@ -111,7 +112,7 @@ impl GroupNorm {
         let mut dx = vec![0.0; x.len()];
         // Of each channel of each image the sums of dz and h dz.
         let mut sums = vec![[0.0f64; 2]; self.batch * self.channels];
-        let arch = Arch::new();
+        let arch = arch();
         let work = |(at, (((x, dy), dx), sums)): (usize, GroupGradient)| {
             let [mean, scale] = statistics[at];
             let first = at % self.groups * channels;

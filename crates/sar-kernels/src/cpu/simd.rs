@@ -1,12 +1,15 @@
 //! Loops that the compiler vectorizes for the CPU at hand.
 
-/// Runs a loop compiled for the vector instructions that this CPU has (fused multiply-add included).
+use super::level::arch;
+
+/// Runs a loop compiled for the vector instructions of the chosen level (fused multiply-add
+/// included).
 ///
 /// The closure and what it calls must be inlined (`#[inline(always)] || ..`), else they are compiled
 /// for the oldest CPU, where a fused multiply-add is a function call.
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+    arch().dispatch(work)
 }
 
 /// Independent accumulators of a reduction, enough to fill two vector registers.

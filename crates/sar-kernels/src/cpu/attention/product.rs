@@ -3,8 +3,11 @@
 use std::array::from_fn;
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
+
 use super::Lanes;
-use crate::cpu::simd::{LANES, vectorized};
+use crate::cpu::level::arch;
+use crate::cpu::simd::LANES;
 
 /// Sets the scores of `keys` (vectors `stride` apart) that their queries do not see.
 #[inline(always)]
@@ -35,78 +38,111 @@ pub(super) fn product<const ROWS: bool>(
     b_stride: usize,
     depth: usize,
 ) {
-    vectorized(
-        #[inline(always)]
-        || {
-            let mut i = 0;
-            while i < m {
-                let out = &mut out[i * out_stride..];
-                let a = &a[if ROWS { i * a_stride } else { i }..];
-                macro_rules! strip {
-                    ($n:literal) => {{
-                        strip::<ROWS, $n>(add, out, out_stride, a, a_stride, b, b_stride, depth);
-                        $n
-                    }};
-                }
-                i += match m - i {
-                    6.. => strip!(6),
-                    4 | 5 => strip!(4),
-                    2 | 3 => strip!(2),
-                    _ => strip!(1),
-                };
-            }
-        },
-    );
+    arch().dispatch(Product::<ROWS> { add, out, out_stride, m, a, a_stride, b, b_stride, depth });
 }
 
-/// `M` vectors of a product, which stay in registers.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "as above")]
-fn strip<const ROWS: bool, const M: usize>(
+struct Product<'a, const ROWS: bool> {
     add: bool,
-    out: &mut [Lanes],
+    out: &'a mut [Lanes],
     out_stride: usize,
-    a: &[f32],
+    m: usize,
+    a: &'a [f32],
     a_stride: usize,
-    b: &[Lanes],
+    b: &'a [Lanes],
     b_stride: usize,
     depth: usize,
-) {
-    let mut sum = [[0.0; LANES]; M];
-    if ROWS {
-        let rows: [&[f32]; M] = from_fn(
-            #[inline(always)]
-            |i| &a[i * a_stride..][..depth],
-        );
-        for k in 0..depth {
-            step(
-                &mut sum,
-                from_fn(
-                    #[inline(always)]
-                    |i| rows[i][k],
-                ),
-                &b[k * b_stride],
-            );
-        }
-    } else {
-        for k in 0..depth {
-            step(&mut sum, *a[k * a_stride..].first_chunk().expect("a factor"), &b[k * b_stride]);
-        }
-    }
-    for (i, sum) in sum.iter().enumerate() {
-        let out = &mut out[i * out_stride];
-        for j in 0..LANES {
-            out[j] = if add { out[j] + sum[j] } else { sum[j] };
+}
+
+impl<const ROWS: bool> WithSimd for Product<'_, ROWS> {
+    type Output = ();
+
+    /// Enough sums at a time to hide the latency of an addition: 12 registers of 16, or of 32 where
+    /// a vector of queries is one register.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.strips::<S, 1, 12>(simd),
+            8 => self.strips::<S, 2, 6>(simd),
+            4 => self.strips::<S, 4, 6>(simd),
+            _ => self.strips::<S, LANES, 1>(simd),
         }
     }
 }
 
-/// sum[i] += a[i] b
-#[inline(always)]
-fn step<const M: usize>(sum: &mut [Lanes; M], a: [f32; M], b: &Lanes) {
-    for i in 0..M {
-        for j in 0..LANES {
-            sum[i][j] = a[i].mul_add(b[j], sum[i][j]);
+impl<const ROWS: bool> Product<'_, ROWS> {
+    /// All rows of the result, up to `MOST` at a time; `V` registers hold a vector of queries.
+    #[inline(always)]
+    fn strips<S: Simd, const V: usize, const MOST: usize>(mut self, simd: S) {
+        let mut i = 0;
+        while i < self.m {
+            let left = (self.m - i).min(MOST);
+            macro_rules! strip {
+                ($n:literal) => {{
+                    self.strip::<S, V, $n>(simd, i);
+                    $n
+                }};
+            }
+            i += match left {
+                12.. => strip!(12),
+                6.. => strip!(6),
+                4 | 5 => strip!(4),
+                2 | 3 => strip!(2),
+                _ => strip!(1),
+            };
         }
     }
+
+    /// `M` rows of the result from `i` on, which stay in registers.
+    #[inline(always)]
+    fn strip<S: Simd, const V: usize, const M: usize>(&mut self, simd: S, i: usize) {
+        let Self { a_stride, b, b_stride, depth, .. } = *self;
+        let a = &self.a[if ROWS { i * a_stride } else { i }..];
+        let mut sum = [[simd.splat_f32s(0.0); V]; M];
+        if ROWS {
+            let rows: [&[f32]; M] = from_fn(
+                #[inline(always)]
+                |i| &a[i * a_stride..][..depth],
+            );
+            for k in 0..depth {
+                let a = from_fn(
+                    #[inline(always)]
+                    |i| rows[i][k],
+                );
+                sum = step(simd, sum, a, &b[k * b_stride]);
+            }
+        } else {
+            for k in 0..depth {
+                let a = *a[k * a_stride..].first_chunk().expect("a factor");
+                sum = step(simd, sum, a, &b[k * b_stride]);
+            }
+        }
+        for (at, sum) in sum.into_iter().enumerate() {
+            let out = S::as_mut_simd_f32s(&mut self.out[(i + at) * self.out_stride]).0;
+            for (out, sum) in out.iter_mut().zip(sum) {
+                *out = if self.add { simd.add_f32s(*out, sum) } else { sum };
+            }
+        }
+    }
+}
+
+/// sum[i] + a[i] b
+#[inline(always)]
+fn step<S: Simd, const V: usize, const M: usize>(
+    simd: S,
+    mut sum: [[S::f32s; V]; M],
+    a: [f32; M],
+    b: &Lanes,
+) -> [[S::f32s; V]; M] {
+    let b = S::as_simd_f32s(b).0;
+    let b: [S::f32s; V] = from_fn(
+        #[inline(always)]
+        |v| b[v],
+    );
+    for i in 0..M {
+        let a = simd.splat_f32s(a[i]);
+        for v in 0..V {
+            sum[i][v] = simd.mul_add_f32s(a, b[v], sum[i][v]);
+        }
+    }
+    sum
 }

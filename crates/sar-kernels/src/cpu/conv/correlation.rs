@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
+use super::super::level::arch;
 use super::super::rows::sum_in_order;
 use super::super::simd::vectorized;
 use super::products::{ByRows, Dots, ROWS, Strips, WIDEST};
@@ -120,7 +120,7 @@ impl Correlation {
         mut planes: Vec<&mut [f32]>,
         scratch: &mut [f32],
     ) {
-        let (arch, width) = (Arch::new(), self.out[1]);
+        let (arch, width) = (arch(), self.out[1]);
         let pixels = tiling.pixels(planes[0].len() / width);
         let (sums_row, products) = (pixels.next_multiple_of(WIDEST), tiling.products);
         let (taps, weights_row) = (tiling.taps, weight.len() / planes.len());
@@ -221,7 +221,7 @@ impl Correlation {
         let (grads_row, sums_row) = (products * pixels, products * self.c_in * taps);
         let (tile_len, grads_len) = (tiling.tile_len(), self.c_out * grads_row);
         let group = tiles.len() / tile_len;
-        let arch = Arch::new();
+        let arch = arch();
         for start in (0..images).step_by(group) {
             let group = group.min(images - start);
             let (tiles, grads) = (&mut tiles[..group * tile_len], &mut grads[..group * grads_len]);

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 
 /// Output channels computed at a time, each for 2 vectors of pixels (forward) or 2 taps (weight
 /// gradient): 12 accumulators, which with their operands fill 15 of 16 registers. With fewer
-/// channels there are more vectors or taps.
+/// channels there are more vectors or taps, and twice as many with AVX-512, which has 32 registers.
 pub(super) const ROWS: usize = 6;
 /// The lanes of the widest vectors.
 pub(super) const WIDEST: usize = 16;
@@ -27,13 +27,17 @@ impl<P: Product> WithSimd for ByRows<P> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.0.n_rows() {
-            1 => self.0.rows::<S, 1, 4>(simd),
-            2 => self.0.rows::<S, 2, 4>(simd),
-            3 => self.0.rows::<S, 3, 3>(simd),
-            4 => self.0.rows::<S, 4, 2>(simd),
-            5 => self.0.rows::<S, 5, 2>(simd),
-            _ => self.0.rows::<S, ROWS, 2>(simd),
+        match (self.0.n_rows(), S::F32_LANES == WIDEST) {
+            (1, _) => self.0.rows::<S, 1, 4>(simd),
+            (2, _) => self.0.rows::<S, 2, 4>(simd),
+            (3, false) => self.0.rows::<S, 3, 3>(simd),
+            (4, false) => self.0.rows::<S, 4, 2>(simd),
+            (5, false) => self.0.rows::<S, 5, 2>(simd),
+            (_, false) => self.0.rows::<S, ROWS, 2>(simd),
+            (3, true) => self.0.rows::<S, 3, 4>(simd),
+            (4, true) => self.0.rows::<S, 4, 4>(simd),
+            (5, true) => self.0.rows::<S, 5, 4>(simd),
+            (_, true) => self.0.rows::<S, ROWS, 4>(simd),
         }
     }
 }
@@ -64,6 +68,10 @@ impl Product for Strips<'_> {
         while p + (N - 1) * S::F32_LANES < self.pixels {
             self.strip::<S, M, N>(simd, p);
             p += N * S::F32_LANES;
+        }
+        if N > 2 && p + S::F32_LANES < self.pixels {
+            self.strip::<S, M, 2>(simd, p);
+            p += 2 * S::F32_LANES;
         }
         while p < self.pixels {
             self.strip::<S, M, 1>(simd, p);
