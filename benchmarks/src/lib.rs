@@ -48,7 +48,8 @@ impl<A: AutodiffBackend> Subject<A> {
         let recipe = Recipe::load(recipe, &settings).expect("a valid recipe");
         let seed = SeedTree::new(0);
         let model = &recipe.tokenizer.model;
-        let tokenizer = sar_tokenizer::init(model, seed, &device).expect("a valid recipe");
+        let tokenizer = sar_tokenizer::init(model, sar_tokenizer::Init::Torch {}, seed, &device)
+            .expect("a valid recipe");
         let settings = &recipe.tokenizer.optimization;
         let tokenizer =
             Learner::new("tokenizer", tokenizer, model.layout(), settings, Precision::F32);

@@ -40,6 +40,12 @@ pub(crate) fn summary(report: &Report) -> String {
         "tokenizer: {:.2} dB, {} of {} codes in use on held-out images\n",
         report.tokenizer.psnr_db, report.tokenizer.codes_used, report.tokenizer.codes
     );
+    if let [.., weakest] = report.tokenizer.by_color.as_slice() {
+        text += &format!(
+            "colors: the error along the axis of least variance is {:.2} of that variance\n",
+            weakest.error_share
+        );
+    }
     text += "held-out nats per token [95 % interval]:\n";
     let head = ["", "teacher loss", "student loss", "exposure gap"];
     text += &format!("{:18}{:25}{:25}{}\n", head[0], head[1], head[2], head[3]);
@@ -296,6 +302,19 @@ fn page(
                 format!("{:.2}", scale.psnr_db),
                 scale.codes_used.to_string(),
                 format!("{:.1}", scale.perplexity),
+            ]
+        }),
+    );
+
+    html += &table(
+        &["color axis (red, green, blue)", "deviation", "PSNR, dB", "error, share of the variance"],
+        tokenizer.by_color.iter().map(|color| {
+            let [r, g, b] = color.axis;
+            vec![
+                format!("{r:.2}, {g:.2}, {b:.2}"),
+                format!("{:.3}", color.deviation),
+                format!("{:.2}", color.psnr_db),
+                format!("{:.3}", color.error_share),
             ]
         }),
     );

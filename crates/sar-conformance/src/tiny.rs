@@ -60,6 +60,11 @@ pub(crate) fn tokenizer_config() -> TokenizerConfig {
 
 /// A tokenizer that halves the side once.
 pub(crate) fn tokenizer<B: Backend>(device: &B::Device) -> Tokenizer<B> {
-    sar_tokenizer::init(&tokenizer_config(), SeedTree::new(3).child("tokenizer"), device)
-        .expect("a valid configuration")
+    sar_tokenizer::init(
+        &tokenizer_config(),
+        sar_tokenizer::Init::Torch {},
+        SeedTree::new(3).child("tokenizer"),
+        device,
+    )
+    .expect("a valid configuration")
 }

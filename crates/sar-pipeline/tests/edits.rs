@@ -42,7 +42,8 @@ fn models(family: Family) -> Models {
         BackboneConfig { shape, classes: 3, codebook_size: 32, codebook_dim: 16, positions };
     let (device, seed, init) = (Default::default(), SeedTree::new(1), Init { adaln_gamma: 1e-3 });
     let tokenizer = TrainedTokenizer {
-        model: sar_tokenizer::init(&tokenizer, seed, &device).unwrap(),
+        model: sar_tokenizer::init(&tokenizer, sar_tokenizer::Init::Torch {}, seed, &device)
+            .unwrap(),
         config: tokenizer,
     };
     let backbone = TrainedBackbone {

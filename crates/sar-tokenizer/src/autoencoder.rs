@@ -5,9 +5,10 @@
 use burn::module::Module;
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::block::{Level, Middle, Resize, activate, conv, convolve, norm};
+use crate::color::Matrix;
 use crate::{Family, TokenizerConfig};
 
 /// Pixels to features.
@@ -39,6 +40,18 @@ impl<B: Backend> Encoder<B> {
             norm_out: norm(channels, device),
             conv_out: conv([channels, config.z_channels], 3, device),
         }
+    }
+
+    /// The encoder that makes of an image what this one makes of its colors times a matrix.
+    pub(crate) fn with_input(mut self, matrix: Matrix) -> Self {
+        // W' = W M: a sum over the input channels.
+        self.conv_in.weight = self.conv_in.weight.map(|w_o3kk| {
+            let [o, _, k, _] = w_o3kk.dims();
+            let w_r3 = w_o3kk.permute([0, 2, 3, 1]).reshape([o * k * k, 3]);
+            let product_r3 = w_r3.clone().matmul(tensor(matrix, &w_r3.device()));
+            product_r3.reshape([o, k, k, 3]).permute([0, 3, 1, 2])
+        });
+        self
     }
 
     /// # Shapes
@@ -91,6 +104,21 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
+    /// The decoder whose colors are this one's times a matrix.
+    pub(crate) fn with_output(mut self, matrix: Matrix) -> Self {
+        self.conv_out.weight = self.conv_out.weight.map(|w_3ikk| {
+            let shape = w_3ikk.dims();
+            let w_3r = w_3ikk.reshape([3, shape[1] * shape[2] * shape[3]]);
+            tensor(matrix, &w_3r.device()).matmul(w_3r).reshape(shape)
+        });
+        self.conv_out.bias = self.conv_out.bias.map(|bias| {
+            bias.map(|bias_3| {
+                tensor(matrix, &bias_3.device()).matmul(bias_3.reshape([3, 1])).reshape([3])
+            })
+        });
+        self
+    }
+
     /// # Shapes
     /// - `z_bchw`: `[b, z, h, w]`
     /// - output: `[b, 3, H, W]`, pixels, not clamped
@@ -103,4 +131,8 @@ impl<B: Backend> Decoder<B> {
         };
         convolve(&self.conv_out, activate(&self.norm_out, x))
     }
+}
+
+fn tensor<B: Backend>(matrix: Matrix, device: &B::Device) -> Tensor<B, 2> {
+    Tensor::from_data(TensorData::from(matrix.map(|row| row.map(|x| x as f32))), device)
 }

@@ -5,6 +5,7 @@
 pub mod autoencoder;
 mod block;
 pub mod codebook;
+pub mod color;
 pub mod config;
 mod init;
 pub mod quantizer;
@@ -13,8 +14,9 @@ mod residual;
 pub mod tokenizer;
 
 pub use codebook::{Codebook, Metric};
+pub use color::{ColorAxes, ColorMoments};
 pub use config::{Family, Phi, TokenizerConfig, TokenizerConfigError};
-pub use init::init;
+pub use init::{Init, init};
 pub use quantizer::{Quantized, Quantizer};
 pub use released::ANCHOR;
 pub use residual::Residual;

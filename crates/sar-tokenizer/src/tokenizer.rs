@@ -25,7 +25,7 @@ use sar_core::{CodePyramid, ScaleSchedule, ScaleSize, resample};
 use crate::autoencoder::{Decoder, Encoder};
 use crate::block::{conv, convolve};
 use crate::quantizer::map;
-use crate::{Codebook, Family, Quantizer, TokenizerConfig, TokenizerConfigError};
+use crate::{Codebook, ColorAxes, Family, Quantizer, TokenizerConfig, TokenizerConfigError};
 
 /// Encoder, codebook and decoder.
 #[derive(Module, Debug)]
@@ -35,6 +35,9 @@ pub struct Tokenizer<B: Backend> {
     quantizer: Quantizer<B>,
     quant_conv: Conv2d<B>,
     post_quant_conv: Conv2d<B>,
+    /// The colors that encoder and decoder see, in training; RGB if none.
+    #[module(skip)]
+    colors: Option<ColorAxes>,
 }
 
 impl<B: Backend> Tokenizer<B> {
@@ -55,7 +58,37 @@ impl<B: Backend> Tokenizer<B> {
             quantizer: Quantizer::new(config, device),
             quant_conv: conv([z, c], kernel, device),
             post_quant_conv: conv([c, z], kernel, device),
+            colors: None,
         })
+    }
+
+    /// The color axes that encoder and decoder see; RGB if none.
+    pub fn colors(&self) -> Option<ColorAxes> {
+        self.colors
+    }
+
+    /// The same weights between other colors: images are taken and given in RGB as before, and the
+    /// first convolution sees, and the last one gives, colors along axes that all vary alike.
+    pub fn with_colors(mut self, colors: ColorAxes) -> Self {
+        self.colors = Some(colors);
+        self
+    }
+
+    /// The same function with weights for RGB: the form of released files.
+    pub fn folded(mut self) -> Self {
+        if let Some(colors) = self.colors.take() {
+            self.encoder = self.encoder.with_input(colors.matrix(-1.0));
+            self.decoder = self.decoder.with_output(colors.inverse());
+        }
+        self
+    }
+
+    /// The same function with weights for other colors: what [`folded`](Self::folded) undoes.
+    pub fn unfolded(self, colors: ColorAxes) -> Self {
+        let mut tokenizer = self.folded();
+        tokenizer.encoder = tokenizer.encoder.with_input(colors.inverse());
+        tokenizer.decoder = tokenizer.decoder.with_output(colors.matrix(-1.0));
+        tokenizer.with_colors(colors)
     }
 
     /// What makes tokens of latents, and maps of tokens.
@@ -80,7 +113,10 @@ impl<B: Backend> Tokenizer<B> {
     /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
     /// - output: `[b, z, h, w]`
     pub fn features(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.encoder.forward(image_bchw)
+        self.encoder.forward(match &self.colors {
+            Some(colors) => colors.along(image_bchw, -1.0),
+            None => image_bchw,
+        })
     }
 
     /// Features to latents, `quant_conv`: `[b, z, h, w]` to `[b, c, h, w]`.
@@ -136,7 +172,11 @@ impl<B: Backend> Tokenizer<B> {
     /// - `canvas_bchw`: `[b, c, h, w]`
     /// - output: `[b, 3, H, W]`, pixels; nominally in [-1, 1], not clamped
     pub fn decode(&self, canvas_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.decoder.forward(convolve(&self.post_quant_conv, canvas_bchw))
+        let image_bchw = self.decoder.forward(convolve(&self.post_quant_conv, canvas_bchw));
+        match &self.colors {
+            Some(colors) => colors.back(image_bchw),
+            None => image_bchw,
+        }
     }
 }
 

@@ -139,7 +139,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
             BackboneMeasure::TeacherLoss => ("held_out_teacher", teacher),
             BackboneMeasure::StudentLoss => ("held_out_student", student),
         };
-        Ok(Measure { name, value, better: Better::Lower })
+        Ok(Measure { name, value, better: Better::Lower, details: Vec::new() })
     }
 
     fn images(&self) -> &Images {

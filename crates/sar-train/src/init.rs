@@ -43,7 +43,7 @@ impl<B: Backend> Initial<B> {
             Some(tokenizer) => tokenizer,
             None => {
                 let seed = SeedTree::new(recipe.seed).child("tokenizer").child("init");
-                sar_tokenizer::init(&recipe.tokenizer.model, seed, device)?
+                sar_tokenizer::init(&recipe.tokenizer.model, recipe.tokenizer.init, seed, device)?
             }
         };
         let backbone = match backbone {

@@ -96,6 +96,10 @@ pub struct TokenizerRecipe {
     pub steps: u64,
     /// The weights that it starts from.
     pub init_from: InitFrom,
+    /// What random weights are like.
+    pub init: sar_tokenizer::Init,
+    /// The colors that it is trained in; it takes and gives RGB in any case.
+    pub colors: Colors,
     /// The weights that it ends with.
     pub output: Output,
     /// Shape.
@@ -106,6 +110,16 @@ pub struct TokenizerRecipe {
     pub loss: TokenizerLoss,
     /// When codes that nothing uses get new places.
     pub dead_code_restart: DeadCodeRestart,
+}
+
+/// The colors that a tokenizer is trained in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Colors {
+    /// Red, green, blue, as published.
+    Rgb,
+    /// The principal axes of the training images' colors, each over its deviation.
+    Principal,
 }
 
 /// When codes that nothing uses get new places, those of latents.
@@ -135,6 +149,10 @@ pub enum Output {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerLoss {
+    /// How much more the axes of little variance count in the errors of pixels, with principal colors:
+    /// an error along an axis is divided by its deviation to this power. 1 counts all axes alike, 0 as
+    /// they are.
+    pub color_power: f64,
     /// Mean absolute error of pixels.
     pub l1: f64,
     /// Mean squared error of pixels.

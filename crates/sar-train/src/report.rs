@@ -64,6 +64,22 @@ pub struct TokenizerReport {
     pub codes: usize,
     /// The same by scale.
     pub by_scale: Vec<TokenizerScale>,
+    /// The errors of the finest scale by the principal axes of the images' colors.
+    #[serde(default)]
+    pub by_color: Vec<TokenizerColor>,
+}
+
+/// One axis of the colors of the held-out images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenizerColor {
+    /// A unit vector of red, green and blue.
+    pub axis: [f64; 3],
+    /// Standard deviation of the images' pixels along it; pixels span 2.
+    pub deviation: f64,
+    /// Of the mean squared error along it, dB, for a peak of 2.
+    pub psnr_db: f64,
+    /// The mean squared error along it as a share of the variance: 1 for colors that are not there.
+    pub error_share: f64,
 }
 
 /// One scale of the tokenizer.

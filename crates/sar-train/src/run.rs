@@ -191,7 +191,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
     /// A tokenizer with what belongs to it.
     fn whole_tokenizer(&self, model: Tokenizer<Inner<A>>) -> TrainedTokenizer<Inner<A>> {
-        TrainedTokenizer { model, config: self.recipe.tokenizer.model.clone() }
+        TrainedTokenizer { model: model.folded(), config: self.recipe.tokenizer.model.clone() }
     }
 
     /// A backbone with what belongs to it.
@@ -221,9 +221,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
             seed,
             self.device,
         );
-        self.train(id, task, TokenizerStage::into_learner, |run, model, path| {
-            run.whole_tokenizer(model).save(path)
-        })
+        let Trained { model, average } =
+            self.train(id, task, TokenizerStage::into_learner, |run, model, path| {
+                run.whole_tokenizer(model).save(path)
+            })?;
+        Ok(Trained { model: model.folded(), average: average.map(Tokenizer::folded) })
     }
 
     /// The cache of latents, made or found, where the recipe asks for one.

@@ -75,6 +75,8 @@ pub(crate) struct Measure {
     pub(crate) name: &'static str,
     pub(crate) value: f64,
     pub(crate) better: Better,
+    /// What else is worth a look in the metrics.
+    pub(crate) details: Vec<(&'static str, serde_json::Value)>,
 }
 
 /// Which of two values is better.
@@ -264,9 +266,12 @@ impl Journal<'_> {
         &mut self,
         stage: StageId,
         step: u64,
-        Measure { name, value, .. }: &Measure,
+        Measure { name, value, details, .. }: &Measure,
     ) -> Result<(), TrainError> {
-        let line = serde_json::json!({ "stage": stage, "step": step, *name: value });
+        let mut line = serde_json::json!({ "stage": stage, "step": step, *name: value });
+        for (name, value) in details {
+            line[*name] = value.clone();
+        }
         self.metrics.line(&line)
     }
 

@@ -46,7 +46,11 @@ pub fn tokenizer_loss<A: AutodiffBackend>(
         let output_bchw = model.decode(quantized.straight_through_bchw);
         let [_, _, height, width] = output_bchw.dims();
         let target = resample(images_bchw.clone(), ScaleSize { height, width }, Filter::Area);
-        let error = flat(output_bchw - target);
+        let error = output_bchw - target;
+        let error = flat(match model.colors() {
+            Some(colors) => colors.along(error, -weights.color_power),
+            None => error,
+        });
         let l1 = mean(error.clone().abs());
         let l2 = mean(error.square());
         let codebook = vq::mean_over(&quantized.pairs, vq::codebook);

@@ -6,14 +6,14 @@ use sar_core::SeedTree;
 use sar_data::{ImageBatch, Images};
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
-use sar_tokenizer::Tokenizer;
+use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
 use sar_weights::NamedTensors;
 
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
 use crate::k_means::k_means;
 use crate::learner::{Learner, State};
-use crate::recipe::{DeadCodeRestart, InitFrom, Recipe, TokenizerRecipe};
+use crate::recipe::{Colors, DeadCodeRestart, InitFrom, Recipe, TokenizerRecipe};
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
 use crate::tokenizer_loss::{CodeUsage, latents, restart_dead_codes, tokenizer_loss};
 use crate::tokenizer_meter::TokenizerMeter;
@@ -53,6 +53,18 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
 
     pub(crate) fn into_learner(self) -> Learner<A, Tokenizer<A>> {
         self.learner
+    }
+
+    /// The principal axes of the colors of some training images.
+    fn color_axes(&self) -> Result<ColorAxes, TrainError> {
+        let seed = self.seed.child("colors");
+        let batch_size = self.recipe.evaluation.batch_size;
+        let mut moments = ColorMoments::default();
+        let n_batches = COLORED_IMAGES.div_ceil(batch_size);
+        for batch in self.batches.images.training(seed, 0, batch_size).take(n_batches) {
+            moments.add(batch?.tensor::<A::InnerBackend>(self.device));
+        }
+        Ok(ColorAxes::of_covariance(moments.covariance()))
     }
 
     /// Counts the codes that a step used, and gives those that nothing used new places when it is time;
@@ -98,11 +110,24 @@ const LATENTS_PER_CODE: usize = 16;
 const FIRST_IMAGES: usize = 128;
 
 const USAGE: &str = "code_usage";
+const COLORS: &str = "color_axes";
+/// Images whose colors have the axes.
+const COLORED_IMAGES: usize = 256;
 
 impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
-    /// Places the codes by k-means over latents of training images: far from every latent, a random code
-    /// would never be chosen.
+    /// Finds the axes of colors, and places the codes by k-means over latents of training images: far
+    /// from every latent, a random code would never be chosen.
     fn begin(&mut self) -> Result<(), TrainError> {
+        let TokenizerRecipe { steps, colors, init_from, .. } = &self.recipe.tokenizer;
+        // Weights that nothing trains stay as they are to the bit.
+        if *colors == Colors::Principal && *steps > 0 {
+            let colors = self.color_axes()?;
+            let model = self.learner.model().clone();
+            self.learner.begin_with(match init_from {
+                InitFrom::Scratch {} => model.with_colors(colors),
+                InitFrom::Weights { .. } => model.unfolded(colors),
+            });
+        }
         if self.recipe.tokenizer.init_from != (InitFrom::Scratch {}) {
             return Ok(());
         }
@@ -156,7 +181,9 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let (model, scales) = (self.learner.model(), self.recipe.scales());
         let meter = TokenizerMeter::of(images, model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
-        Ok(Measure { name, value: meter.psnr_db(), better })
+        let shares: Vec<f64> = meter.by_color().iter().map(|color| color.error_share).collect();
+        let details = vec![("held_out_color_error", shares.into())];
+        Ok(Measure { name, value: meter.psnr_db(), better, details })
     }
 
     fn images(&self) -> &Images {
@@ -172,7 +199,8 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     }
 
     fn state(&self) -> Vec<(&'static str, TensorData)> {
-        vec![(USAGE, self.usage.to_data())]
+        let colors = self.learner.model().colors().map(|colors| (COLORS, colors.to_data()));
+        [(USAGE, self.usage.to_data())].into_iter().chain(colors).collect()
     }
 
     fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError> {
@@ -182,6 +210,10 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     fn restore_state(&mut self, state: NamedTensors) {
         if let Some(counts) = state.get(USAGE) {
             self.usage = CodeUsage::from_data(counts.clone(), self.device);
+        }
+        if let Some(colors) = state.get(COLORS).and_then(ColorAxes::from_data) {
+            // The weights and their average are taken back after this.
+            self.learner.begin_with(self.learner.model().clone().with_colors(colors));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::learner::Optimization;
 use crate::objective::{Objective, Regularization};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
-    BackboneRecipe, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe, Output,
+    BackboneRecipe, Colors, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe, Output,
     PositionsRecipe, PretrainRecipe, Recipe, SarRecipe, TokenizerLoss, TokenizerRecipe,
 };
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
@@ -110,6 +110,8 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
     let TokenizerRecipe {
         steps,
         init_from,
+        init,
+        colors,
         model,
         output,
         optimization,
@@ -120,7 +122,10 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
     model.validate().map_err(|e| (format!("tokenizer.model.{}", e.field), e.problem))?;
     of_optimization("tokenizer", optimization)?;
     of_output("tokenizer", *output, optimization, log)?;
-    let TokenizerLoss { l1, l2, codebook, commitment, entropy: _, coarse } = *loss;
+    if let sar_tokenizer::Init::Pyramid { gain } = *init {
+        check(gain > 0.0 && gain <= 10.0, "tokenizer.init.gain", "must be in (0, 10]")?;
+    }
+    let TokenizerLoss { color_power, l1, l2, codebook, commitment, entropy: _, coarse } = *loss;
     for (name, weight) in [
         ("l1", l1),
         ("l2", l2),
@@ -130,7 +135,13 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
     ] {
         at_least_zero(weight, &format!("tokenizer.loss.{name}"))?;
     }
-    Ok(())
+    let field = "tokenizer.loss.color_power";
+    check((0.0..=1.0).contains(&color_power), field, "must be in [0, 1]")?;
+    check(
+        color_power == 0.0 || *colors == Colors::Principal,
+        field,
+        "must be 0 in RGB; it is of tokenizer.colors = \"principal\"",
+    )
 }
 
 /// What VAR's residual scales and positions per token cannot do.

@@ -30,7 +30,13 @@ fn tokenizer(family: Family) -> Tokenizer<B> {
         codebook_size: CODES,
         codebook_dim: CHANNELS,
     };
-    sar_tokenizer::init(&config, SeedTree::new(2), &Default::default()).unwrap()
+    sar_tokenizer::init(
+        &config,
+        sar_tokenizer::Init::Torch {},
+        SeedTree::new(2),
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 fn pixels() -> Tensor<B, 4> {
