@@ -51,7 +51,7 @@ pub fn resampling_equals_its_definition<B: Backend>(device: &B::Device) {
         ([3, 9], [8, 4]),
     ] {
         let x_bchw = SeedTree::new(1).at((h * 100 + w) as u64).normals(2 * 3 * h * w);
-        for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest] {
+        for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest, Filter::Linear] {
             let mut expected = Vec::new();
             for map in x_bchw.chunks(h * w) {
                 for i in 0..height {
@@ -96,6 +96,17 @@ fn pixel(filter: Filter, map: &[f32], from: [usize; 2], to: [usize; 2], at: [usi
             pixels.map(|(y, x, weight)| weight * value(y, x)).sum()
         }
         Filter::Nearest => value(at[0] * from[0] / to[0], at[1] * from[1] / to[1]),
+        Filter::Linear => {
+            let taps = |axis: usize| {
+                let (n, m, i) = (from[axis] as f64, to[axis] as f64, at[axis] as f64);
+                let (center, reach) = ((i + 0.5) * n / m, (n / m).max(1.0));
+                let weight = move |y: usize| 1.0 - (y as f64 + 0.5 - center).abs() / reach;
+                (0..from[axis]).map(move |y| (y, weight(y))).filter(|(_, weight)| *weight > 0.0)
+            };
+            let total = taps(0).map(|(_, a)| a).sum::<f64>() * taps(1).map(|(_, b)| b).sum::<f64>();
+            let pixels = taps(0).flat_map(|(y, a)| taps(1).map(move |(x, b)| (y, x, a * b)));
+            pixels.map(|(y, x, weight)| weight * value(y, x)).sum::<f64>() / total
+        }
     }
 }
 

@@ -73,7 +73,7 @@ pub fn gradients_of_the_tokenizer_equal_finite_differences<A: AutodiffBackend>(d
 /// learned position grid, whose gradient comes through nothing else.
 pub fn gradients_of_resampling_are_its_transpose<A: AutodiffBackend>(device: &A::Device) {
     let (maps, from) = (6, 32);
-    for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest] {
+    for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest, Filter::Linear] {
         for to in [1, 2, 3, 5, 13, 16, 24, 40] {
             let stream = SeedTree::new(22).at(to as u64);
             let gradient = stream.normals(maps * to * to);

@@ -4,7 +4,8 @@
 //! Y = U_h X U_w^T      per channel, U of shape [out, in]
 //! ```
 //! Equal to PyTorch's `interpolate` in the modes `area`, `bicubic` (a = -0.75, `align_corners =
-//! false`, edge clamp, no antialiasing) and `nearest`.
+//! false`, edge clamp, no antialiasing), `nearest`, and `bilinear` with `antialias = true`
+//! (`align_corners = false`).
 //!
 //! Shapes: b batch, c channels, h height, w width.
 
@@ -21,6 +22,9 @@ pub enum Filter {
     Bicubic,
     /// The sample at `floor(i in/out)`.
     Nearest,
+    /// Linear interpolation, half-pixel centers, edge clamp; where samples become fewer, a triangle
+    /// that is wider by as much (antialiasing).
+    Linear,
 }
 
 impl Filter {
@@ -47,6 +51,14 @@ impl Filter {
                     }
                 }
                 Self::Nearest => row[i * n_in / n_out] = 1.0,
+                Self::Linear => {
+                    let center = (i as f64 + 0.5) * n_in as f64 / n_out as f64 - 0.5;
+                    // Half the base of the triangle. What lies outside is left out, not clamped.
+                    let reach = (n_in as f64 / n_out as f64).max(1.0);
+                    let weight = |j: usize| (1.0 - (j as f64 - center).abs() / reach).max(0.0);
+                    let total: f64 = (0..n_in).map(weight).sum();
+                    row.iter_mut().enumerate().for_each(|(j, to)| *to = (weight(j) / total) as f32);
+                }
             }
         }
         matrix
@@ -125,6 +137,17 @@ mod tests {
                 assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
             }
         }
+    }
+
+    #[test]
+    fn linear_interpolates_upwards_and_averages_downwards() {
+        // Centers -0.25, 0.25, 0.75, 1.25; there is nothing to the left of the first sample.
+        let up = [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]];
+        assert_eq!(rows(Filter::Linear, 2, 4), up);
+        // Center 0.5 and a triangle down to zero at -1.5 and 2.5: 1/4, 3/4, 3/4, 1/4 without the one outside.
+        let down = rows(Filter::Linear, 4, 2);
+        let expected = [[3.0, 3.0, 1.0, 0.0], [0.0, 1.0, 3.0, 3.0]].map(|row| row.map(|x| x / 7.0));
+        assert_eq!(down, expected);
     }
 
     #[test]
