@@ -5,6 +5,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod cross_entropy;
+mod depthwise;
 mod filtered;
 mod gelu;
 mod gemm;
@@ -118,6 +119,20 @@ pub(crate) fn conv2d<B: Backend>(
     let [out_height, out_width] = conv.out_size();
     let tensors = [primitive(x_bchw), primitive(weight_ockk), primitive(bias_o)];
     run(conv, tensors, [batch, c_out, out_height, out_width])
+}
+
+pub(crate) fn depthwise_conv2d<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    weight_c1kk: Tensor<B, 4>,
+    bias_c: Tensor<B, 1>,
+    stride: usize,
+    pad: [usize; 4],
+) -> Tensor<B, 4> {
+    let ([batch, channels, height, width], [_, _, _, kernel]) = (x_bchw.dims(), weight_c1kk.dims());
+    let conv = depthwise::Depthwise { channels, height, width, kernel, stride, pad };
+    let [out_height, out_width] = conv.out_size();
+    let tensors = [primitive(x_bchw), primitive(weight_c1kk), primitive(bias_c)];
+    run(conv, tensors, [batch, channels, out_height, out_width])
 }
 
 pub(crate) fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {

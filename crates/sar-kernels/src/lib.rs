@@ -20,6 +20,7 @@
 //! | [`gelu_tanh`] | the MLP |
 //! | [`attention`], [`KeyValueCache`] | scale-causal self-attention, whole pyramids and scale by scale |
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
+//! | [`depthwise_conv2d`] | the networks that features come from |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
 //! | [`filtered`] | draws |
 //! | [`adamw`], [`sum_of_squares`] | the optimizer |
@@ -34,6 +35,7 @@ mod conv;
 #[cfg(feature = "flex")]
 mod cpu;
 mod cross_entropy;
+mod depthwise;
 mod filtered;
 mod gelu;
 mod group_norm;
@@ -47,6 +49,7 @@ pub use conv::{conv2d, double_sides};
 #[cfg(feature = "flex")]
 pub use cpu::CpuLevel;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
+pub use depthwise::depthwise_conv2d;
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
