@@ -27,7 +27,7 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = PROGRAMS.split_at(12).0;
+const LIBRARIES: &[&str] = PROGRAMS.split_at(13).0;
 
 /// What a program may use: the libraries, and what is for programs alone.
 const PROGRAMS: &[&str] = &[
@@ -38,6 +38,7 @@ const PROGRAMS: &[&str] = &[
     "sar-model",
     "sar-loss",
     "sar-data",
+    "sar-features",
     "sar-rollout",
     "sar-pipeline",
     "sar-train",
@@ -59,9 +60,10 @@ const TABLE: &[Row] = &[
     Row { package: "sar-model", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
     Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
+    Row { package: "sar-features", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(9).0, burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(10).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.

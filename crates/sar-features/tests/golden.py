@@ -1,0 +1,84 @@
+"""Makes golden.safetensors beside it: what PyTorch computes with the weights of assets/features. Made with torch 2.15.0.
+
+usage: golden.py EFFICIENTNET.safetensors
+Needs torch, safetensors and efficientnet-lite-pytorch 0.1.0. Images and the weights of the small VGG are formulas, which
+golden.rs repeats, so that outputs alone are stored.
+"""
+import pathlib
+import sys
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite_pytorch import EfficientNet
+from safetensors.torch import load_file, save_file
+
+torch.set_grad_enabled(False)
+torch.set_num_threads(1)
+
+
+def formula(shape, frequency, scale):
+    """sin((i + 1) frequency) scale over the elements, in double precision."""
+    n = int(torch.tensor(shape).prod())
+    values = torch.sin(torch.arange(1, n + 1, dtype=torch.float64) * frequency) * scale
+    return values.float().reshape(shape)
+
+
+def images(shape, frequency):
+    """Pixels in [-1, 1]: waves of several lengths."""
+    return (formula(shape, frequency, 0.6) + formula(shape, 0.37 * frequency, 0.4)).clamp(-1, 1)
+
+
+def efficientnet(path):
+    net = EfficientNet.from_name("efficientnet-lite0").eval()
+    state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.startswith("_fc.") or name.endswith("num_batches_tracked") for name in missing)
+    return net
+
+
+def net_input(x):
+    return (255 * (x + 1) / 2 - 127) / 128
+
+
+def maps(net, x):
+    """The last map of every resolution."""
+    x = F.relu6(net._bn0(net._conv_stem(net_input(x))))
+    found = []
+    for block in net._blocks:
+        if block._depthwise_conv.stride[0] == 2:
+            found.append(x)
+        x = block(x)
+    return [*found, x]
+
+
+def pooled(net, x):
+    x = F.interpolate(x, size=160, mode="bilinear", align_corners=False, antialias=x.shape[-1] > 160)
+    return net.extract_features(net_input(x)).mean((2, 3))
+
+
+def unit(x, eps=1e-10):
+    return x / (x.square().sum(1, keepdim=True).sqrt() + eps)
+
+
+def main(path):
+    net = efficientnet(path)
+    x, y = images((2, 3, 64, 96), 0.0123), images((2, 3, 64, 96), 0.0131)
+    odd = images((1, 3, 77, 45), 0.021)
+    golden = {
+        "features": net.extract_features(net_input(x)),
+        "features_odd": net.extract_features(net_input(odd)),
+        "pooled_small": pooled(net, images((5, 3, 32, 32), 0.0123)),
+        "pooled_large": pooled(net, images((1, 3, 200, 200), 0.0123)),
+    }
+    for i, (a, b) in enumerate(zip(maps(net, x), maps(net, y))):
+        # Every 7th position: the maps are large.
+        golden[f"map{i}"] = a.flatten(2)[:, :, ::7] if i < 3 else a
+    distances = [(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(maps(net, x), maps(net, y))]
+    golden["perceptual"] = torch.stack(distances).mean(0)
+    save_file({k: v.contiguous() for k, v in golden.items()}, pathlib.Path(__file__).with_name("golden.safetensors"))
+    for k, v in golden.items():
+        print(k, tuple(v.shape), v.abs().max().item())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
