@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_kernels::{
     AttentionConfig, GroupNormConfig, KeyValueCache, Visible, attention, conv2d, cross_entropy,
-    double_sides, gated_residual, gelu_tanh, group_norm, layer_norm_modulated, linear,
-    soft_cross_entropy,
+    depthwise_conv2d, double_sides, gated_residual, gelu_tanh, group_norm, layer_norm_modulated,
+    linear, soft_cross_entropy,
 };
 
 use crate::host::{assert_near, floats, normals, tensor, widened};
@@ -217,6 +217,43 @@ pub fn convolution_equals_f64<A: AutodiffBackend>(device: &A::Device) {
         };
         let sizes = [b * c * height * width, o * c * k * k, o];
         check::<A>(&format!("{k}x{k} of {height}x{width}"), &sizes, ours, exact, device);
+    }
+}
+
+/// Kernels of 3 and 5, strides of 1 and 2, padding on all sides, on some, on none.
+pub fn depthwise_convolution_equals_f64<A: AutodiffBackend>(device: &A::Device) {
+    for ([b, c], [height, width], k, stride, padding) in [
+        ([1, 1], [1, 1], 3, 1, [1; 4]),
+        ([2, 3], [5, 4], 3, 1, [1; 4]),
+        ([2, 3], [6, 8], 3, 2, [0, 0, 1, 1]),
+        ([1, 4], [5, 7], 5, 1, [2; 4]),
+        ([2, 2], [8, 6], 5, 2, [1, 1, 2, 2]),
+        ([1, 2], [5, 7], 3, 1, [0; 4]),
+    ] {
+        let [top, left, bottom, right] = padding;
+        let rows = (height + top + bottom - k) / stride + 1;
+        let cols = (width + left + right - k) / stride + 1;
+        let ours = |x: &[Tensor<A, 1>]| {
+            let x_bchw = x[0].clone().reshape([b, c, height, width]);
+            let weight_c1kk = x[1].clone().reshape([c, 1, k, k]);
+            flat(depthwise_conv2d(x_bchw, weight_c1kk, x[2].clone(), stride, padding))
+        };
+        let exact = |x: &[Vec<f64>]| {
+            let element = |at: usize| {
+                let (map, row, col) = (at / (rows * cols), at / cols % rows, at % cols);
+                let tap = |t: usize| {
+                    let (y, z) = (row * stride + t / k, col * stride + t % k);
+                    let inside =
+                        (top..height + top).contains(&y) && (left..width + left).contains(&z);
+                    let pixel = || x[0][(map * height + y - top) * width + z - left];
+                    if inside { pixel() * x[1][map % c * k * k + t] } else { 0.0 }
+                };
+                x[2][map % c] + (0..k * k).map(tap).sum::<f64>()
+            };
+            (0..b * c * rows * cols).map(element).collect()
+        };
+        let sizes = [b * c * height * width, c * k * k, c];
+        check::<A>(&format!("depthwise {k}x{k} of {height}x{width}"), &sizes, ours, exact, device);
     }
 }
 

@@ -62,6 +62,7 @@ macro_rules! tests {
             cached_attention_equals_f64,
             convolution_equals_f64,
             cross_entropies_equal_f64,
+            depthwise_convolution_equals_f64,
             double_sides_equals_f64,
             gelu_equals_f64,
             group_norm_equals_f64,
