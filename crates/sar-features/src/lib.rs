@@ -23,5 +23,12 @@ mod convolution;
 mod load;
 
 mod efficientnet;
+mod vgg;
 
+mod distance;
+mod lpips;
+
+pub use distance::PerceptualDistance;
 pub use efficientnet::{EfficientNetLite0, MIN_SIDE, WEIGHTS};
+pub use lpips::Lpips;
+pub use vgg::Vgg16;

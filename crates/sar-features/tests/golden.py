@@ -1,18 +1,18 @@
 """Makes golden.safetensors beside it: what PyTorch computes with the weights of assets/features. Made with torch 2.15.0.
 
 usage: golden.py EFFICIENTNET.safetensors
-Needs torch, safetensors and efficientnet-lite-pytorch 0.1.0. Images and the weights of the small VGG are formulas, which
-golden.rs repeats, so that outputs alone are stored.
+Needs torch, torchvision, safetensors, efficientnet-lite-pytorch 0.1.0 and lpips 0.1.4. Images and the weights of VGG16 and LPIPS are
+formulas, which golden.rs repeats, so that outputs alone are stored.
 """
 import pathlib
 import sys
 
+import lpips
 import torch
 import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import load_file, save_file
 
-torch.set_grad_enabled(False)
 torch.set_num_threads(1)
 
 
@@ -60,21 +60,61 @@ def unit(x, eps=1e-10):
     return x / (x.square().sum(1, keepdim=True).sqrt() + eps)
 
 
+def perceptual(net, x, y):
+    distances = [(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(maps(net, x), maps(net, y))]
+    return torch.stack(distances).mean(0)
+
+
+def gradient(distance, x, y):
+    """Of the sum of the distances, for the first images."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(distance(x, y).sum(), x)[0]
+
+
+def noise(shape, seed, scale):
+    """The fraction of sin(12.9898 (i + 1) + seed) 43758.5453, in -scale .. scale."""
+    n = int(torch.tensor(shape).prod())
+    values = torch.sin(torch.arange(1, n + 1, dtype=torch.float64) * 12.9898 + seed) * 43758.5453
+    return ((2 * (values - values.floor()) - 1) * scale).float().reshape(shape)
+
+
+def lpips_of_formulas():
+    net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    convs = [m for m in net.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convs) == 13
+    for i, conv in enumerate(convs):
+        # Variance 2 / fan in.
+        conv.weight.data = noise(conv.weight.shape, i, (6 / conv.weight[0].numel()) ** 0.5)
+        conv.bias.data = noise(conv.bias.shape, i + 0.5, 0.1)
+    for i in range(5):
+        head = getattr(net, f"lin{i}").model[1]
+        head.weight.data = noise(head.weight.shape, 100 + i, 1.0).abs()
+    return net
+
+
 def main(path):
     net = efficientnet(path)
     x, y = images((2, 3, 64, 96), 0.0123), images((2, 3, 64, 96), 0.0131)
     odd = images((1, 3, 77, 45), 0.021)
-    golden = {
-        "features": net.extract_features(net_input(x)),
-        "features_odd": net.extract_features(net_input(odd)),
-        "pooled_small": pooled(net, images((5, 3, 32, 32), 0.0123)),
-        "pooled_large": pooled(net, images((1, 3, 200, 200), 0.0123)),
-    }
-    for i, (a, b) in enumerate(zip(maps(net, x), maps(net, y))):
-        # Every 7th position: the maps are large.
-        golden[f"map{i}"] = a.flatten(2)[:, :, ::7] if i < 3 else a
-    distances = [(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(maps(net, x), maps(net, y))]
-    golden["perceptual"] = torch.stack(distances).mean(0)
+    small, other = images((2, 3, 32, 33), 0.0123), images((2, 3, 32, 33), 0.0131)
+    with torch.no_grad():
+        golden = {
+            "features": net.extract_features(net_input(x)),
+            "features_odd": net.extract_features(net_input(odd)),
+            "pooled_small": pooled(net, images((5, 3, 32, 32), 0.0123)),
+            "pooled_large": pooled(net, images((1, 3, 200, 200), 0.0123)),
+            "perceptual": perceptual(net, x, y),
+        }
+        for i, a in enumerate(maps(net, x)):
+            # Every 7th position: the maps are large.
+            golden[f"map{i}"] = a.flatten(2)[:, :, ::7] if i < 3 else a
+    golden["perceptual_gradient"] = gradient(lambda x, y: perceptual(net, x, y), small, other)
+    distance = lpips_of_formulas()
+    with torch.no_grad():
+        golden["lpips"] = distance(small, other).flatten()
+        for i, a in enumerate(distance.net(distance.scaling_layer(small))):
+            golden[f"vgg{i}"] = a.flatten()[::61]
+    golden["lpips_gradient"] = gradient(distance, small, other)
     save_file({k: v.contiguous() for k, v in golden.items()}, pathlib.Path(__file__).with_name("golden.safetensors"))
     for k, v in golden.items():
         print(k, tuple(v.shape), v.abs().max().item())

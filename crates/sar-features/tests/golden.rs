@@ -2,17 +2,24 @@
 
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
-use sar_features::{EfficientNetLite0, WEIGHTS};
+use sar_features::{EfficientNetLite0, Lpips, PerceptualDistance, Vgg16, WEIGHTS};
 use sar_weights::NamedTensors;
+
+mod files;
+
+use files::{bytes, lpips_weights, vgg_weights};
+
+type A = Autodiff<Flex>;
 
 /// `sin((i + 1) frequency) scale` over the elements.
 fn formula(n: usize, frequency: f64, scale: f64) -> Vec<f32> {
     (1..=n).map(|i| ((i as f64 * frequency).sin() * scale) as f32).collect()
 }
 
-fn images(shape: [usize; 4], frequency: f64) -> Tensor<Flex, 4> {
+fn images<B: Backend>(shape: [usize; 4], frequency: f64) -> Tensor<B, 4> {
     let n = shape.iter().product();
     let (long, short) = (formula(n, frequency, 0.6), formula(n, 0.37 * frequency, 0.4));
     let pixels = long.iter().zip(&short).map(|(a, b)| (a + b).clamp(-1.0, 1.0)).collect();
@@ -29,24 +36,39 @@ impl Golden {
 
     /// That a tensor is within 1e-4 of the golden one's largest magnitude.
     #[track_caller]
-    fn check<const D: usize>(&self, name: &str, ours: Tensor<Flex, D>) {
+    fn check<B: Backend, const D: usize>(&self, name: &str, ours: Tensor<B, D>) {
+        self.check_within(1e-4, name, ours);
+    }
+
+    #[track_caller]
+    fn check_within<B: Backend, const D: usize>(
+        &self,
+        tolerance: f32,
+        name: &str,
+        ours: Tensor<B, D>,
+    ) {
         let golden = self.0.get(name).unwrap();
         assert_eq!(ours.dims()[..], golden.shape[..], "{name}");
-        let (ours, golden) =
-            (ours.into_data().into_vec::<f32>().unwrap(), golden.to_vec::<f32>().unwrap());
+        let ours = ours.into_data().into_vec::<f32>().unwrap();
+        let golden = golden.to_vec::<f32>().unwrap();
         let largest = golden.iter().fold(0f32, |a, x| a.max(x.abs()));
-        let off = ours.iter().zip(&golden).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
-        assert!(largest > 0.0 && off <= 1e-4 * largest, "{name}: off by {off} of {largest}");
+        // Not a maximum, which a NaN would not change.
+        let near = |(x, y): (&f32, &f32)| (x - y).abs() <= tolerance * largest;
+        let off = ours.iter().zip(&golden).position(|pair| !near(pair));
+        assert!(largest > 0.0, "{name} is zero");
+        if let Some(at) = off {
+            panic!("{name} [{at}]: {} for {}, of {largest} at most", ours[at], golden[at]);
+        }
     }
 }
 
-fn efficientnet() -> EfficientNetLite0<Flex> {
+fn efficientnet<B: Backend>() -> EfficientNetLite0<B> {
     EfficientNetLite0::from_bytes(WEIGHTS.to_vec(), &Default::default()).unwrap()
 }
 
 #[test]
 fn efficientnet_computes_what_the_package_computes() {
-    let (net, golden) = (efficientnet(), Golden::read());
+    let (net, golden) = (efficientnet::<Flex>(), Golden::read());
     let x = images([2, 3, 64, 96], 0.0123);
     golden.check("features", net.features(x.clone()));
     golden.check("features_odd", net.features(images([1, 3, 77, 45], 0.021)));
@@ -67,8 +89,102 @@ fn efficientnet_computes_what_the_package_computes() {
 
 #[test]
 fn pooled_features_are_those_of_images_brought_to_160_px() {
-    let (net, golden) = (efficientnet(), Golden::read());
+    let (net, golden) = (efficientnet::<Flex>(), Golden::read());
     // More than are taken at a time.
     golden.check("pooled_small", net.pooled(images([5, 3, 32, 32], 0.0123)));
     golden.check("pooled_large", net.pooled(images([1, 3, 200, 200], 0.0123)));
+}
+
+#[test]
+fn the_perceptual_distance_and_its_gradient() {
+    let golden = Golden::read();
+    let distance = PerceptualDistance::new(efficientnet::<A>());
+    let [x, y] = [0.0123, 0.0131].map(|frequency| images([2, 3, 64, 96], frequency));
+    golden.check("perceptual", distance.distance(x, y));
+    let [x, y] = [0.0123, 0.0131].map(|frequency| images([2, 3, 32, 33], frequency));
+    let gradient = gradient(x, |x| distance.distance(x, y.clone()));
+    golden.check_within(1e-3, "perceptual_gradient", gradient);
+}
+
+#[test]
+fn vgg_and_lpips_compute_what_the_packages_compute() {
+    let (golden, device) = (Golden::read(), Default::default());
+    let vgg = bytes(&vgg_weights(noise));
+    let heads = bytes(&lpips_weights(|shape, seed| {
+        noise(shape, seed, 1.0).into_iter().map(f32::abs).collect()
+    }));
+    let maps = Vgg16::<Flex>::from_bytes(vgg.clone(), &device).unwrap();
+    for (i, map) in maps.maps(images([2, 3, 32, 33], 0.0123)).into_iter().enumerate() {
+        let values = map.into_data().into_vec::<f32>().unwrap();
+        let some: Vec<f32> = values.into_iter().step_by(61).collect();
+        golden.check(&format!("vgg{i}"), Tensor::<Flex, 1>::from_floats(&some[..], &device));
+    }
+    let lpips = Lpips::<A>::from_bytes(vgg, heads, &device).unwrap();
+    let [x, y] = [0.0123, 0.0131].map(|frequency| images([2, 3, 32, 33], frequency));
+    golden.check("lpips", lpips.distance(x.clone(), y.clone()));
+    let gradient = gradient(x, |x| lpips.distance(x, y.clone()));
+    golden.check_within(1e-3, "lpips_gradient", gradient);
+}
+
+/// The fraction of `sin(12.9898 (i + 1) + seed) 43758.5453`, in -scale .. scale.
+fn noise(shape: &[usize], seed: f64, scale: f64) -> Vec<f32> {
+    let value = |i: usize| {
+        let value = (i as f64 * 12.9898 + seed).sin() * 43758.5453;
+        ((2.0 * (value - value.floor()) - 1.0) * scale) as f32
+    };
+    (1..=shape.iter().product()).map(value).collect()
+}
+
+fn gradient(x: Tensor<A, 4>, f: impl Fn(Tensor<A, 4>) -> Tensor<A, 1>) -> Tensor<Flex, 4> {
+    let x = x.require_grad();
+    let gradients = f(x.clone()).sum().backward();
+    x.grad(&gradients).unwrap()
+}
+
+/// A step along the gradient g changes the value by |g|^2 times the step.
+#[track_caller]
+fn follow(what: &str, x: Tensor<A, 4>, f: impl Fn(Tensor<A, 4>) -> Tensor<A, 1>) {
+    let g = gradient(x.clone(), &f);
+    let square = g.clone().square().sum().into_scalar();
+    let at = |step: f32| {
+        let values = f(x.clone() + Tensor::from_inner(g.clone() * step));
+        values.into_data().iter::<f64>().sum::<f64>()
+    };
+    // Small enough for what is curved and has kinks, large enough for single precision.
+    let step = 7e-5 / g.clone().abs().max().into_scalar();
+    let difference = (at(step) - at(-step)) / f64::from(2.0 * step * square);
+    assert!((difference - 1.0).abs() < 0.02, "{what}: {difference} of the change expected");
+}
+
+#[test]
+fn gradients_are_the_changes_of_values() {
+    let net = efficientnet::<A>();
+    let [x, y] = [0.0123, 0.0131].map(|frequency| images([1, 3, 40, 37], frequency));
+    let weights_f = Tensor::<A, 1>::from_floats(&formula(1280, 1.7, 1.0)[..], &Default::default());
+    follow("pooled", x.clone(), |x| (net.pooled(x) * weights_f.clone().unsqueeze()).sum());
+    let distance = PerceptualDistance::new(net);
+    follow("perceptual", x, |x| distance.distance(x, y.clone()));
+}
+
+/// No gradient is NaN where images are equal, or where no channel of a map has a value.
+#[test]
+fn equal_images_are_no_distance_apart_and_black_ones_have_gradients() {
+    let device = Default::default();
+    let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
+    let vgg = bytes(&vgg_weights(|shape, _, _| zeros(shape)));
+    let lpips = Lpips::<A>::from_bytes(
+        vgg,
+        bytes(&lpips_weights(|shape, _| vec![1.0; shape.iter().product()])),
+        &device,
+    );
+    let (lpips, perceptual) = (lpips.unwrap(), PerceptualDistance::new(efficientnet::<A>()));
+    let x = images::<A>([1, 3, 32, 32], 0.02);
+    for distance in [
+        &(|x, y| lpips.distance(x, y)) as &dyn Fn(Tensor<A, 4>, Tensor<A, 4>) -> Tensor<A, 1>,
+        &|x, y| perceptual.distance(x, y),
+    ] {
+        assert_eq!(distance(x.clone(), x.clone()).into_scalar(), 0.0);
+        let gradient = gradient(x.clone(), |y| distance(y, x.clone()));
+        assert!(gradient.into_data().iter::<f32>().all(|g| g == 0.0));
+    }
 }

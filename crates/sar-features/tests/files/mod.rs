@@ -1,0 +1,46 @@
+//! Files of weights as the packages hold them.
+
+#![allow(dead_code, reason = "each test program uses some of it")]
+
+use burn::tensor::TensorData;
+use sar_weights::NamedTensors;
+
+const CHANNELS: [usize; 13] = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512];
+/// The places of the convolutions in torchvision's list.
+const PLACES: [usize; 13] = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28];
+
+/// The bytes of a safetensors file.
+pub(crate) fn bytes(tensors: &NamedTensors) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    tensors.write_safetensors(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+/// The convolutions of VGG16, from shape, seed and scale: weights of variance 2 / fan in, where
+/// values are even in -scale .. scale.
+pub(crate) fn vgg_weights(values: impl Fn(&[usize], f64, f64) -> Vec<f32>) -> NamedTensors {
+    let mut tensors = NamedTensors::new();
+    let mut c_in = 3;
+    for (i, (place, c_out)) in PLACES.into_iter().zip(CHANNELS).enumerate() {
+        let (weight, bias) = ([c_out, c_in, 3, 3], [c_out]);
+        let scale = (6.0 / (9 * c_in) as f64).sqrt();
+        let [weights, biases] =
+            [values(&weight, i as f64, scale), values(&bias, i as f64 + 0.5, 0.1)];
+        tensors.insert(format!("features.{place}.weight"), TensorData::new(weights, weight));
+        tensors.insert(format!("features.{place}.bias"), TensorData::new(biases, bias));
+        c_in = c_out;
+    }
+    tensors
+}
+
+/// The weights of LPIPS, from shape and seed.
+pub(crate) fn lpips_weights(values: impl Fn(&[usize], f64) -> Vec<f32>) -> NamedTensors {
+    let mut tensors = NamedTensors::new();
+    for (i, channels) in [64, 128, 256, 512, 512].into_iter().enumerate() {
+        let shape = [1, channels, 1, 1];
+        let values = values(&shape, 100.0 + i as f64);
+        tensors.insert(format!("lin{i}.model.1.weight"), TensorData::new(values, shape));
+    }
+    tensors
+}
