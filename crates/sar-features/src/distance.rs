@@ -71,3 +71,37 @@ pub(crate) fn mean_over_positions<B: Backend>(x_b1hw: Tensor<B, 4>) -> Tensor<B,
 pub(crate) fn total<B: Backend>(distances: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
     distances.into_iter().reduce(|a, b| a + b).expect("a network has maps")
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn_flex::Flex;
+
+    use super::*;
+
+    type A = Autodiff<Flex>;
+
+    /// A map of two channels at two positions.
+    fn map(values: [[f32; 2]; 2]) -> Tensor<A, 4> {
+        Tensor::<A, 2>::from_floats(values, &Default::default()).reshape([1, 2, 1, 2])
+    }
+
+    #[test]
+    fn channels_have_unit_length_at_each_position() {
+        // (3, 4) and (0, 2) against (1, 0) and (0, -1).
+        let squares =
+            squared_differences(map([[3.0, 0.0], [4.0, 2.0]]), map([[1.0, 0.0], [0.0, -1.0]]));
+        let squares = squares.into_data().into_vec::<f32>().unwrap();
+        for (found, expected) in squares.into_iter().zip([0.16, 0.0, 0.64, 4.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn positions_without_any_value_have_finite_gradients() {
+        let x = map([[0.0, 3.0], [0.0, 4.0]]).require_grad();
+        let gradients = squared_differences(x.clone(), map([[0.0; 2]; 2])).sum().backward();
+        let gradient = x.grad(&gradients).unwrap().into_data().into_vec::<f32>().unwrap();
+        assert!(gradient.iter().all(|g| g.abs() < 1e-6), "{gradient:?}");
+    }
+}
