@@ -335,6 +335,7 @@ pub fn training_a_backbone_lowers_its_losses<A: AutodiffBackend>(device: &A::Dev
 pub fn training_a_tokenizer_lowers_its_loss<A: AutodiffBackend>(device: &A::Device) {
     let schedule: ScaleSchedule = "1_2_4".parse().expect("a valid schedule");
     let weights = TokenizerLoss {
+        color_power: 0.0,
         l1: 1.0,
         l2: 1.0,
         codebook: 1.0,

@@ -123,7 +123,8 @@ fn naive(weights: &NamedTensors, sides: &[usize], tokens: &[usize]) -> Vec<Vec<f
 fn the_map_accumulates_from_the_models_own_tokens() {
     let config = config();
     let device = Default::default();
-    let tokenizer: Tokenizer<Flex> = init(&config, SeedTree::new(1), &device).unwrap();
+    let tokenizer: Tokenizer<Flex> =
+        init(&config, sar_tokenizer::Init::Torch {}, SeedTree::new(1), &device).unwrap();
     let weights = collect(&tokenizer, config.layout());
     let sides = [1, 2, 3, 5];
     let schedule = ScaleSchedule::squares(&sides).unwrap();

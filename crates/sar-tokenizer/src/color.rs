@@ -113,15 +113,17 @@ fn eigen(mut a: Matrix) -> ([f64; 3], Matrix) {
             }
             let theta = 0.5 * (2.0 * a[p][q]).atan2(a[q][q] - a[p][p]);
             let (sin, cos) = theta.sin_cos();
-            for k in 0..3 {
-                (a[k][p], a[k][q]) = (cos * a[k][p] - sin * a[k][q], sin * a[k][p] + cos * a[k][q]);
+            let turned = |x: f64, y: f64| (cos * x - sin * y, sin * x + cos * y);
+            for row in &mut a {
+                (row[p], row[q]) = turned(row[p], row[q]);
             }
+            let (x, y) = (a[p], a[q]);
             for k in 0..3 {
-                (a[p][k], a[q][k]) = (cos * a[p][k] - sin * a[q][k], sin * a[p][k] + cos * a[q][k]);
+                (a[p][k], a[q][k]) = turned(x[k], y[k]);
             }
             let (x, y) = (vectors[p], vectors[q]);
             for k in 0..3 {
-                (vectors[p][k], vectors[q][k]) = (cos * x[k] - sin * y[k], sin * x[k] + cos * y[k]);
+                (vectors[p][k], vectors[q][k]) = turned(x[k], y[k]);
             }
         }
     }

@@ -80,7 +80,8 @@ fn what_quantizing_paints_is_what_its_tokens_paint() {
     let schedule: ScaleSchedule = "1_2x3_4x6".parse().unwrap();
     for phi in [Phi::Shared(1), Phi::Shared(4), Phi::PerScale(3)] {
         let config = config(phi, 4, 16);
-        let tokenizer: Tokenizer<A> = init(&config, SeedTree::new(4), &device).unwrap();
+        let tokenizer: Tokenizer<A> =
+            init(&config, sar_tokenizer::Init::Torch {}, SeedTree::new(4), &device).unwrap();
         let pixels = Tensor::random([2, 3, 8, 12], Distribution::Uniform(-1.0, 1.0), &device);
         let h_bchw = tokenizer.encode(pixels);
         let tokens_bl = tokenizer.tokens(h_bchw.clone(), &schedule);

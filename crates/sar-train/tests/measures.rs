@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig};
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig, codebook::rows};
+use sar_tokenizer::{ColorAxes, Family, Phi, Tokenizer, TokenizerConfig, codebook::rows};
 use sar_train::held_out::HeldOutMeter;
 use sar_train::recipe::TokenizerLoss;
 use sar_train::step::trainable;
@@ -85,8 +85,15 @@ fn nearest(latents: &[f64], codes: &[f64]) -> Vec<(Vec<f64>, Vec<f64>, usize)> {
         .collect()
 }
 
-const WEIGHTS: TokenizerLoss =
-    TokenizerLoss { l1: 0.7, l2: 1.3, codebook: 0.9, commitment: 0.4, entropy: 0.0, coarse: 0.5 };
+const WEIGHTS: TokenizerLoss = TokenizerLoss {
+    color_power: 0.0,
+    l1: 0.7,
+    l2: 1.3,
+    codebook: 0.9,
+    commitment: 0.4,
+    entropy: 0.0,
+    coarse: 0.5,
+};
 
 /// The error of pixels, area-resampled to the size of the output.
 fn pixel_errors(model: &Tokenizer<B>, f_hat_bchw: Tensor<B, 4>) -> (f64, f64) {
@@ -96,6 +103,32 @@ fn pixel_errors(model: &Tokenizer<B>, f_hat_bchw: Tensor<B, 4>) -> (f64, f64) {
     let output = host(output);
     let errors = || output.iter().zip(&target).map(|(a, b)| a - b);
     (mean(errors().map(f64::abs)), mean(errors().map(|e| e * e)))
+}
+
+#[test]
+fn errors_of_colors_are_taken_along_their_axes() {
+    let covariance = [[0.5, 0.3, 0.2], [0.3, 0.4, 0.25], [0.2, 0.25, 0.45]];
+    let colors = ColorAxes::of_covariance(covariance);
+    let model = tokenizer(Family::Flexvar).with_colors(colors);
+    let schedule: ScaleSchedule = "1_4".parse().unwrap();
+    let tokens = model.tokens(model.encode(pixels()), &schedule);
+    let output = host(model.decode(model.canvases(tokens, &schedule).remove(1)));
+    let errors: Vec<f64> = output.iter().zip(host(pixels())).map(|(a, b)| a - b).collect();
+    let n = 8 * 8;
+    let mut l2 = 0.0;
+    for image in errors.chunks_exact(3 * n) {
+        for i in 0..n {
+            for (axis, deviation) in colors.axes().iter().zip(colors.deviations()) {
+                let along: f64 = (0..3).map(|c| axis[c] * image[c * n + i]).sum();
+                l2 += along * along / deviation / errors.len() as f64;
+            }
+        }
+    }
+    let weights = TokenizerLoss { color_power: 0.5, coarse: 0.0, ..WEIGHTS };
+    let model = trainable::<A, Tokenizer<A>>(model);
+    let (terms, _) = tokenizer_loss(&model, pixels(), &schedule, &weights, SeedTree::new(0));
+    let found = terms.parts.iter().find(|(name, _)| *name == "l2").unwrap();
+    near("l2", host(found.1.clone())[0], l2);
 }
 
 #[test]
