@@ -236,7 +236,7 @@ fn weights_classes_and_sampling() {
     };
     let files =
         ["--tokenizer", "run/tokenizer.safetensors", "--backbone", "run/backbone-sar.safetensors"];
-    let as_recipe = ["--guidance", "4", "--top-k", "0", "--top-p", "0.7"];
+    let as_recipe = ["--guidance", "5", "--top-k", "0", "--top-p", "0.3"];
     let of_run = grid("of-run", &["--run", "run"]);
     assert_eq!(grid("as-recipe", &[&files[..], &as_recipe].concat()), of_run);
     assert_eq!(grid("of-files", &files), of_run);

@@ -80,6 +80,7 @@ macro_rules! at_level {
         );
     }};
 }
+
 /// `out = a b` or `out += a b`, row by row, on as many threads as the work is worth.
 ///
 /// # Panics
