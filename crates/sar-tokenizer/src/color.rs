@@ -142,6 +142,7 @@ fn eigen(mut a: Matrix) -> ([f64; 3], Matrix) {
 pub struct ColorMoments {
     n: f64,
     sums: [f64; 3],
+    /// On and above the diagonal.
     products: Matrix,
 }
 
@@ -160,7 +161,7 @@ impl ColorMoments {
             self.n += pixels as f64;
             for i in 0..3 {
                 self.sums[i] += planes[i].iter().map(|x| f64::from(*x)).sum::<f64>();
-                for j in 0..3 {
+                for j in i..3 {
                     let products =
                         planes[i].iter().zip(planes[j]).map(|(x, y)| f64::from(*x) * f64::from(*y));
                     self.products[i][j] += products.sum::<f64>();
@@ -178,7 +179,8 @@ impl ColorMoments {
 
     /// The mean square along a unit vector, about zero.
     pub fn mean_square_along(&self, axis: [f64; 3]) -> f64 {
-        let product = |i: usize, j: usize| axis[i] * axis[j] * self.products[i][j] / self.n;
+        let product =
+            |i: usize, j: usize| axis[i] * axis[j] * self.products[i.min(j)][i.max(j)] / self.n;
         (0..3).flat_map(|i| (0..3).map(move |j| product(i, j))).sum()
     }
 }

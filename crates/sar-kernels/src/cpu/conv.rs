@@ -49,14 +49,20 @@ pub(crate) struct Conv {
     pub(crate) pad: [usize; 4],
 }
 
+/// Height and width of the output of a convolution, padded at top, left, bottom and right.
+pub(super) fn out_size(
+    [height, width]: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    [top, left, bottom, right]: [usize; 4],
+) -> [usize; 2] {
+    [(height + top + bottom - kernel) / stride + 1, (width + left + right - kernel) / stride + 1]
+}
+
 impl Conv {
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> [usize; 2] {
-        let [top, left, bottom, right] = self.pad;
-        [
-            (self.height + top + bottom - self.kernel) / self.stride + 1,
-            (self.width + left + right - self.kernel) / self.stride + 1,
-        ]
+        out_size([self.height, self.width], self.kernel, self.stride, self.pad)
     }
 
     /// The convolution of `x` `[batch, c_in, height, width]` with `weight`

@@ -12,6 +12,7 @@
 
 use rayon::prelude::*;
 
+use super::conv::out_size;
 use super::kernel::{Gradient, Kernel, Pass};
 use super::simd::{sum_of, sum_of_pairs, vectorized};
 
@@ -50,11 +51,7 @@ struct Padded {
 impl Depthwise {
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> [usize; 2] {
-        let [top, left, bottom, right] = self.pad;
-        [
-            (self.height + top + bottom - self.kernel) / self.stride + 1,
-            (self.width + left + right - self.kernel) / self.stride + 1,
-        ]
+        out_size([self.height, self.width], self.kernel, self.stride, self.pad)
     }
 
     fn padded(&self) -> Padded {
