@@ -6,6 +6,9 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{conv2d, depthwise_conv2d};
 
+/// Maps of so many positions at most are small beside the weights of a 1x1 convolution.
+const FEW_POSITIONS: usize = 64;
+
 /// A convolution that is not trained.
 #[derive(Module, Debug)]
 pub(crate) struct Convolution<B: Backend> {
@@ -23,7 +26,14 @@ impl<B: Backend> Convolution<B> {
     /// All channels to all, see [`padding`](Self::padding).
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let (weight_ockk, bias_o) = (self.weight_ockk.clone(), self.bias_o.clone());
-        conv2d(x_bchw, weight_ockk, bias_o, self.stride, self.padding())
+        let ([o, c, k, _], [b, _, h, w]) = (weight_ockk.dims(), x_bchw.dims());
+        if k > 1 || self.stride > 1 || h * w > FEW_POSITIONS {
+            return conv2d(x_bchw, weight_ockk, bias_o, self.stride, self.padding());
+        }
+        // One product for the batch: by image, reading the weights would cost more than the sums.
+        let x_cr = x_bchw.swap_dims(0, 1).reshape([c, b * h * w]);
+        let y_or = weight_ockk.reshape([o, c]).matmul(x_cr) + bias_o.reshape([o, 1]);
+        y_or.reshape([o, b, h, w]).swap_dims(0, 1)
     }
 
     /// Each channel to its own.

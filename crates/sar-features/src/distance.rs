@@ -5,7 +5,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::EfficientNetLite0;
+use crate::{EfficientNetLite0, MIN_SIDE};
 
 /// What is added to the length of a vector of channels, as LPIPS does.
 const EPSILON: f64 = 1e-10;
@@ -27,6 +27,9 @@ pub struct PerceptualDistance<B: Backend> {
 }
 
 impl<B: Backend> PerceptualDistance<B> {
+    /// The smallest side of an image that the network takes, pixels.
+    pub const MIN_SIDE: usize = MIN_SIDE;
+
     /// The distance in the eyes of this network.
     pub fn new(net: EfficientNetLite0<B>) -> Self {
         Self { net }
@@ -36,7 +39,7 @@ impl<B: Backend> PerceptualDistance<B> {
     ///
     /// # Shapes
     /// - `x_bchw`, `y_bchw`: `[b, 3, h, w]`, pixels in [-1, 1], sides of
-    ///   [`MIN_SIDE`](crate::MIN_SIDE) at least
+    ///   [`MIN_SIDE`](Self::MIN_SIDE) at least
     /// - output: `[b]`, in [0, 4]
     ///
     /// # Panics

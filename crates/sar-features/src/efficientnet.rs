@@ -23,6 +23,9 @@ pub const WEIGHTS: &[u8] =
 /// The smallest side of an image that the network takes.
 pub const MIN_SIDE: usize = 32;
 
+/// The channels of the maps that [`EfficientNetLite0::maps`] gives.
+pub const MAP_CHANNELS: [usize; 5] = [16, 24, 40, 112, 320];
+
 /// The side at which [`EfficientNetLite0::pooled`] looks at images.
 const SIDE: usize = 160;
 /// How many images [`EfficientNetLite0::pooled`] takes through the network at a time: their maps

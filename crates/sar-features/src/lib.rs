@@ -29,6 +29,6 @@ mod distance;
 mod lpips;
 
 pub use distance::PerceptualDistance;
-pub use efficientnet::{EfficientNetLite0, MIN_SIDE, WEIGHTS};
+pub use efficientnet::{EfficientNetLite0, MAP_CHANNELS, MIN_SIDE, WEIGHTS};
 pub use lpips::Lpips;
 pub use vgg::Vgg16;

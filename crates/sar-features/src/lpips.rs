@@ -12,7 +12,7 @@ use crate::Vgg16;
 use crate::convolution::waiting;
 use crate::distance::{mean_over_positions, squared_differences, total};
 use crate::load::load;
-use crate::vgg::STAGES;
+use crate::vgg::{MIN_SIDE, STAGES};
 
 const ANCHOR: Anchor = Anchor { tensor: "lin0.model.1.weight", roots: &[""], averages: false };
 
@@ -52,6 +52,9 @@ struct Head<B: Backend> {
 }
 
 impl<B: Backend> Lpips<B> {
+    /// The smallest side of an image that the network takes, pixels.
+    pub const MIN_SIDE: usize = MIN_SIDE;
+
     /// Reads the network from torchvision's file, see [`Vgg16::open`], and the weights of its channels
     /// from `lpips/weights/v0.1/vgg.pth` of the PyPI package `lpips`.
     ///
@@ -86,7 +89,7 @@ impl<B: Backend> Lpips<B> {
     /// The distance of each image from its counterpart, with gradients for either.
     ///
     /// # Shapes
-    /// - `x_bchw`, `y_bchw`: `[b, 3, h, w]`, pixels in [-1, 1], sides of 16 at least
+    /// - `x_bchw`, `y_bchw`: `[b, 3, h, w]`, pixels in [-1, 1], sides of [`MIN_SIDE`](Self::MIN_SIDE) at least
     /// - output: `[b]`
     ///
     /// # Panics

@@ -17,7 +17,7 @@ use crate::load::load;
 pub(crate) const STAGES: [(usize, usize); 5] = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)];
 
 /// The smallest side of an image that is left with one position after the last halving.
-const MIN_SIDE: usize = 16;
+pub(crate) const MIN_SIDE: usize = 16;
 
 /// Mean and deviation of ImageNet's red, green and blue, for pixels in [-1, 1], as LPIPS rounds them.
 const MEAN: [f32; 3] = [-0.030, -0.088, -0.188];

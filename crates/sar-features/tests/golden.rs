@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
-use sar_features::{EfficientNetLite0, Lpips, PerceptualDistance, Vgg16, WEIGHTS};
+use sar_features::{EfficientNetLite0, Lpips, MAP_CHANNELS, PerceptualDistance, Vgg16, WEIGHTS};
 use sar_weights::NamedTensors;
 
 mod files;
@@ -73,6 +73,7 @@ fn efficientnet_computes_what_the_package_computes() {
     golden.check("features", net.features(x.clone()));
     golden.check("features_odd", net.features(images([1, 3, 77, 45], 0.021)));
     for (i, map) in net.maps(x).into_iter().enumerate() {
+        assert_eq!(map.dims()[1], MAP_CHANNELS[i]);
         let map = if i < 3 {
             let [b, c, h, w] = map.dims();
             let every_7th = (0..h * w).step_by(7).map(|at| at as i32).collect::<Vec<_>>();
