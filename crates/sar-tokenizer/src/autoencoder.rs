@@ -123,13 +123,22 @@ impl<B: Backend> Decoder<B> {
     /// - `z_bchw`: `[b, z, h, w]`
     /// - output: `[b, 3, H, W]`, pixels, not clamped
     pub fn forward(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.last_layer(self.before_last_layer(z_bchw))
+    }
+
+    /// What the last convolution is given: `[b, base channels, H, W]`.
+    pub(crate) fn before_last_layer(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let x = self.mid.forward(convolve(&self.conv_in, z_bchw));
         let apply = |x, level: &Level<B>| level.forward(x);
         let x = match self.finest_first {
             true => self.conv_blocks.iter().rev().fold(x, apply),
             false => self.conv_blocks.iter().fold(x, apply),
         };
-        convolve(&self.conv_out, activate(&self.norm_out, x))
+        activate(&self.norm_out, x)
+    }
+
+    pub(crate) fn last_layer(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        convolve(&self.conv_out, x_bchw)
     }
 }
 

@@ -75,6 +75,13 @@ impl ColorAxes {
         mixed(colors_bchw, self.inverse())
     }
 
+    /// The gradient of what [`back`](Self::back) was given, of that of its output.
+    pub(crate) fn back_gradient<B: Backend>(&self, gradient_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        let inverse = self.inverse();
+        let transposed = std::array::from_fn(|i| std::array::from_fn(|j| inverse[j][i]));
+        mixed(gradient_bchw, transposed)
+    }
+
     pub(crate) fn matrix(&self, power: f64) -> Matrix {
         let mut matrix = self.axes;
         for (row, deviation) in matrix.iter_mut().zip(self.deviations) {

@@ -9,12 +9,12 @@
 //! Shapes: b batch, c code channels, n tokens of one scale, l of all; K scales, coarse to fine.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use sar_core::{Filter, ScaleSize, resample};
 
 use crate::codebook::{Metric, rows};
 use crate::residual::Residual;
-use crate::{Codebook, Family, TokenizerConfig};
+use crate::{Codebook, Disturbance, Family, TokenizerConfig};
 
 /// A family of quantizers with its parameters.
 #[derive(Module, Debug)]
@@ -40,7 +40,8 @@ pub struct Quantized<B: Backend> {
     pub pairs: Vec<[Tensor<B, 2>; 2]>,
     /// The indices of all codes that were chosen.
     pub indices_n: Tensor<B, 1, Int>,
-    /// Value of the last `f_hat`, gradient of the latents (straight-through): `[b, c, h, w]`.
+    /// Value of the last `f_hat`, disturbed if so asked, gradient of the latents (straight-through):
+    /// `[b, c, h, w]`.
     pub straight_through_bchw: Tensor<B, 4>,
 }
 
@@ -137,16 +138,24 @@ impl<B: Backend> Quantizer<B> {
     }
 
     /// Quantizes latents at every one of some scales, for training. The last of the scales is the
-    /// latents' own size.
+    /// latents' own size. What is disturbed is what the decoder gets, not what the losses of the
+    /// codebook compare.
     ///
     /// # Shapes
     /// - `h_bchw`: `[b, c, h, w]`
     ///
     /// # Panics
-    /// If there is no scale, or the last one is not the latents' size.
-    pub fn quantize(&self, h_bchw: Tensor<B, 4>, scales: &[ScaleSize]) -> Quantized<B> {
+    /// If there is no scale, or the last one is not the latents' size, or the disturbance has not a
+    /// stream for each image.
+    pub fn quantize(
+        &self,
+        h_bchw: Tensor<B, 4>,
+        scales: &[ScaleSize],
+        disturbance: Option<&Disturbance<'_>>,
+    ) -> Quantized<B> {
         let [b, c, height, width] = h_bchw.dims();
         assert_eq!(scales.last(), Some(&ScaleSize { height, width }), "the latents' own size");
+        let disturbance = disturbance.filter(|disturbance| !disturbance.is_none());
         let mut indices = Vec::with_capacity(scales.len());
         let (pairs, straight_through_bchw) = match self {
             Self::Direct(direct) => {
@@ -158,21 +167,67 @@ impl<B: Backend> Quantizer<B> {
                     [z_nc, q_nc]
                 };
                 let pairs: Vec<_> = scales.iter().map(pair).collect();
-                let [z_nc, q_nc] = pairs[pairs.len() - 1].clone();
+                let [z_nc, mut q_nc] = pairs[pairs.len() - 1].clone();
+                if let (Some(disturbance), Some(size)) = (disturbance, scales.last()) {
+                    let found_n = indices[indices.len() - 1].clone();
+                    let indices_n = disturbance.perturbed(
+                        &direct.codebook,
+                        z_nc.clone(),
+                        found_n,
+                        &size.to_string(),
+                    );
+                    q_nc = direct.codebook.codes().select(0, indices_n);
+                }
                 (pairs, map(straight_through(z_nc, q_nc), [b, height, width]))
             }
             Self::Residual(_) => {
+                let mut searched = Vec::new();
                 let f_hats = self.encode_scales(h_bchw.clone(), scales, |z_nc| {
-                    let (indices_n, codes_nc) = self.nearest(z_nc);
+                    let (indices_n, codes_nc) = self.nearest(z_nc.clone());
+                    searched.push((z_nc, indices_n.clone()));
                     indices.push(indices_n);
                     codes_nc
                 });
                 let flat = |x_bchw: &Tensor<B, 4>| x_bchw.clone().reshape([b * c, height * width]);
                 let pairs = f_hats.iter().map(|f_hat| [flat(&h_bchw), flat(f_hat)]).collect();
-                (pairs, straight_through(h_bchw, f_hats[f_hats.len() - 1].clone()))
+                let f_hat = match disturbance {
+                    Some(disturbance) => self.disturbed(searched, scales, disturbance),
+                    None => f_hats[f_hats.len() - 1].clone(),
+                };
+                (pairs, straight_through(h_bchw, f_hat))
             }
         };
         Quantized { pairs, indices_n: Tensor::cat(indices, 0), straight_through_bchw }
+    }
+
+    /// The last `f_hat` of a residual quantizer out of disturbed codes, without gradients: of each scale
+    /// the rows that it searched codes for, and what it found.
+    fn disturbed(
+        &self,
+        searched: Vec<(Tensor<B, 2>, Tensor<B, 1, Int>)>,
+        scales: &[ScaleSize],
+        disturbance: &Disturbance<'_>,
+    ) -> Tensor<B, 4> {
+        let codes_vc = self.codebook().codes().detach();
+        let kept = disturbance.kept_scales(scales.len());
+        let b = kept.len();
+        let mut f_hat: Option<Tensor<B, 4>> = None;
+        for (k, ((z_nc, indices_n), size)) in searched.into_iter().zip(scales).enumerate() {
+            let indices_n =
+                disturbance.perturbed(self.codebook(), z_nc, indices_n, &size.to_string());
+            let q_bchw = map(codes_vc.clone().select(0, indices_n), [b, size.height, size.width]);
+            let mut added = self.add_scale(None, scales, k, q_bchw).detach();
+            if kept.iter().any(|kept| *kept <= k) {
+                let keeps: Vec<f32> = kept.iter().map(|n| f32::from(u8::from(k < *n))).collect();
+                let keeps = TensorData::new(keeps, [b, 1, 1, 1]);
+                added = added.clone() * Tensor::from_data(keeps, &added.device());
+            }
+            f_hat = Some(match f_hat {
+                Some(before) => before + added,
+                None => added,
+            });
+        }
+        f_hat.expect("at least one scale")
     }
 
     /// The nearest codes of rows: their indices and, with gradients, the codes.

@@ -172,11 +172,23 @@ impl<B: Backend> Tokenizer<B> {
     /// - `canvas_bchw`: `[b, c, h, w]`
     /// - output: `[b, 3, H, W]`, pixels; nominally in [-1, 1], not clamped
     pub fn decode(&self, canvas_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let image_bchw = self.decoder.forward(convolve(&self.post_quant_conv, canvas_bchw));
-        match &self.colors {
+        self.decode_in_two(canvas_bchw).1
+    }
+
+    /// What the decoder's last convolution is given, and the image that it makes of it: see
+    /// [`decode`](Self::decode).
+    ///
+    /// # Shapes
+    /// - first output: `[b, base channels, H, W]`
+    pub fn decode_in_two(&self, canvas_bchw: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let z_bchw = convolve(&self.post_quant_conv, canvas_bchw);
+        let last_bchw = self.decoder.before_last_layer(z_bchw);
+        let image_bchw = self.decoder.last_layer(last_bchw.clone());
+        let image_bchw = match &self.colors {
             Some(colors) => colors.back(image_bchw),
             None => image_bchw,
-        }
+        };
+        (last_bchw, image_bchw)
     }
 }
 

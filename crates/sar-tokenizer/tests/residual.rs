@@ -1,10 +1,10 @@
 //! VAR's tokenizer: an encoding by hand, and laws.
 
 use burn::backend::Autodiff;
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{ScaleSchedule, SeedTree, paint_all};
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig, init};
+use sar_tokenizer::{Disturbance, Family, Perturbation, Phi, Tokenizer, TokenizerConfig, init};
 
 fn config(phi: Phi, c: usize, codes: usize) -> TokenizerConfig {
     TokenizerConfig {
@@ -50,7 +50,7 @@ fn an_encoding_by_hand() {
     near(&values(inputs[0].clone()), &[0.6; 4]);
     near(&values(canvas.unwrap()), &[2.1, 0.1, 0.1, 0.1]);
 
-    let quantized = tokenizer.quantizer().quantize(f.clone(), schedule.sizes());
+    let quantized = tokenizer.quantizer().quantize(f.clone(), schedule.sizes(), None);
     near(&values(quantized.straight_through_bchw.clone()), &[2.1, 0.1, 0.1, 0.1]);
     let errors: Vec<f32> = quantized
         .pairs
@@ -66,7 +66,7 @@ fn an_encoding_by_hand() {
     near(&gradient, &[1.0; 4]);
     assert!(tokenizer.codebook().raw().grad(&grads).is_none());
     // What is painted after the last scale reaches every code that was chosen.
-    let quantized = tokenizer.quantizer().quantize(f, schedule.sizes());
+    let quantized = tokenizer.quantizer().quantize(f, schedule.sizes(), None);
     let [_, painted] = quantized.pairs[1].clone();
     let grads = painted.sum().backward();
     let gradient = tokenizer.codebook().raw().grad(&grads).unwrap();
@@ -86,7 +86,7 @@ fn what_quantizing_paints_is_what_its_tokens_paint() {
         let h_bchw = tokenizer.encode(pixels);
         let tokens_bl = tokenizer.tokens(h_bchw.clone(), &schedule);
         let canvases = tokenizer.canvases(tokens_bl.clone(), &schedule);
-        let quantized = tokenizer.quantizer().quantize(h_bchw.clone(), schedule.sizes());
+        let quantized = tokenizer.quantizer().quantize(h_bchw.clone(), schedule.sizes(), None);
         assert_eq!(quantized.indices_n.dims(), [2 * schedule.n_tokens()]);
         for (canvas, [_, painted]) in canvases.iter().zip(&quantized.pairs) {
             near(&values(canvas.clone()), &values(painted.clone()));
@@ -123,4 +123,38 @@ fn released_names_and_size() {
     has(&TokenizerConfig::var(), "encoder.down.4.attn.1.proj_out.weight");
     has(&TokenizerConfig::var(), "decoder.up.1.upsample.conv.weight");
     has(&TokenizerConfig::flexvar(), "decoder.conv_blocks.0.attn.2.q.weight");
+}
+
+/// A dropped image is decoded from the sum of its coarser scales, whatever the others keep; losses of the
+/// codebook see all scales.
+#[test]
+fn what_is_dropped_is_missing_from_the_sum() {
+    let device = Default::default();
+    let schedule: ScaleSchedule = "1_2_4".parse().unwrap();
+    let config = config(Phi::PerScale(3), 4, 16);
+    let tokenizer: Tokenizer<A> =
+        init(&config, sar_tokenizer::Init::Torch {}, SeedTree::new(4), &device).unwrap();
+    let pixels = SeedTree::new(5).normals(6 * 3 * 8 * 8);
+    let pixels = Tensor::from_data(TensorData::new(pixels, [6, 3, 8, 8]), &device);
+    let h_bchw = tokenizer.encode(pixels);
+    let tokens_bl = tokenizer.tokens(h_bchw.clone(), &schedule);
+    let canvases = tokenizer.canvases(tokens_bl, &schedule);
+    let images: Vec<SeedTree> = (0..6).map(|image| SeedTree::new(8).at(image)).collect();
+    let perturbation = Perturbation { share: 0.0, nearest: 1 };
+    let disturbance = Disturbance { perturbation, dropout: 0.6, images: &images };
+    let scales = schedule.sizes();
+    let quantized = tokenizer.quantizer().quantize(h_bchw.clone(), scales, Some(&disturbance));
+    let plain = tokenizer.quantizer().quantize(h_bchw, scales, None);
+    near(&values(quantized.pairs[2][1].clone()), &values(plain.pairs[2][1].clone()));
+    let mut seen = [0; 3];
+    for image in 0..6 {
+        let found = quantized.straight_through_bchw.clone().narrow(0, image, 1);
+        let is = |canvas: &&Tensor<A, 4>| {
+            let error = (found.clone() - (*canvas).clone().narrow(0, image, 1)).abs().max();
+            error.into_scalar() < 1e-5
+        };
+        let kept = canvases.iter().position(|canvas| is(&canvas)).expect("one of the sums");
+        seen[kept] += 1;
+    }
+    assert!(seen[2] > 0 && seen[0] + seen[1] > 0, "{seen:?}");
 }
