@@ -28,6 +28,7 @@
 //! it everything works, several times slower.
 
 pub mod pixels;
+pub mod sheet;
 
 pub mod recognize;
 pub mod weights;
@@ -43,8 +44,9 @@ pub use edit::{Edit, EditSettings, Part};
 pub use error::PipelineError;
 pub use image::RgbImage;
 pub use mask::Mask;
-pub use pipeline::{Pipeline, Request, files_of_run, sample_stream};
+pub use pipeline::{Pipeline, Request, files_of_run, sample_stream, tokenizer_of_run};
 pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
 pub use recognize::{Known, Model, Recognized, Wanted};
 pub use sar_core::{ClassError, find_class};
+pub use sheet::reconstructions;
 pub use weights::{Loaded, TrainedBackbone, TrainedTokenizer, published_sampler};

@@ -68,11 +68,20 @@ impl Request {
 /// # Errors
 /// If one of them is not there.
 pub fn files_of_run(run: &Path) -> Result<[PathBuf; 2], PipelineError> {
-    let find = |names: &'static [&'static str]| {
-        let found = names.iter().map(|name| run.join(name)).find(|path| path.is_file());
-        found.ok_or_else(|| PipelineError::Run { path: run.into(), names: names.to_vec() })
-    };
-    Ok([find(TOKENIZERS)?, find(BACKBONES)?])
+    Ok([find(run, TOKENIZERS)?, find(run, BACKBONES)?])
+}
+
+/// The tokenizer of a run's folder, which may have come no further.
+///
+/// # Errors
+/// If it is not there.
+pub fn tokenizer_of_run(run: &Path) -> Result<PathBuf, PipelineError> {
+    find(run, TOKENIZERS)
+}
+
+fn find(run: &Path, names: &'static [&'static str]) -> Result<PathBuf, PipelineError> {
+    let found = names.iter().map(|name| run.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| PipelineError::Run { path: run.into(), names: names.to_vec() })
 }
 
 impl<B: Backend> Pipeline<B> {
