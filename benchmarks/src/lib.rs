@@ -14,7 +14,7 @@ use sar_train::backbone_loss::backbone_loss;
 use sar_train::learner::Learner;
 use sar_train::objective::Objective;
 use sar_train::step::Terms;
-use sar_train::tokenizer_loss::tokenizer_loss;
+use sar_train::tokenizer_loss::{TokenizerObjective, tokenizer_loss};
 use sar_train::tokens::TokenBatch;
 
 /// Classes of the embedded emoji.
@@ -120,12 +120,19 @@ impl<A: AutodiffBackend> Subject<A> {
             .tokens_bl()
     }
 
-    /// One step of tokenizer training on images.
+    /// One step of tokenizer training on images, without a perceptual term or an adversary.
     pub fn tokenizer_step(&mut self, images_bchw: Tensor<A::InnerBackend, 4>, workers: usize) {
-        let (recipe, scales) = (&self.recipe.tokenizer, self.recipe.scales());
-        let loss = |model: &Tokenizer<A>, images| {
+        let recipe = &self.recipe.tokenizer;
+        let objective = TokenizerObjective {
+            schedule: self.recipe.scales(),
+            loss: &recipe.loss,
+            regularization: &recipe.regularization,
+            perception: None,
+        };
+        let loss = |model: &Tokenizer<A>, images: Tensor<A::InnerBackend, 4>| {
             let draws = SeedTree::new(2);
-            tokenizer_loss(model, images, scales, &recipe.loss, draws)
+            let streams = vec![draws; images.dims()[0]];
+            tokenizer_loss(model, images, &streams, &objective, draws)
         };
         let inputs = images_bchw.chunk(recipe.optimization.grad_accum_steps, 0);
         let sum = self.tokenizer.accumulate(inputs, workers, loss);

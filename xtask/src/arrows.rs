@@ -27,7 +27,7 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = PROGRAMS.split_at(13).0;
+const LIBRARIES: &[&str] = PROGRAMS.split_at(15).0;
 
 /// What a program may use: the libraries, and what is for programs alone.
 const PROGRAMS: &[&str] = &[
@@ -39,8 +39,10 @@ const PROGRAMS: &[&str] = &[
     "sar-loss",
     "sar-data",
     "sar-features",
+    "sar-discriminator",
     "sar-rollout",
     "sar-pipeline",
+    "sar-eval",
     "sar-train",
     "sar-parity",
     "sar-selfcheck",
@@ -61,9 +63,11 @@ const TABLE: &[Row] = &[
     Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
     Row { package: "sar-features", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
+    Row { package: "sar-discriminator", ours: &["sar-core", "sar-kernels", "sar-weights", "sar-features"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(10).0, burn: Burn::Generic },
+    Row { package: "sar-eval", ours: &["sar-core", "sar-tokenizer", "sar-loss", "sar-data", "sar-features"], burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(12).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.

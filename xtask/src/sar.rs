@@ -1,5 +1,5 @@
-//! `train`, `sample`, `edit`, `convert`, `inspect`, `parity`: forwarded to the binary `sar`, built
-//! with the backend that `--device` asks for, and with `--fusion` its fusion.
+//! `train`, `sample`, `tokenizer-eval`, `edit`, `convert`, `inspect`, `parity`: forwarded to the binary
+//! `sar`, built with the backend that `--device` asks for, and with `--fusion` its fusion.
 
 use std::ffi::OsString;
 

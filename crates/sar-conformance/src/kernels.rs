@@ -6,7 +6,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{CodePyramid, Filter, ScaleSize, SeedTree, resample};
-use sar_loss::{cross_entropy, soft_cross_entropy};
+use sar_loss::{cross_entropy, soft_cross_entropy, ssim};
 use sar_rollout::{Filters, draw, guide};
 use sar_train::tokenizer_loss::CodeUsage;
 
@@ -38,6 +38,43 @@ pub fn bicubic_equals_published_numbers<B: Backend>(device: &B::Device) {
     let grid = tensor::<B, 4>((1..=16).map(|x| x as f32).collect(), [1, 1, 4, 4], device);
     let ours = floats(resample(grid, ScaleSize::square(8), Filter::Bicubic));
     assert_near("bicubic", &ours, &published, 1e-6);
+}
+
+/// Structural similarity window by window, of images that are larger and smaller than a window of 11 px.
+pub fn structural_similarity_equals_its_definition<B: Backend>(device: &B::Device) {
+    for ([h, w], n) in [([14, 12], 11), ([9, 16], 9), ([4, 6], 3), ([1, 3], 1)] {
+        let size = 3 * h * w;
+        let values = |i: u64| SeedTree::new(8).at(i).normals(2 * size).into_iter();
+        let x: Vec<f32> = values(0).map(|x| (0.4 * x).clamp(-1.0, 1.0)).collect();
+        let y: Vec<f32> = x.iter().zip(values(1)).map(|(x, e)| 0.8 * x + 0.1 * e).collect();
+        let g = |i: usize| (-(i as f64 - (n / 2) as f64).powi(2) / 4.5).exp();
+        let total: f64 = (0..n).map(g).sum();
+        let mut expected = Vec::new();
+        for (x, y) in x.chunks(size).zip(y.chunks(size)) {
+            let mut sum = 0.0;
+            let places = (h - n + 1) * (w - n + 1);
+            for at in 0..3 * places {
+                let (c, i, j) = (at / places, at % places / (w - n + 1), at % (w - n + 1));
+                // Means of x, y, x^2, y^2 and xy.
+                let mut m = [0.0; 5];
+                for (di, dj) in (0..n * n).map(|at| (at / n, at % n)) {
+                    let pixel = (c * h + i + di) * w + j + dj;
+                    let (x, y) = (f64::from(x[pixel]), f64::from(y[pixel]));
+                    let weight = g(di) * g(dj) / (total * total);
+                    [x, y, x * x, y * y, x * y]
+                        .iter()
+                        .zip(&mut m)
+                        .for_each(|(v, m)| *m += weight * v);
+                }
+                let [x, y, xx, yy, xy] = m;
+                sum += (2.0 * x * y + 4e-4) * (2.0 * (xy - x * y) + 3.6e-3)
+                    / ((x * x + y * y + 4e-4) * (xx - x * x + yy - y * y + 3.6e-3));
+            }
+            expected.push(sum / (3 * places) as f64);
+        }
+        let [x, y] = [x, y].map(|values| tensor::<B, 4>(values, [2, 3, h, w], device));
+        assert_near(&format!("SSIM {h}x{w}"), &floats(ssim(x, y)), &expected, 1e-5);
+    }
 }
 
 /// Every filter at sizes that grow, shrink, stay and do both, pixel by pixel.

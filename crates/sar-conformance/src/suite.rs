@@ -34,6 +34,7 @@ macro_rules! tests {
             guidance_mixes_as_stated,
             nearest_codes_are_nearest,
             resampling_equals_its_definition,
+            structural_similarity_equals_its_definition,
             sums_along_every_axis_equal_f64,
         ));
     };

@@ -9,16 +9,16 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use sar_core::{CodePyramid, Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::Reduction;
 use sar_model::{Backbone, Precision};
-use sar_tokenizer::{Tokenizer, codebook};
+use sar_tokenizer::{Perturbation, Tokenizer, codebook};
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::learner::{Learner, Optimization};
 use sar_train::objective::{Objective, Regularization};
 use sar_train::optim::{AdamW, AdamWConfig};
-use sar_train::recipe::TokenizerLoss;
+use sar_train::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
 use sar_train::schedule::{Decay, LrSchedule, WeightDecay};
 use sar_train::step::{Terms, accumulate, trainable};
-use sar_train::tokenizer_loss::tokenizer_loss;
+use sar_train::tokenizer_loss::{TokenizerObjective, tokenizer_loss};
 use sar_train::tokens::TokenBatch;
 use sar_weights::{Layout, parameters};
 
@@ -192,7 +192,7 @@ pub fn the_quantizer_passes_gradients_straight_through<A: AutodiffBackend>(devic
 
     let ours_bchw = latent_bchw();
     let size = ScaleSize { height: 2, width: 3 };
-    let quantized = model.quantizer().quantize(ours_bchw.clone(), &[size]);
+    let quantized = model.quantizer().quantize(ours_bchw.clone(), &[size], None);
     let through_bchw = quantized.straight_through_bchw;
     let tokens_bn = quantized.indices_n.reshape([2, 6]);
     let codes_bnc: Tensor<A, 3> = model.look_up(tokens_bn);
@@ -341,13 +341,26 @@ pub fn training_a_tokenizer_lowers_its_loss<A: AutodiffBackend>(device: &A::Devi
         codebook: 1.0,
         commitment: 0.25,
         entropy: 0.01,
+        perceptual: Perceptual::None {},
         coarse: 0.5,
+        coarse_scales: 2,
     };
+    let regularization = TokenizerRegularization {
+        quantizer_dropout: 0.0,
+        perturbation: Perturbation { share: 0.2, nearest: 2 },
+    };
+    let objective = TokenizerObjective {
+        schedule: &schedule,
+        loss: &weights,
+        regularization: &regularization,
+        perception: None,
+    };
+    let streams = [0, 1].map(SeedTree::new);
     let model = tiny::tokenizer::<Inner<A>>(device);
     let loss = |model: &Tokenizer<A>, _| {
         let images_bchw = normals::<Inner<A>, 4>(SeedTree::new(19), [2, 3, 8, 8], device);
-        // The same coarse scale at every step.
-        tokenizer_loss(model, images_bchw, &schedule, &weights, SeedTree::new(0)).0
+        // The same coarse scales and the same codes replaced at every step.
+        tokenizer_loss(model, images_bchw, &streams, &objective, SeedTree::new(0)).0
     };
     assert_falls::<A, Tokenizer<A>>(model, tiny::tokenizer_config().layout(), loss);
 }

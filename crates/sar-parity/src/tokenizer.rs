@@ -28,7 +28,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let [_, _, height, width] = h_bchw.dims();
         let quantizer = tokenizer.quantizer();
         let full = ScaleSize { height, width };
-        let quantized = quantizer.quantize(h_bchw.clone(), &[full]);
+        let quantized = quantizer.quantize(h_bchw.clone(), &[full], None);
         let full_bn = quantized.indices_n.clone().reshape([b, height * width]);
         let scores = || distance_scores(tokenizer, h_bchw.clone());
         self.tokens("tokenizer.indices_full", full_bn, scores);
@@ -48,7 +48,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         for side in self.sides("tokenizer.multi_scale_recon.") {
             let size = ScaleSize::square(side);
             let h = tokenizer.project(resample(features_bchw.clone(), size, Filter::Area));
-            let quantized = quantizer.quantize(h, &[size]);
+            let quantized = quantizer.quantize(h, &[size], None);
             let recon = tokenizer.decode(quantized.straight_through_bchw);
             self.floats(&format!("tokenizer.multi_scale_recon.{side}"), recon);
         }
@@ -76,7 +76,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let last = f_hats[f_hats.len() - 1].clone();
         self.floats("tokenizer.recon", tokenizer.decode(last).clamp(-1.0, 1.0));
 
-        let quantized = tokenizer.quantizer().quantize(f_bchw, schedule.sizes());
+        let quantized = tokenizer.quantizer().quantize(f_bchw, schedule.sizes(), None);
         let pairs = quantized.pairs;
         let commitment = vq::mean_over(&pairs, vq::commitment) * self.case.commit_beta;
         let loss = vq::mean_over(&pairs, vq::codebook) + commitment;

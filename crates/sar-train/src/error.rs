@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sar_core::ScaleSize;
 use sar_data::DataError;
+use sar_discriminator::DiscriminatorConfigError;
 use sar_model::BackboneConfigError;
 use sar_pipeline::PipelineError;
 use sar_tokenizer::TokenizerConfigError;
@@ -28,6 +29,9 @@ pub enum TrainError {
     /// The tokenizer cannot be built.
     #[error("tokenizer.{0}")]
     Tokenizer(#[from] TokenizerConfigError),
+    /// The tokenizer's adversary cannot be built.
+    #[error("tokenizer.adversary.discriminator.{0}")]
+    Discriminator(#[from] DiscriminatorConfigError),
     /// The backbone cannot be built.
     #[error("backbone.{0}")]
     Backbone(#[from] BackboneConfigError),

@@ -1,9 +1,10 @@
 //! What a run measures and draws outside its stages.
 
 use burn::tensor::backend::AutodiffBackend;
+use sar_eval::TokenizerMeter;
 use sar_pipeline::{
-    Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, enlarge, grid, magnification,
-    to_images, to_tensor,
+    Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, grid, magnification,
+    reconstructions,
 };
 use sar_tokenizer::Tokenizer;
 
@@ -11,14 +12,13 @@ use crate::event::Event;
 use crate::held_out::{HeldOut, HeldOutMeter};
 use crate::report::TokenizerReport;
 use crate::run::{Inner, Run};
-use crate::tokenizer_meter::TokenizerMeter;
 use crate::{StageId, TrainError};
 
 /// Rows of a sample sheet: of a thousand classes the first ones say enough.
 const MOST_SAMPLED_CLASSES: usize = 32;
 
 impl<A: AutodiffBackend> Run<'_, A> {
-    /// PSNR and code use on held-out images, of the tokenizer and of its average.
+    /// PSNR, SSIM and code use on held-out images, of the tokenizer and of its average.
     ///
     /// # Errors
     /// If images cannot be read, or the PSNR is not a number.
@@ -27,18 +27,18 @@ impl<A: AutodiffBackend> Run<'_, A> {
         tokenizer: &Tokenizer<Inner<A>>,
         average: Option<&Tokenizer<Inner<A>>>,
     ) -> Result<TokenizerReport, TrainError> {
-        let mut report = self.measure_tokenizer(tokenizer)?.report();
-        report.average_psnr_db = match average {
+        let figures = self.measure_tokenizer(tokenizer)?.figures();
+        let average_psnr_db = match average {
             Some(average) => Some(self.measure_tokenizer(average)?.psnr_db()),
             None => None,
         };
-        Ok(report)
+        Ok(TokenizerReport { figures, average_psnr_db })
     }
 
     fn measure_tokenizer(
         &mut self,
         tokenizer: &Tokenizer<Inner<A>>,
-    ) -> Result<TokenizerMeter, TrainError> {
+    ) -> Result<TokenizerMeter<Inner<A>>, TrainError> {
         let what = "measuring the tokenizer on held-out images";
         self.journal.observer.event(&Event::Working { what });
         let evaluation = &self.recipe.evaluation;
@@ -62,16 +62,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         for batch in self.images.held_out(n, self.recipe.evaluation.batch_size) {
             originals.extend(batch?.images);
         }
-        let n = originals.len();
-        let h_bchw = tokenizer.encode(to_tensor(&originals, self.device));
-        let tokens_bl = tokenizer.tokens(h_bchw, self.scales());
-        let side = self.recipe.data.side;
-        let mut rows: Vec<Vec<RgbImage>> = vec![originals];
-        for f_hat_bchw in tokenizer.canvases(tokens_bl, self.scales()).into_iter().rev() {
-            let decoded = to_images(tokenizer.decode(f_hat_bchw));
-            rows.push(decoded.iter().map(|image| enlarge(image, side, side)).collect());
-        }
-        let sheet = grid(&rows.concat(), n, 4, magnification(side));
+        let sheet = reconstructions(tokenizer, &originals, self.scales(), n, self.device);
         let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
         self.journal.wrote(&path);
         Ok(())

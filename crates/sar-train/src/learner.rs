@@ -22,7 +22,7 @@ use crate::gradients::{Gradients, clip_factor, norm_of};
 use crate::loss_scale::LossScale;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
-use crate::step::{Accumulated, Terms, accumulate};
+use crate::step::{Accumulated, Terms, accumulate, accumulate_staged};
 
 /// How a stage is optimized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,6 +158,22 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
     ) -> Accumulated<A::InnerBackend, O> {
         let factor = self.loss_factor();
         accumulate::<A, M, I, O>(self.model(), micro_batches, workers, factor, loss)
+    }
+
+    /// As [`accumulate`](Self::accumulate), in two passes: see [`crate::step::accumulate_staged`].
+    ///
+    /// # Panics
+    /// If there is no micro-batch, or `workers` is 0.
+    pub fn accumulate_staged<I: Send, S: Send, P: Send, Q: Send, O: Send>(
+        &self,
+        micro_batches: Vec<I>,
+        workers: usize,
+        forward: impl Fn(&M, I) -> (S, P) + Sync,
+        settle: impl Fn(P) -> Q + Sync,
+        loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
+    ) -> Accumulated<A::InnerBackend, O> {
+        let (model, factor) = (self.model(), self.loss_factor());
+        accumulate_staged(model, micro_batches, workers, factor, forward, settle, loss)
     }
 
     fn loss_factor(&self) -> f64 {

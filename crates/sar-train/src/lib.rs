@@ -18,6 +18,7 @@ pub mod step;
 pub mod tokens;
 
 pub mod backbone_loss;
+pub mod perception;
 pub mod tokenizer_loss;
 
 pub mod held_out;
@@ -33,8 +34,8 @@ mod watch;
 mod batches;
 mod k_means;
 pub mod latents;
-mod tokenizer_meter;
 
+mod adversary;
 mod backbone_stage;
 mod tokenizer_stage;
 

@@ -4,6 +4,7 @@
 //! line is a recipe plus `key.path=value` settings.
 
 mod fields;
+mod tokenizer;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,10 +13,13 @@ use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, BackboneShape, Init, PositionsConfig, Precision};
 use sar_rollout::Sampler;
-use sar_tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 
 use self::fields::{first_difference, forget, not_finite, set, unknown_key};
+pub use self::tokenizer::{
+    Adversary, Colors, DeadCodeRestart, Perceptual, TokenizerLoss, TokenizerRecipe,
+    TokenizerRegularization,
+};
 use crate::latents::Latents;
 use crate::learner::Optimization;
 use crate::objective::{BackboneMeasure, Objective, Regularization};
@@ -88,50 +92,6 @@ pub enum Adapt {
     Codes,
 }
 
-/// The tokenizer and its training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerRecipe {
-    /// Optimization steps; 0 keeps the weights that it starts from.
-    pub steps: u64,
-    /// The weights that it starts from.
-    pub init_from: InitFrom,
-    /// What random weights are like.
-    pub init: sar_tokenizer::Init,
-    /// The colors that it is trained in; it takes and gives RGB in any case.
-    pub colors: Colors,
-    /// The weights that it ends with.
-    pub output: Output,
-    /// Shape.
-    pub model: TokenizerConfig,
-    /// Optimization.
-    pub optimization: Optimization,
-    /// Weights of the loss terms.
-    pub loss: TokenizerLoss,
-    /// When codes that nothing uses get new places.
-    pub dead_code_restart: DeadCodeRestart,
-}
-
-/// The colors that a tokenizer is trained in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Colors {
-    /// Red, green, blue, as published.
-    Rgb,
-    /// The principal axes of the training images' colors, each over its deviation.
-    Principal,
-}
-
-/// When codes that nothing uses get new places, those of latents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeadCodeRestart {
-    /// Steps between looks for such codes; 0 never looks.
-    pub every: u64,
-    /// No code is moved after this step, so that the codebook can settle.
-    pub until: u64,
-}
-
 /// Which weights a stage ends with: the next stage starts from them, the samples show them, and the file
 /// that has the stage's name holds them. The others are written beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,28 +103,6 @@ pub enum Output {
     Best,
     /// Their average over the steps.
     Average,
-}
-
-/// Weights of the tokenizer's loss terms.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerLoss {
-    /// How much more the axes of little variance count in the errors of pixels, with principal colors:
-    /// an error along an axis is divided by its deviation to this power. 1 counts all axes alike, 0 as
-    /// they are.
-    pub color_power: f64,
-    /// Mean absolute error of pixels.
-    pub l1: f64,
-    /// Mean squared error of pixels.
-    pub l2: f64,
-    /// Codes to latents (published: 1).
-    pub codebook: f64,
-    /// Latents to codes (published: 0.25).
-    pub commitment: f64,
-    /// Certain and even assignments (published: 0).
-    pub entropy: f64,
-    /// Weight of the coarser scale that each step draws, relative to the finest.
-    pub coarse: f64,
 }
 
 /// The backbone.
@@ -467,6 +405,8 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sar_tokenizer::TokenizerConfig;
+
     use super::*;
 
     fn error(settings: &[&str]) -> String {

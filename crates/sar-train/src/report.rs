@@ -1,5 +1,6 @@
 //! What a run amounts to, as `report.json` holds it.
 
+use sar_eval::TokenizerFigures;
 use serde::{Deserialize, Serialize};
 
 use crate::held_out::{Figures, HeldOut};
@@ -54,45 +55,11 @@ pub struct StageReport {
 /// The tokenizer on held-out images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenizerReport {
-    /// Mean over images of the peak signal-to-noise ratio of the finest scale, dB, pixels clamped.
-    pub psnr_db: f64,
-    /// The same of the averaged weights, where the recipe keeps an average.
+    /// Those of the weights that the stage ends with.
+    #[serde(flatten)]
+    pub figures: TokenizerFigures,
+    /// The PSNR of the averaged weights, where the recipe keeps an average.
     pub average_psnr_db: Option<f64>,
-    /// Different codes used by the held-out pyramids.
-    pub codes_used: usize,
-    /// Number of codes.
-    pub codes: usize,
-    /// The same by scale.
-    pub by_scale: Vec<TokenizerScale>,
-    /// The errors of the finest scale by the principal axes of the images' colors.
-    #[serde(default)]
-    pub by_color: Vec<TokenizerColor>,
-}
-
-/// One axis of the colors of the held-out images.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TokenizerColor {
-    /// A unit vector of red, green and blue.
-    pub axis: [f64; 3],
-    /// Standard deviation of the images' pixels along it; pixels span 2.
-    pub deviation: f64,
-    /// Of the mean squared error along it, dB, for a peak of 2.
-    pub psnr_db: f64,
-    /// The mean squared error along it as a share of the variance: 1 for colors that are not there.
-    pub error_share: f64,
-}
-
-/// One scale of the tokenizer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TokenizerScale {
-    /// The scale, as written in a schedule.
-    pub scale: String,
-    /// Against the image at the size that the scale decodes to, dB.
-    pub psnr_db: f64,
-    /// Different codes used.
-    pub codes_used: usize,
-    /// Exponential of the entropy of the code histogram.
-    pub perplexity: f64,
 }
 
 /// Held-out losses around SAR.

@@ -23,6 +23,7 @@ use crate::init::Initial;
 use crate::latents::{Extent, LatentCache, Latents};
 use crate::learner::{Learner, Trained};
 use crate::objective::Objective;
+use crate::perception::Perception;
 use crate::recipe::{Output, Recipe};
 use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
@@ -62,6 +63,7 @@ pub fn train<A: AutodiffBackend>(
 ) -> Result<Report, TrainError> {
     check_precision::<A>(recipe, device)?;
     let (path, ahead) = (dir, ReadAhead::default());
+    let perception = Perception::<A>::open(&recipe.tokenizer.loss.perceptual, device)?;
     let (dir, images, initial) = if execution.resume {
         let dir = RunDir::reopen(path)?;
         let started_with = dir.recipe();
@@ -90,7 +92,7 @@ pub fn train<A: AutodiffBackend>(
     let journal = Journal { dir, metrics, observer, stop, log, stages: Vec::new(), clock };
     let seed = SeedTree::new(recipe.seed);
     let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal };
-    let report = run.all(initial);
+    let report = run.all(initial, perception);
     // Also when it failed: it may have failed for them.
     run.journal.dir.remember_unreadable(&images.unreadable())?;
     report
@@ -119,8 +121,12 @@ pub(crate) struct Run<'a, A: AutodiffBackend> {
 
 impl<A: AutodiffBackend> Run<'_, A> {
     /// The whole path.
-    fn all(&mut self, initial: Initial<Inner<A>>) -> Result<Report, TrainError> {
-        let Trained { model, average } = self.train_tokenizer(initial.tokenizer)?;
+    fn all(
+        &mut self,
+        initial: Initial<Inner<A>>,
+        perception: Option<Perception<A>>,
+    ) -> Result<Report, TrainError> {
+        let Trained { model, average } = self.train_tokenizer(initial.tokenizer, perception)?;
         let tokenizer_report = self.tokenizer_report(&model, average.as_ref())?;
         let tokenizer = self.whole_tokenizer(model);
         self.draw_reconstructions(&tokenizer.model)?;
@@ -210,17 +216,18 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn train_tokenizer(
         &mut self,
         from: Tokenizer<Inner<A>>,
+        perception: Option<Perception<A>>,
     ) -> Result<Trained<Tokenizer<Inner<A>>>, TrainError> {
         let id = StageId::Tokenizer;
         let seed = self.seed.child("tokenizer");
         let task = TokenizerStage::<A>::new(
             self.recipe,
-            from,
+            (from, perception),
             self.images,
             self.workers,
             seed,
             self.device,
-        );
+        )?;
         let Trained { model, average } =
             self.train(id, task, TokenizerStage::into_learner, |run, model, path| {
                 run.whole_tokenizer(model).save(path)

@@ -66,11 +66,56 @@ where
     I: Send,
     O: Send,
 {
+    accumulate_staged(
+        model,
+        micro_batches,
+        workers,
+        loss_scale,
+        |_, input| (input, ()),
+        |()| (),
+        |differentiable, input, ()| loss(differentiable, input),
+    )
+}
+
+/// As [`accumulate`], for a loss that depends on gradients of what the model made: in between, graphs of
+/// their own are differentiated.
+///
+/// - `forward` gives what the loss needs of the forward pass, and graphs `P` that do not reach back to the
+///   model;
+/// - `settle` differentiates these;
+/// - `loss` gives the terms out of both.
+///
+/// # Panics
+/// As [`accumulate`].
+pub fn accumulate_staged<A, M, I, S, P, Q, O>(
+    model: &M::InnerModule,
+    micro_batches: Vec<I>,
+    workers: usize,
+    loss_scale: f64,
+    forward: impl Fn(&M, I) -> (S, P) + Sync,
+    settle: impl Fn(P) -> Q + Sync,
+    loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
+) -> Accumulated<A::InnerBackend, O>
+where
+    A: AutodiffBackend,
+    M: AutodiffModule<A>,
+    M::InnerModule: Send,
+    I: Send,
+    S: Send,
+    P: Send,
+    Q: Send,
+    O: Send,
+{
     let n = micro_batches.len();
     assert!(n > 0 && workers > 0, "{n} micro-batches, {workers} workers");
     let forward = |(model, input): (M::InnerModule, I)| {
         let differentiable = trainable::<A, M>(model);
-        let (terms, output) = loss(&differentiable, input);
+        let (made, graphs) = forward(&differentiable, input);
+        (differentiable, made, graphs)
+    };
+    let settle = |(differentiable, made, graphs): (M, S, P)| (differentiable, made, settle(graphs));
+    let loss = |(differentiable, made, settled): (M, S, Q)| {
+        let (terms, output) = loss(&differentiable, made, settled);
         (differentiable, terms, output)
     };
     let backward = |(differentiable, terms, output): (M, Terms<A>, O)| {
@@ -88,6 +133,14 @@ where
         let group = {
             let _building = graphs::building();
             side_by_side(group, &forward)
+        };
+        let group = {
+            let _differentiating = graphs::differentiating();
+            side_by_side(group, &settle)
+        };
+        let group = {
+            let _building = graphs::building();
+            side_by_side(group, &loss)
         };
         let group = {
             let _differentiating = graphs::differentiating();

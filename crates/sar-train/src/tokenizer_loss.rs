@@ -1,7 +1,7 @@
-//! Tokenizer training, first form: pixels, codebook, commitment, entropy.
+//! What a tokenizer is trained for: pixels, perception, codebook, commitment, entropy.
 //!
-//! Every step reconstructs the finest scale and, of a direct tokenizer, one coarser scale that it
-//! draws; the image is compared at the size that a scale decodes to.
+//! Every step reconstructs the finest scale and, of a direct tokenizer, coarser scales that it draws;
+//! the image is compared at the size that a scale decodes to.
 //!
 //! Shapes: b batch, c code channels, z feature channels, n latents, v codes.
 
@@ -9,93 +9,214 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::vq;
-use sar_tokenizer::{Codebook, Quantizer, Tokenizer};
+use sar_tokenizer::{Codebook, ColorAxes, Disturbance, Quantizer, Tokenizer};
 
-use crate::recipe::TokenizerLoss;
-use crate::step::Terms;
+use crate::perception::Perception;
+use crate::recipe::{TokenizerLoss, TokenizerRegularization};
+use crate::step::{Parts, Terms};
+
+/// What a tokenizer is trained for.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenizerObjective<'a, A: AutodiffBackend> {
+    /// The scales; the finest one is the latents' own size.
+    pub schedule: &'a ScaleSchedule,
+    /// Weights of the terms.
+    pub loss: &'a TokenizerLoss,
+    /// What is made harder than it is.
+    pub regularization: &'a TokenizerRegularization,
+    /// The network of the perceptual term, if there is one.
+    pub perception: Option<&'a Perception<A>>,
+}
+
+/// What a tokenizer makes of a batch at one scale.
+pub(crate) struct Reconstruction<A: AutodiffBackend> {
+    pub(crate) size: ScaleSize,
+    pub(crate) is_finest: bool,
+    /// The scale's share of the loss; the shares of a step sum to one.
+    pub(crate) share: f64,
+    /// `[b, 3, h, w]`, and the image at that size.
+    pub(crate) output_bchw: Tensor<A, 4>,
+    pub(crate) target_bchw: Tensor<A, 4>,
+    /// What the decoder's last convolution was given.
+    pub(crate) last_bchw: Tensor<A, 4>,
+    /// The weighted losses of the quantizer.
+    quantizer: Tensor<A, 1>,
+    commitment: Tensor<A, 1>,
+}
+
+/// What is differentiated of an image's losses, its value, and its parts.
+pub(crate) type ImageTerms<A> = (
+    Tensor<A, 1>,
+    Tensor<<A as AutodiffBackend>::InnerBackend, 1>,
+    Parts<<A as AutodiffBackend>::InnerBackend>,
+);
 
 /// The loss of a tokenizer on a batch, and the codes that it used.
 ///
 /// # Shapes
 /// - `images_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
+/// - `streams`: a stream for each image, which decides what is disturbed of it
 /// - second output: `[n]`, indices of all scales of the step
 ///
 /// # Panics
 /// If coarser scales have a weight and the tokenizer is a residual one, which has no others to
-/// decode.
+/// decode, or there is not a stream for each image.
 pub fn tokenizer_loss<A: AutodiffBackend>(
     model: &Tokenizer<A>,
     images_bchw: Tensor<A::InnerBackend, 4>,
-    schedule: &ScaleSchedule,
-    weights: &TokenizerLoss,
+    streams: &[SeedTree],
+    objective: &TokenizerObjective<'_, A>,
     step: SeedTree,
 ) -> (Terms<A>, Tensor<A::InnerBackend, 1, Int>) {
-    let images_bchw = Tensor::<A, 4>::from_inner(images_bchw);
-    let features_bchw = model.features(images_bchw.clone());
-    let mut total: Option<Tensor<A, 1>> = None;
-    let mut parts = Vec::new();
-    let mut used = Vec::new();
-    let mut scales = Vec::new();
-    for (size, weight, is_finest) in scales_of_step(schedule, weights.coarse, step) {
-        let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
-        let quantized_at: &[ScaleSize] = match model.quantizer() {
-            Quantizer::Direct(_) => &[size],
-            Quantizer::Residual(_) => schedule.sizes(),
+    let (reconstructions, used_n) = objective.reconstruct(model, images_bchw, streams, step);
+    let image_loss = |reconstruction: &Reconstruction<A>| {
+        let Reconstruction { output_bchw, target_bchw, .. } = reconstruction;
+        let (loss, parts) =
+            objective.image_loss(model.colors(), output_bchw.clone(), target_bchw.clone());
+        (loss.clone(), loss.inner(), parts)
+    };
+    (objective.terms(reconstructions, image_loss), used_n)
+}
+
+impl<A: AutodiffBackend> TokenizerObjective<'_, A> {
+    /// The reconstructions of a step's scales, finest first, and the codes that they used.
+    pub(crate) fn reconstruct(
+        &self,
+        model: &Tokenizer<A>,
+        images_bchw: Tensor<A::InnerBackend, 4>,
+        streams: &[SeedTree],
+        step: SeedTree,
+    ) -> (Vec<Reconstruction<A>>, Tensor<A::InnerBackend, 1, Int>) {
+        let Self { schedule, loss: weights, regularization, .. } = self;
+        let disturbance = Disturbance {
+            perturbation: regularization.perturbation,
+            dropout: regularization.quantizer_dropout,
+            images: streams,
         };
-        let quantized = model.quantizer().quantize(latent_bchw, quantized_at);
-        let output_bchw = model.decode(quantized.straight_through_bchw);
-        let [_, _, height, width] = output_bchw.dims();
-        let target = resample(images_bchw.clone(), ScaleSize { height, width }, Filter::Area);
-        let error = output_bchw - target;
-        let error = flat(match model.colors() {
+        let images_bchw = Tensor::<A, 4>::from_inner(images_bchw);
+        let features_bchw = model.features(images_bchw.clone());
+        let mut used = Vec::new();
+        let reconstruct = |(size, share, is_finest): (ScaleSize, f64, bool)| {
+            let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
+            let quantized_at: &[ScaleSize] = match model.quantizer() {
+                Quantizer::Direct(_) => &[size],
+                Quantizer::Residual(_) => schedule.sizes(),
+            };
+            let quantized =
+                model.quantizer().quantize(latent_bchw, quantized_at, Some(&disturbance));
+            let (last_bchw, output_bchw) = model.decode_in_two(quantized.straight_through_bchw);
+            let [_, _, height, width] = output_bchw.dims();
+            let at = ScaleSize { height, width };
+            let target_bchw = resample(images_bchw.clone(), at, Filter::Area);
+            let codebook = vq::mean_over(&quantized.pairs, vq::codebook);
+            let commitment = vq::mean_over(&quantized.pairs, vq::commitment);
+            let mut quantizer =
+                codebook * weights.codebook + commitment.clone() * weights.commitment;
+            if weights.entropy != 0.0 {
+                let entropy = vq::mean_over(&quantized.pairs, |z_nc, _| {
+                    vq::entropy(z_nc, model.codebook().codes())
+                });
+                quantizer = quantizer + entropy * weights.entropy;
+            }
+            used.push(quantized.indices_n.inner());
+            Reconstruction {
+                size,
+                is_finest,
+                share,
+                output_bchw,
+                target_bchw,
+                last_bchw,
+                quantizer,
+                commitment,
+            }
+        };
+        let scales = scales_of_step(schedule, weights, step);
+        let reconstructions = scales.into_iter().map(reconstruct).collect();
+        (reconstructions, Tensor::cat(used, 0))
+    }
+
+    /// The weighted losses of an output as an image, and their parts.
+    ///
+    /// # Shapes
+    /// - `output_bchw`, `target_bchw`: `[b, 3, h, w]`
+    pub(crate) fn image_loss(
+        &self,
+        colors: Option<ColorAxes>,
+        output_bchw: Tensor<A, 4>,
+        target_bchw: Tensor<A, 4>,
+    ) -> (Tensor<A, 1>, Parts<A::InnerBackend>) {
+        let weights = self.loss;
+        let error = output_bchw.clone() - target_bchw.clone();
+        let error = flat(match colors {
             Some(colors) => colors.along(error, -weights.color_power),
             None => error,
         });
         let l1 = mean(error.clone().abs());
         let l2 = mean(error.square());
-        let codebook = vq::mean_over(&quantized.pairs, vq::codebook);
-        let commitment = vq::mean_over(&quantized.pairs, vq::commitment);
-        let mut loss = l1.clone() * weights.l1
-            + l2.clone() * weights.l2
-            + codebook * weights.codebook
-            + commitment.clone() * weights.commitment;
-        if weights.entropy != 0.0 {
-            let entropy = vq::mean_over(&quantized.pairs, |z_nc, _| {
-                vq::entropy(z_nc, model.codebook().codes())
-            });
-            loss = loss + entropy * weights.entropy;
+        let mut loss = l1.clone() * weights.l1 + l2.clone() * weights.l2;
+        let mut parts = vec![("l1", l1.inner()), ("l2", l2.inner())];
+        if let Some(perception) = self.perception
+            && let Some(distance) = perception.distance(output_bchw, target_bchw)
+        {
+            loss = loss + distance.clone() * perception.weight();
+            parts.push(("perceptual", distance.inner()));
         }
-        if is_finest {
-            parts.push(("l1", l1.inner()));
-            parts.push(("l2", l2.inner()));
-            parts.push(("commitment", commitment.inner()));
-        }
-        used.push(quantized.indices_n.inner());
-        scales.push((size, loss.clone().inner()));
-        let loss = loss * weight;
-        total = Some(match total {
-            Some(sum) => sum + loss,
-            None => loss,
-        });
+        (loss, parts)
     }
-    let loss = total.expect("a schedule has at least one scale");
-    parts.push(("total", loss.clone().inner()));
-    (Terms { loss, parts, scales }, Tensor::cat(used, 0))
+
+    /// The terms of a step: those of the quantizer, and those of each reconstruction as an image. Of
+    /// these `image_loss` gives what is differentiated, its value, which may be that of another
+    /// function with the same gradient, and its parts.
+    pub(crate) fn terms(
+        &self,
+        reconstructions: Vec<Reconstruction<A>>,
+        mut image_loss: impl FnMut(&Reconstruction<A>) -> ImageTerms<A>,
+    ) -> Terms<A> {
+        let mut sum: Option<(Tensor<A, 1>, Tensor<A::InnerBackend, 1>)> = None;
+        let (mut parts, mut scales) = (Vec::new(), Vec::new());
+        for reconstruction in reconstructions {
+            let (images, value, of_images) = image_loss(&reconstruction);
+            let Reconstruction { size, is_finest, share, quantizer, commitment, .. } =
+                reconstruction;
+            if is_finest {
+                parts.extend(of_images);
+                parts.push(("commitment", commitment.inner()));
+            }
+            let value = value + quantizer.clone().inner();
+            scales.push((size, value.clone()));
+            let (loss, value) = ((images + quantizer) * share, value * share);
+            sum = Some(match sum {
+                Some((losses, values)) => (losses + loss, values + value),
+                None => (loss, value),
+            });
+        }
+        let (loss, total) = sum.expect("a schedule has at least one scale");
+        parts.push(("total", total));
+        Terms { loss, parts, scales }
+    }
 }
 
-/// The finest scale and a drawn coarser one, with weights that sum to one.
+/// The finest scale and drawn coarser ones, with shares of the loss that sum to one.
 fn scales_of_step(
     schedule: &ScaleSchedule,
-    coarse: f64,
+    weights: &TokenizerLoss,
     step: SeedTree,
 ) -> Vec<(ScaleSize, f64, bool)> {
     let finest = schedule.last();
-    if coarse == 0.0 || schedule.len() == 1 {
+    let mut coarser = schedule.sizes()[..schedule.len() - 1].to_vec();
+    let n = weights.coarse_scales.min(coarser.len());
+    if weights.coarse == 0.0 || n == 0 {
         return vec![(finest, 1.0, true)];
     }
-    let drawn = schedule.size(step.child("scale").below(0, schedule.len() - 1));
-    let share = 1.0 / (1.0 + coarse);
-    vec![(finest, share, true), (drawn, coarse * share, false)]
+    let draws = step.child("scale");
+    let share = 1.0 / (1.0 + weights.coarse);
+    let of_each = weights.coarse * share / n as f64;
+    let mut scales = vec![(finest, share, true)];
+    for i in 0..n {
+        let drawn = coarser.remove(draws.below(i as u64, coarser.len()));
+        scales.push((drawn, of_each, false));
+    }
+    scales
 }
 
 fn flat<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 2> {

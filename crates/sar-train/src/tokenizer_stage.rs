@@ -4,20 +4,28 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_data::{ImageBatch, Images};
+use sar_eval::TokenizerMeter;
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
 use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
 use sar_weights::NamedTensors;
 
+use crate::adversary::{Adversary, Leaf, Pair};
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
 use crate::k_means::k_means;
 use crate::learner::{Learner, State};
+use crate::perception::Perception;
 use crate::recipe::{Colors, DeadCodeRestart, InitFrom, Recipe, TokenizerRecipe};
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
-use crate::tokenizer_loss::{CodeUsage, latents, restart_dead_codes, tokenizer_loss};
-use crate::tokenizer_meter::TokenizerMeter;
+use crate::step::Accumulated;
+use crate::tokenizer_loss::{
+    CodeUsage, TokenizerObjective, latents, restart_dead_codes, tokenizer_loss,
+};
 use crate::{StageId, TrainError};
+
+/// The images of a micro-batch and the codes that they used, `[n]`.
+type Used<B> = (ImageBatch, Tensor<B, 1, Int>);
 
 pub(crate) struct TokenizerStage<'a, A: AutodiffBackend> {
     recipe: &'a Recipe,
@@ -27,20 +35,23 @@ pub(crate) struct TokenizerStage<'a, A: AutodiffBackend> {
     batches: Batches<'a>,
     usage: CodeUsage<A::InnerBackend>,
     learner: Learner<A, Tokenizer<A>>,
+    perception: Option<Perception<A>>,
+    adversary: Option<Adversary<'a, A>>,
 }
 
 impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
     pub(crate) fn new(
         recipe: &'a Recipe,
-        tokenizer: Tokenizer<A::InnerBackend>,
+        (tokenizer, perception): (Tokenizer<A::InnerBackend>, Option<Perception<A>>),
         images: &'a Images,
         workers: usize,
         seed: SeedTree,
         device: &'a A::Device,
-    ) -> Self {
-        let TokenizerRecipe { model, optimization, .. } = &recipe.tokenizer;
+    ) -> Result<Self, TrainError> {
+        let TokenizerRecipe { model, optimization, adversary, .. } = &recipe.tokenizer;
         let layout = model.layout();
-        Self {
+        let adversary = Adversary::new(adversary, optimization, seed, device)?;
+        Ok(Self {
             recipe,
             device,
             workers,
@@ -48,11 +59,30 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
             batches: Batches::new(images, seed, optimization),
             usage: CodeUsage::new(model.codebook_size, device),
             learner: Learner::new("tokenizer", tokenizer, layout, optimization, Precision::F32),
-        }
+            perception,
+            adversary,
+        })
     }
 
     pub(crate) fn into_learner(self) -> Learner<A, Tokenizer<A>> {
         self.learner
+    }
+
+    /// The second half of a step: updates of the tokenizer and, where it has judged, of its adversary.
+    fn stepped(
+        &mut self,
+        sum: Accumulated<A::InnerBackend, Used<A::InnerBackend>>,
+        judged: Vec<Vec<Pair<A::InnerBackend>>>,
+        (step, steps): (u64, u64),
+    ) -> Stepped<A::InnerBackend> {
+        let update = self.learner.update(sum.gradients, (step, steps));
+        let note = self.restart(step, sum.outputs);
+        self.learner.take_average(&update);
+        let mut learners = vec![Learned { parts: sum.parts, scales: sum.scales, update }];
+        if let Some(adversary) = self.adversary.as_mut().filter(|_| !judged.is_empty()) {
+            learners.extend(adversary.learn(judged, self.workers, (step, steps)));
+        }
+        Stepped { learners, note }
     }
 
     /// The principal axes of the colors of some training images.
@@ -72,7 +102,7 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
     fn restart(
         &mut self,
         step: u64,
-        outputs: Vec<(ImageBatch, Tensor<A::InnerBackend, 1, Int>)>,
+        outputs: Vec<Used<A::InnerBackend>>,
     ) -> Option<serde_json::Value> {
         let mut last = None;
         for (images, indices_n) in outputs {
@@ -161,18 +191,50 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let draws = self.seed.child("step").at(step);
         let batches = self.batches.of_step(step)?;
         let (schedule, device) = (self.recipe.scales(), self.device);
-        let weights = &self.recipe.tokenizer.loss;
-        let loss = |model: &Tokenizer<A>, images: ImageBatch| {
-            let pixels_bchw = images.tensor(device);
-            let (terms, indices_n) = tokenizer_loss(model, pixels_bchw, schedule, weights, draws);
-            (terms, (images, indices_n))
+        let TokenizerRecipe { loss, regularization, .. } = &self.recipe.tokenizer;
+        let perception = self.perception.as_ref();
+        let objective = TokenizerObjective { schedule, loss, regularization, perception };
+        let judge = self.adversary.as_ref().and_then(|adversary| adversary.judge(step));
+        let Some(judge) = judge else {
+            let loss = |model: &Tokenizer<A>, images: ImageBatch| {
+                let pixels_bchw = images.tensor(device);
+                let (terms, indices_n) =
+                    tokenizer_loss(model, pixels_bchw, &images.streams, &objective, draws);
+                (terms, (images, indices_n))
+            };
+            let sum = self.learner.accumulate(batches, self.workers, loss);
+            return Ok(self.stepped(sum, Vec::new(), (step, steps)));
         };
-        let sum = self.learner.accumulate(batches, self.workers, loss);
-        let update = self.learner.update(sum.gradients, (step, steps));
-        let note = self.restart(step, sum.outputs);
-        self.learner.take_average(&update);
-        let learned = Learned { parts: sum.parts, scales: sum.scales, update };
-        Ok(Stepped { learners: vec![learned], note })
+        let forward = |model: &Tokenizer<A>, images: ImageBatch| {
+            let pixels_bchw = images.tensor(device);
+            let (reconstructions, indices_n) =
+                objective.reconstruct(model, pixels_bchw, &images.streams, draws);
+            let leaf = |reconstruction| {
+                judge.leaf(&objective, model.colors(), reconstruction, &images.streams)
+            };
+            let leaves: Vec<_> = reconstructions.iter().map(leaf).collect();
+            ((images, reconstructions, indices_n), leaves)
+        };
+        let settle = |leaves: Vec<Leaf<A>>| leaves.into_iter().map(Leaf::settle).collect();
+        let loss = |model: &Tokenizer<A>,
+                    (images, reconstructions, indices_n): (ImageBatch, Vec<_>, _),
+                    outputs: Vec<_>| {
+            let pairs: Vec<_> = reconstructions
+                .iter()
+                .filter_map(|reconstruction| judge.pair(reconstruction, &images.streams))
+                .collect();
+            let mut outputs = outputs.into_iter();
+            let terms = objective.terms(reconstructions, |reconstruction| {
+                let at = outputs.next().expect("one for each reconstruction");
+                judge.combined(model.colors(), reconstruction, at)
+            });
+            (terms, ((images, indices_n), pairs))
+        };
+        let sum = self.learner.accumulate_staged(batches, self.workers, forward, settle, loss);
+        let Accumulated { gradients, parts, scales, outputs } = sum;
+        let (outputs, pairs) = outputs.into_iter().unzip();
+        let sum = Accumulated { gradients, parts, scales, outputs };
+        Ok(self.stepped(sum, pairs, (step, steps)))
     }
 
     fn measure(&self) -> Result<Measure, TrainError> {
@@ -182,7 +244,15 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let meter = TokenizerMeter::of(images, model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
         let shares: Vec<f64> = meter.by_color().iter().map(|color| color.error_share).collect();
-        let details = vec![("held_out_color_error", shares.into())];
+        // Coarse scales that share a few codes are what a collapse looks like first.
+        let figures = meter.figures();
+        let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
+        let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
+        let details = vec![
+            ("held_out_color_error", shares.into()),
+            ("held_out_codes_used", used.into()),
+            ("held_out_perplexity", perplexity.into()),
+        ];
         Ok(Measure { name, value: meter.psnr_db(), better, details })
     }
 
@@ -191,23 +261,33 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     }
 
     fn n_parameters(&self) -> usize {
-        self.learner.n_parameters()
+        let adversary = self.adversary.as_ref().map(|adversary| adversary.learner.n_parameters());
+        self.learner.n_parameters() + adversary.unwrap_or(0)
     }
 
     fn learners(&self) -> Vec<State<'_>> {
-        vec![self.learner.state()]
+        let adversary = self.adversary.as_ref().map(|adversary| adversary.learner.state());
+        [self.learner.state()].into_iter().chain(adversary).collect()
     }
 
     fn state(&self) -> Vec<(&'static str, TensorData)> {
         let colors = self.learner.model().colors().map(|colors| (COLORS, colors.to_data()));
-        [(USAGE, self.usage.to_data())].into_iter().chain(colors).collect()
+        let adversary = self.adversary.as_ref().map(Adversary::state);
+        [(USAGE, self.usage.to_data())].into_iter().chain(colors).chain(adversary).collect()
     }
 
     fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError> {
-        self.learner.restore(saved, self.device)
+        self.learner.restore(saved, self.device)?;
+        match &mut self.adversary {
+            Some(adversary) => adversary.learner.restore(saved, self.device),
+            None => Ok(()),
+        }
     }
 
     fn restore_state(&mut self, state: NamedTensors) {
+        if let Some(adversary) = &mut self.adversary {
+            adversary.restore(&state, self.device);
+        }
         if let Some(counts) = state.get(USAGE) {
             self.usage = CodeUsage::from_data(counts.clone(), self.device);
         }

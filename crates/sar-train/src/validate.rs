@@ -1,18 +1,20 @@
 //! What a recipe's types cannot say: ranges, and values that contradict each other.
 
 use sar_core::{ScaleSize, TrainingSchedule};
+use sar_discriminator::DiscriminatorConfigError;
 use sar_loss::Reduction;
 use sar_model::Init;
 use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext};
-use sar_tokenizer::{Family, Phi};
+use sar_tokenizer::{Family, Perturbation, Phi};
 
 use crate::latents::Latents;
 use crate::learner::Optimization;
 use crate::objective::{Objective, Regularization};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
-    BackboneRecipe, Colors, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe, Output,
-    PositionsRecipe, PretrainRecipe, Recipe, SarRecipe, TokenizerLoss, TokenizerRecipe,
+    Adversary, BackboneRecipe, Colors, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe,
+    Output, Perceptual, PositionsRecipe, PretrainRecipe, Recipe, SarRecipe, TokenizerLoss,
+    TokenizerRecipe, TokenizerRegularization,
 };
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
 
@@ -25,6 +27,7 @@ const MOST_RECONSTRUCTIONS: usize = 256;
 const MOST_RESAMPLINGS: usize = 1_000_000;
 const MOST_VARIANTS: usize = 1024;
 const MOST_AT_A_TIME: usize = 4096;
+const MOST_ENLARGED: usize = 16;
 
 /// Checks a recipe; floats are finite already.
 ///
@@ -116,6 +119,8 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
         output,
         optimization,
         loss,
+        regularization,
+        adversary,
         dead_code_restart: DeadCodeRestart { every: _, until: _ },
     } = tokenizer;
     of_steps("tokenizer", *steps, init_from)?;
@@ -125,7 +130,18 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
     if let sar_tokenizer::Init::Pyramid { gain } = *init {
         check(gain > 0.0 && gain <= 10.0, "tokenizer.init.gain", "must be in (0, 10]")?;
     }
-    let TokenizerLoss { color_power, l1, l2, codebook, commitment, entropy: _, coarse } = *loss;
+    let TokenizerLoss {
+        color_power,
+        l1,
+        l2,
+        perceptual,
+        codebook,
+        commitment,
+        entropy: _,
+        coarse,
+        coarse_scales,
+    } = loss;
+    let color_power = *color_power;
     for (name, weight) in [
         ("l1", l1),
         ("l2", l2),
@@ -133,8 +149,26 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
         ("commitment", commitment),
         ("coarse", coarse),
     ] {
-        at_least_zero(weight, &format!("tokenizer.loss.{name}"))?;
+        at_least_zero(*weight, &format!("tokenizer.loss.{name}"))?;
     }
+    check(*coarse_scales > 0, "tokenizer.loss.coarse_scales", "must be at least 1")?;
+    match perceptual {
+        Perceptual::None {} => {}
+        Perceptual::EfficientNetLite0 { weight, enlarge }
+        | Perceptual::Lpips { weight, enlarge, vgg: _, channel_weights: _ } => {
+            at_least_zero(*weight, "tokenizer.loss.perceptual.weight")?;
+            in_range(*enlarge, 1, MOST_ENLARGED, "tokenizer.loss.perceptual.enlarge")?;
+        }
+    }
+    of_adversary(adversary, *steps)?;
+    let TokenizerRegularization { quantizer_dropout, perturbation } = *regularization;
+    let Perturbation { share, nearest } = perturbation;
+    for (name, share) in [("quantizer_dropout", quantizer_dropout), ("perturbation.share", share)] {
+        let field = format!("tokenizer.regularization.{name}");
+        check((0.0..=1.0).contains(&share), &field, "must be in [0, 1]")?;
+    }
+    let field = "tokenizer.regularization.perturbation.nearest";
+    in_range(nearest, 1, model.codebook_size, field)?;
     let field = "tokenizer.loss.color_power";
     check((0.0..=1.0).contains(&color_power), field, "must be in [0, 1]")?;
     check(
@@ -142,6 +176,34 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
         field,
         "must be 0 in RGB; it is of tokenizer.colors = \"principal\"",
     )
+}
+
+fn of_adversary(adversary: &Adversary, steps: u64) -> Result<(), Problem> {
+    let Adversary::Discriminator {
+        discriminator,
+        weight,
+        adaptive: _,
+        start,
+        warmup_steps: _,
+        augmentation: _,
+        lecam,
+        lr,
+        weight_decay,
+        adamw,
+        max_grad_norm,
+    } = adversary
+    else {
+        return Ok(());
+    };
+    let at = "tokenizer.adversary";
+    let problem =
+        |e: DiscriminatorConfigError| (format!("{at}.discriminator.{}", e.field), e.problem);
+    discriminator.validate().map_err(problem)?;
+    at_least_zero(*weight, &format!("{at}.weight"))?;
+    at_least_zero(*lecam, &format!("{at}.lecam"))?;
+    let field = format!("{at}.start");
+    check(steps == 0 || *start < steps, &field, "must be below tokenizer.steps")?;
+    of_schedules(at, lr, weight_decay, adamw, *max_grad_norm)
 }
 
 /// What VAR's residual scales and positions per token cannot do.
@@ -157,7 +219,11 @@ fn of_family(recipe: &Recipe) -> Result<(), Problem> {
         )?,
     }
     match tokenizer.model.family {
-        Family::Flexvar => Ok(()),
+        Family::Flexvar => check(
+            tokenizer.regularization.quantizer_dropout == 0.0,
+            "tokenizer.regularization.quantizer_dropout",
+            "must be 0: a direct tokenizer decodes one scale in any case; set tokenizer.loss.coarse",
+        ),
         Family::Var { phi } => {
             check(
                 tokenizer.loss.coarse == 0.0,
@@ -236,13 +302,27 @@ fn of_output(
 fn of_optimization(stage: &str, optimization: &Optimization) -> Result<(), Problem> {
     let Optimization { batch_size, grad_accum_steps, lr, weight_decay, adamw, max_grad_norm, ema } =
         optimization;
-    let field = |name: &str| format!("{stage}.optimization.{name}");
+    let at = format!("{stage}.optimization");
+    let field = |name: &str| format!("{at}.{name}");
     check(*batch_size > 0, &field("batch_size"), "must be at least 1")?;
     check(
         *grad_accum_steps > 0 && batch_size.is_multiple_of(*grad_accum_steps),
         &field("grad_accum_steps"),
         &format!("{grad_accum_steps} does not divide the batch of {batch_size}"),
     )?;
+    of_schedules(&at, lr, weight_decay, adamw, *max_grad_norm)?;
+    below_one(*ema, &field("ema"))
+}
+
+/// How a learner is optimized; `at` is the table that says so.
+fn of_schedules(
+    at: &str,
+    lr: &LrSchedule,
+    weight_decay: &WeightDecay,
+    adamw: &AdamWConfig,
+    max_grad_norm: f64,
+) -> Result<(), Problem> {
+    let field = |name: &str| format!("{at}.{name}");
     let LrSchedule { peak, warmup_steps, warmup_from, end, decay } = *lr;
     check(peak > 0.0, &field("lr.peak"), "must be positive")?;
     at_least_zero(warmup_steps, &field("lr.warmup_steps"))?;
@@ -266,8 +346,7 @@ fn of_optimization(stage: &str, optimization: &Optimization) -> Result<(), Probl
     below_one(beta1, &field("adamw.beta1"))?;
     below_one(beta2, &field("adamw.beta2"))?;
     check(eps > 0.0, &field("adamw.eps"), "must be positive")?;
-    at_least_zero(*max_grad_norm, &field("max_grad_norm"))?;
-    below_one(*ema, &field("ema"))
+    at_least_zero(max_grad_norm, &field("max_grad_norm"))
 }
 
 fn of_regularization(stage: &str, regularization: &Regularization) -> Result<(), Problem> {

@@ -3,15 +3,17 @@
 //! Shapes: b batch, c channels, h height, w width, n latents, v codes.
 
 use burn::backend::Autodiff;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig};
-use sar_tokenizer::{ColorAxes, Family, Phi, Tokenizer, TokenizerConfig, codebook::rows};
+use sar_tokenizer::{
+    ColorAxes, Family, Perturbation, Phi, Tokenizer, TokenizerConfig, codebook::rows,
+};
 use sar_train::held_out::HeldOutMeter;
-use sar_train::recipe::TokenizerLoss;
-use sar_train::step::trainable;
-use sar_train::tokenizer_loss::{restart_dead_codes, tokenizer_loss};
+use sar_train::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
+use sar_train::step::{Terms, trainable};
+use sar_train::tokenizer_loss::{TokenizerObjective, restart_dead_codes, tokenizer_loss};
 use sar_train::tokens::{TokenBatch, inputs, labels_tensor};
 
 type B = Flex;
@@ -92,8 +94,29 @@ const WEIGHTS: TokenizerLoss = TokenizerLoss {
     codebook: 0.9,
     commitment: 0.4,
     entropy: 0.0,
+    perceptual: Perceptual::None {},
     coarse: 0.5,
+    coarse_scales: 1,
 };
+
+const UNDISTURBED: TokenizerRegularization = TokenizerRegularization {
+    quantizer_dropout: 0.0,
+    perturbation: Perturbation { share: 0.0, nearest: 1 },
+};
+
+/// The loss of the two images.
+fn loss(
+    model: &Tokenizer<A>,
+    schedule: &ScaleSchedule,
+    weights: &TokenizerLoss,
+    step: u64,
+) -> (Terms<A>, Tensor<B, 1, Int>) {
+    let regularization = &UNDISTURBED;
+    let objective =
+        TokenizerObjective { schedule, loss: weights, regularization, perception: None };
+    let streams = [0, 1].map(SeedTree::new);
+    tokenizer_loss(model, pixels(), &streams, &objective, SeedTree::new(step))
+}
 
 /// The error of pixels, area-resampled to the size of the output.
 fn pixel_errors(model: &Tokenizer<B>, f_hat_bchw: Tensor<B, 4>) -> (f64, f64) {
@@ -126,7 +149,7 @@ fn errors_of_colors_are_taken_along_their_axes() {
     }
     let weights = TokenizerLoss { color_power: 0.5, coarse: 0.0, ..WEIGHTS };
     let model = trainable::<A, Tokenizer<A>>(model);
-    let (terms, _) = tokenizer_loss(&model, pixels(), &schedule, &weights, SeedTree::new(0));
+    let (terms, _) = loss(&model, &schedule, &weights, 0);
     let found = terms.parts.iter().find(|(name, _)| *name == "l2").unwrap();
     near("l2", host(found.1.clone())[0], l2);
 }
@@ -174,9 +197,8 @@ fn the_loss_of_a_direct_tokenizer_is_that_of_its_finest_and_one_coarser_scale() 
     let differentiable = trainable::<A, Tokenizer<A>>(model.clone());
     let mut drawn = Vec::new();
     for (step, entropy) in [(0, 0.0), (1, 0.0), (2, 0.2), (3, 0.0)] {
-        let step = SeedTree::new(step);
         let weights = TokenizerLoss { entropy, ..WEIGHTS };
-        let (terms, used) = tokenizer_loss(&differentiable, pixels(), &schedule, &weights, step);
+        let (terms, used) = loss(&differentiable, &schedule, &weights, step);
         let sizes: Vec<ScaleSize> = terms.scales.iter().map(|(size, _)| *size).collect();
         assert_eq!((sizes.len(), sizes[0]), (2, ScaleSize::square(4)));
         assert!(sizes[1].tokens() < 16);
@@ -216,8 +238,7 @@ fn the_loss_of_a_residual_tokenizer_compares_the_latents_with_every_f_hat() {
     let (l1, l2) = pixel_errors(&model, f_hats[2].clone());
     let weights = TokenizerLoss { coarse: 0.0, ..WEIGHTS };
     let differentiable = trainable::<A, Tokenizer<A>>(model);
-    let (terms, used) =
-        tokenizer_loss(&differentiable, pixels(), &schedule, &weights, SeedTree::new(1));
+    let (terms, used) = loss(&differentiable, &schedule, &weights, 1);
     let expected = weights.l1 * l1 + weights.l2 * l2 + (weights.codebook + weights.commitment) * vq;
     near("loss", host(terms.loss.inner())[0], expected);
     assert_eq!((terms.scales.len(), used.dims()), (1, [2 * schedule.n_tokens()]));

@@ -33,6 +33,18 @@ const TINY: [&str; 17] = [
     "log.every=2",
 ];
 
+/// An adversary that begins at step 2, and then grows.
+const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
+    8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+    augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
+    peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
+    \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
+    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
+
+/// Outputs of 8 px, as 32 px.
+const PERCEPTUAL: &str =
+    "tokenizer.loss.perceptual={ kind = \"efficientnet-lite0\", weight = 0.3, enlarge = 4 }";
+
 fn tiny(more: &[&str]) -> Recipe {
     let settings = TINY.iter().chain(more).map(|s| (*s).to_owned()).collect::<Vec<_>>();
     Recipe::load("emoji-quick", &settings).unwrap()
@@ -192,6 +204,56 @@ fn var_trains_through_the_whole_chain_and_resumes() {
     assert_eq!(outcome(&whole), outcome(&pieces));
 }
 
+/// Of a residual tokenizer, with dropout and replaced codes; the discriminator begins amid the stage, so that
+/// checkpoints are from before and after.
+#[test]
+fn a_tokenizer_and_its_adversary_resume_together() {
+    let folder = tempfile::tempdir().unwrap();
+    for family in [
+        ["tokenizer.model.family={ kind = \"flexvar\" }", "tokenizer.loss.coarse=0.5"],
+        [
+            "tokenizer.model.family={ kind = \"var\", phi = { shared = 2 } }",
+            "tokenizer.loss.coarse=0",
+        ],
+    ] {
+        let dropout = if family[0].contains("var\", phi") { "0.3" } else { "0" };
+        let dropout = format!("tokenizer.regularization.quantizer_dropout={dropout}");
+        let mut settings = vec![
+            ADVERSARY,
+            PERCEPTUAL,
+            "tokenizer.regularization.perturbation={ share = 0.2, nearest = 4 }",
+            &dropout,
+            "sar.control=false",
+        ];
+        settings.extend(family);
+        let recipe = tiny(&settings);
+        let dir = folder.path().join(if dropout.ends_with('0') { "direct" } else { "residual" });
+        let (whole, pieces) = (dir.join("whole"), dir.join("pieces"));
+        fs::create_dir(&dir).unwrap();
+        run_undisturbed(&recipe, &whole);
+        let mut resume = false;
+        while stopped_after(&recipe, &pieces, 1, resume) {
+            resume = true;
+        }
+        for name in ["tokenizer.safetensors", "metrics.jsonl", "reconstructions.png"] {
+            let read = |dir: &Path| fs::read(dir.join(name)).unwrap();
+            assert!(read(&whole) == read(&pieces), "{name} differs");
+        }
+        let metrics = fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+        let steps: Vec<serde_json::Value> = metrics
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &serde_json::Value| line["stage"] == "tokenizer" && line["lr"].is_f64())
+            .collect();
+        let has = |step: usize, part: &str| steps[step][part].is_f64();
+        // Steps 0, 2 and 4 are logged; it begins with step 2.
+        for part in ["adversarial", "adaptive", "discriminator.hinge", "discriminator.lecam"] {
+            assert!(!has(0, part) && has(1, part) && has(2, part), "{part}: {steps:?}");
+        }
+        assert!(has(0, "perceptual"), "{steps:?}");
+    }
+}
+
 /// Of four convolutions three scales reach three: the fourth never has a gradient, nor moments.
 #[test]
 fn a_parameter_without_gradients_is_no_reason_not_to_resume() {
@@ -217,7 +279,10 @@ fn a_parameter_without_gradients_is_no_reason_not_to_resume() {
 #[test]
 fn two_trainings_side_by_side_end_as_they_do_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let recipes = [tiny(&["sar.steps=6"]), tiny(&["seed=5", "sar.objective.transitions=separate"])];
+    let recipes = [
+        tiny(&["sar.steps=6"]),
+        tiny(&["seed=5", "sar.objective.transitions=separate", ADVERSARY]),
+    ];
     let dir = |name: &str, i: usize| folder.path().join(format!("{name}-{i}"));
     std::thread::scope(|scope| {
         for (i, recipe) in recipes.iter().enumerate() {
