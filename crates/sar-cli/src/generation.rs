@@ -14,7 +14,8 @@ use sar_weights::WeightsFile;
 use crate::first_free;
 
 /// A run directory with small weights of the emoji.
-const IN_THE_BOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
+pub(crate) const IN_THE_BOX: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
 
 /// Which weights.
 #[derive(clap::Args)]

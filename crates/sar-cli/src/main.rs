@@ -1,7 +1,25 @@
-//! `sar`: train, sample, edit, convert and inspect weights, check parity. One file a verb; the only
+//! `sar`: train, sample, edit, convert, inspect and measure weights, check parity. One file a verb; the only
 //! place where a backend is chosen.
 //!
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
+
+/// As std's, which panics when whoever reads has gone, as in `sar inspect FILE | head`: nothing that works ends
+/// for that.
+macro_rules! print {
+    ($($arguments:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!($($arguments)*));
+    }};
+}
+macro_rules! println {
+    () => { print!("\n") };
+    ($($arguments:tt)*) => { print!("{}\n", format_args!($($arguments)*)) };
+}
+macro_rules! eprintln {
+    ($($arguments:tt)*) => {{
+        let line = format!("{}\n", format_args!($($arguments)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
 
 mod convert;
 mod device;
@@ -13,6 +31,7 @@ mod parity;
 mod progress;
 mod report;
 mod sample;
+mod tokenizer_eval;
 mod train;
 
 use std::ffi::OsString;
@@ -38,6 +57,8 @@ enum Verb {
     Train(train::Args),
     /// Draws images from a run or from weight files.
     Sample(sample::Args),
+    /// Measures what a tokenizer loses on a folder of images, and how its codes are used.
+    TokenizerEval(tokenizer_eval::Args),
     /// Draws parts of an image anew: in-painting, expansion, refinement.
     Edit(edit::Args),
     /// Converts weights between released .pth files, safetensors files and those of a run.
@@ -68,6 +89,7 @@ fn main() -> ExitCode {
     let outcome = match verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
+        Verb::TokenizerEval(args) => tokenizer_eval::run(args),
         Verb::Edit(args) => edit::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Inspect(args) => inspect::run(args),

@@ -36,11 +36,12 @@ pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
 
 /// What a run amounts to, in a few lines.
 pub(crate) fn summary(report: &Report) -> String {
+    let tokenizer = &report.tokenizer.figures;
     let mut text = format!(
         "tokenizer: {:.2} dB, {} of {} codes in use on held-out images\n",
-        report.tokenizer.psnr_db, report.tokenizer.codes_used, report.tokenizer.codes
+        tokenizer.psnr_db, tokenizer.codes_used, tokenizer.codes
     );
-    if let [.., weakest] = report.tokenizer.by_color.as_slice() {
+    if let [.., weakest] = tokenizer.by_color.as_slice() {
         text += &format!(
             "colors: the error along the axis of least variance is {:.2} of that variance\n",
             weakest.error_share
@@ -281,12 +282,13 @@ fn page(
         );
     }
 
-    let tokenizer = &report.tokenizer;
+    let tokenizer = &report.tokenizer.figures;
     html += &format!(
         "<h2>Tokenizer</h2>\n<p>{:.2} dB on held-out images at the finest scale{}; {} of {} codes in \
          use.</p>\n",
         tokenizer.psnr_db,
-        tokenizer
+        report
+            .tokenizer
             .average_psnr_db
             .map_or(String::new(), |db| format!(", {db:.2} dB with averaged weights")),
         tokenizer.codes_used,
@@ -295,11 +297,12 @@ fn page(
     html +=
         &picture(RECONSTRUCTIONS, "Held-out originals, and below them each scale, finest first");
     html += &table(
-        &["scale", "PSNR, dB", "codes used", "perplexity"],
+        &["scale", "PSNR, dB", "SSIM", "codes used", "perplexity"],
         tokenizer.by_scale.iter().map(|scale| {
             vec![
                 scale.scale.clone(),
                 format!("{:.2}", scale.psnr_db),
+                format!("{:.3}", scale.ssim),
                 scale.codes_used.to_string(),
                 format!("{:.1}", scale.perplexity),
             ]

@@ -75,6 +75,16 @@ fn recipes() {
         "data.augmentation.flip_except=[\"Flaggs\"]",
         &["data.augmentation.flip_except", "Flaggs", "Flags"],
     );
+    let lpips = "tokenizer.loss.perceptual={ kind = \"lpips\", weight = 1.0, enlarge = 1, \
+                 vgg = \"no-vgg.pth\", channel_weights = \"no-heads.pth\" }";
+    set(lpips, &["no-vgg.pth"]);
+    refuses(folder, &["train", "--dry-run", "--set", lpips], &["no-vgg.pth"]);
+    let share = "tokenizer.regularization.perturbation.share=2";
+    set(share, &["tokenizer.regularization.perturbation.share", "[0, 1]"]);
+    let dropout = "tokenizer.regularization.quantizer_dropout=0.1";
+    set(dropout, &["tokenizer.regularization.quantizer_dropout", "direct"]);
+    let adversary = "tokenizer.adversary={ kind = \"discriminator\" }";
+    set(adversary, &["tokenizer.adversary", "missing field"]);
     set("nonsense", &["nonsense", "key.path=value"]);
     refuses(folder, &["train", "--recipe", "no-such"], &["no-such", "emoji-quick"]);
     fs::write(folder.join("bad.toml"), "name = 'x'\nseed = \n").unwrap();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use sar_core::SeedTree;
 
-const TINY: [&str; 28] = [
+const TINY: [&str; 29] = [
     "data.side=16",
     "data.source={ kind = \"folder\", path = \"images\" }",
     "data.augmentation.flip_except=[]",
@@ -43,6 +43,12 @@ const TINY: [&str; 28] = [
     "log.measure_steps=3",
     "log.measure_images=8",
     "seed=11",
+    "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
+     8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+     augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
+     peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
+     \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
+     0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }",
 ];
 
 /// A kind of moment: its name, and whether the run directory shows that it has come.

@@ -201,6 +201,22 @@ fn small_weights_come_with_the_project() {
     assert!(size("tokenizer.safetensors") + size("backbone-sar.safetensors") <= 12_000_000);
 }
 
+/// As `sar inspect FILE | true`.
+#[test]
+fn a_reader_that_has_gone_is_no_reason_to_panic() {
+    for args in
+        [vec!["inspect", &*released("flexvar_tiny/backbone.pth")], vec!["inspect", "--device"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.args(&args).stdout(writer).stderr(std::process::Stdio::piped());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{args:?}: {said}");
+    }
+}
+
 #[test]
 fn what_cannot_be_converted() {
     let folder = tempfile::tempdir().unwrap();
