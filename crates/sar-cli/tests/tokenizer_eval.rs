@@ -75,7 +75,7 @@ fn a_folder_is_measured_with_the_weights_in_the_box() {
         "1 could not be read (first: photos/broken.png",
         "left out 1 .txt (first: notes.txt)",
         "efficientnet-lite0",
-        "of 1024 codes used",
+        "of 512 codes used",
     ] {
         assert!(table.contains(part), "'{part}' is not in: {table}");
     }
@@ -98,7 +98,7 @@ fn a_folder_is_measured_with_the_weights_in_the_box() {
         let ssim = scale["ssim"].as_f64().unwrap();
         assert!((-1.0..1.0).contains(&ssim) && scale["psnr_db"].as_f64().unwrap() > 5.0, "{scale}");
         let codes = scale["codes_used"].as_u64().unwrap() + scale["codes_dead"].as_u64().unwrap();
-        assert!(codes == 1024 && scale["perplexity"].as_f64().unwrap() >= 1.0);
+        assert!(codes == 512 && scale["perplexity"].as_f64().unwrap() >= 1.0);
     }
     assert_eq!(figures["psnr_db"], by_scale[5]["psnr_db"]);
     // Eight columns, the originals and six scales, of 64 px and a gap of 4.
