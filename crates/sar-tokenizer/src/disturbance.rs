@@ -57,6 +57,9 @@ impl Disturbance<'_> {
         scale: &str,
     ) -> Tensor<B, 1, Int> {
         let Perturbation { share, nearest } = self.perturbation;
+        if share == 0.0 {
+            return indices_n;
+        }
         let [n_rows] = indices_n.dims();
         let n = n_rows / self.images.len();
         assert_eq!(n * self.images.len(), n_rows, "a stream for each image");

@@ -243,9 +243,9 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let (model, scales) = (self.learner.model(), self.recipe.scales());
         let meter = TokenizerMeter::of(images, model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
-        let shares: Vec<f64> = meter.by_color().iter().map(|color| color.error_share).collect();
-        // Coarse scales that share a few codes are what a collapse looks like first.
         let figures = meter.figures();
+        let shares: Vec<f64> = figures.by_color.iter().map(|color| color.error_share).collect();
+        // Coarse scales that share a few codes are what a collapse looks like first.
         let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
         let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
         let details = vec![
@@ -253,7 +253,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
             ("held_out_codes_used", used.into()),
             ("held_out_perplexity", perplexity.into()),
         ];
-        Ok(Measure { name, value: meter.psnr_db(), better, details })
+        Ok(Measure { name, value: figures.psnr_db, better, details })
     }
 
     fn images(&self) -> &Images {
