@@ -53,23 +53,17 @@ impl<A: AutodiffBackend> Subject<A> {
         let settings = &recipe.tokenizer.optimization;
         let tokenizer =
             Learner::new("tokenizer", tokenizer, model.layout(), settings, Precision::F32);
-        let backbone = Self::backbone(&recipe, classes, &device);
-        Self { tokenizer, backbone, recipe, classes, device }
-    }
-
-    fn backbone(recipe: &Recipe, classes: usize, device: &A::Device) -> Learner<A, Backbone<A>> {
         let config = recipe.backbone_config(classes);
-        let model = sar_model::init(&config, recipe.backbone.init, SeedTree::new(0), device);
-        let (model, settings) = (model.expect("a valid recipe"), &recipe.sar.optimization);
-        let precision = recipe.backbone.precision;
-        Learner::new("backbone", model, &sar_model::LAYOUT, settings, precision)
-    }
-
-    /// The same, with the backbone's matrix products in another type.
-    pub fn with_precision(mut self, precision: Precision) -> Self {
-        self.recipe.backbone.precision = precision;
-        self.backbone = Self::backbone(&self.recipe, self.classes, &self.device);
-        self
+        let backbone = sar_model::init(&config, recipe.backbone.init, seed, &device);
+        let settings = &recipe.sar.optimization;
+        let backbone = Learner::new(
+            "backbone",
+            backbone.expect("a valid recipe"),
+            &sar_model::LAYOUT,
+            settings,
+            recipe.backbone.precision,
+        );
+        Self { tokenizer, backbone, recipe, classes, device }
     }
 
     fn tokenizer(&self) -> &Tokenizer<A::InnerBackend> {

@@ -43,6 +43,7 @@ pub fn setup<A: AutodiffBackend>(
         Some((what, shape)) => (what, Shape::read(&shape[1..])?),
         None => (name, Shape { depth: 4, batch: 2, px: 256 }),
     };
+    let in_precision = format!("backbone.precision=\"{precision}\"");
     let at = |Shape { depth, px, batch }: Shape| {
         // The width and the heads of depth 16 stay.
         let depth = format!("backbone.depth={depth}");
@@ -54,9 +55,8 @@ pub fn setup<A: AutodiffBackend>(
         let parts = if batch.is_multiple_of(parts) { parts } else { 1 };
         let batch = format!("sar.optimization.batch_size={batch}");
         let parts = format!("sar.optimization.grad_accum_steps={parts}");
-        let settings = [&side, &schedule, &depth, &batch, &parts];
+        let settings = [&side, &schedule, &depth, &batch, &parts, &in_precision];
         Subject::<A>::of(D16, &settings.map(String::as_str), 1000, device.clone())
-            .with_precision(precision)
     };
     let tokenizer_alone = || at(Shape { depth: 1, ..shape });
     Some(match what {
@@ -85,7 +85,8 @@ pub fn setup<A: AutodiffBackend>(
             Box::new(move || subject.tokenizer_step(images.clone(), workers))
         }
         "emoji-teacher-step" => {
-            let mut subject = Subject::<A>::new(device).with_precision(precision);
+            let settings = [in_precision.as_str()];
+            let mut subject = Subject::<A>::of("emoji-quick", &settings, CLASSES, device);
             let tokens = subject.encode(subject.images(16));
             Box::new(move || subject.step_of(tokens.clone(), &Objective::TeacherForcing, workers))
         }
