@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -184,32 +185,47 @@ impl Correlation {
         let pixels = (tiling.rows * tiling.pitch).next_multiple_of(WIDEST);
         let group = (TILE / (tiling.tiles * pixels)).clamp(1, chunk);
         let pixels = tiling.pixels(tiling.rows).next_multiple_of(WIDEST);
-        let (tile_len, grads_len) = (tiling.tile_len(), self.c_out * products * pixels);
-        let work = |(x, grad_out): (&[f32], &[f32])| {
-            let mut grad = vec![0.0; grad_len];
+        let (xs, grads) = (chunk * image, chunk * grad_image);
+        // Few chunks are split by channels of the output, whose gradients are apart.
+        let parts = 8usize.div_ceil(x.len().div_ceil(xs)).min(self.c_out.div_ceil(32));
+        let part = self.c_out.div_ceil(parts).next_multiple_of(ROWS);
+        let parts = self.c_out.div_ceil(part);
+        let tile_len = tiling.tile_len();
+        let work = |task: usize| {
+            let (at, first) = (task / parts, task % parts * part);
+            let outputs = first..(first + part).min(self.c_out);
+            let x = &x[at * xs..][..xs.min(x.len() - at * xs)];
+            let grad_out = &grad_out[at * grads..][..grads.min(grad_out.len() - at * grads)];
+            let mut grad = vec![0.0; grad_len / self.c_out * outputs.len()];
+            let grads_len = outputs.len() * products * pixels;
             with_scratch(group * (tile_len + grads_len), |scratch| {
                 let (tile, grads) = scratch.split_at_mut(group * tile_len);
-                self.add_weight_gradient(&tiling, x, grad_out, &mut grad, tile, grads);
+                self.add_weight_gradient(&tiling, x, (grad_out, outputs), &mut grad, tile, grads);
             });
             grad
         };
-        let (xs, grads) = (chunk * image, chunk * grad_image);
-        let parts: Vec<Vec<f32>> = if taps * self.c_in * grad_out.len() < PARALLEL {
-            x.chunks(xs).zip(grad_out.chunks(grads)).map(work).collect()
+        let tasks = x.len().div_ceil(xs) * parts;
+        let gradients: Vec<Vec<f32>> = if taps * self.c_in * grad_out.len() < PARALLEL {
+            (0..tasks).map(work).collect()
         } else {
-            x.par_chunks(xs).zip(grad_out.par_chunks(grads)).map(work).collect()
+            (0..tasks).into_par_iter().map(work).collect()
         };
-        let grad = sum_in_order(parts, grad_len);
+        let whole = |parts: &[Vec<f32>]| parts.concat();
+        let gradients = match parts {
+            1 => gradients,
+            _ => gradients.chunks(parts).map(whole).collect(),
+        };
+        let grad = sum_in_order(gradients, grad_len);
         if tiling.pairs { tiling.unpaired(&grad) } else { grad }
     }
 
-    /// Adds the weight gradient of some images to `grad`.
+    /// Adds the weight gradient of some images, and of some channels of the output, to `grad`.
     #[inline(always)]
     fn add_weight_gradient(
         &self,
         tiling: &Tiling,
         x: &[f32],
-        grad_out: &[f32],
+        (grad_out, outputs): (&[f32], Range<usize>),
         grad: &mut [f32],
         tiles: &mut [f32],
         grads: &mut [f32],
@@ -219,7 +235,7 @@ impl Correlation {
         let (products, taps) = (tiling.products, tiling.taps);
         let pixels = tiling.pixels(tiling.rows).next_multiple_of(WIDEST);
         let (grads_row, sums_row) = (products * pixels, products * self.c_in * taps);
-        let (tile_len, grads_len) = (tiling.tile_len(), self.c_out * grads_row);
+        let (tile_len, grads_len) = (tiling.tile_len(), outputs.len() * grads_row);
         let group = tiles.len() / tile_len;
         let arch = arch();
         for start in (0..images).step_by(group) {
@@ -227,12 +243,14 @@ impl Correlation {
             let (tiles, grads) = (&mut tiles[..group * tile_len], &mut grads[..group * grads_len]);
             for first in (0..height).step_by(tiling.rows) {
                 let rows = tiling.rows.min(height - first);
-                let planes = grad_out[start * self.c_out * height * width..].chunks(height * width);
+                let of_image = |i| (start + i) * self.c_out * height * width;
+                let plane = |i, o| &grad_out[of_image(i) + o * height * width..][..height * width];
+                let planes = (0..group).flat_map(|i| outputs.clone().map(move |o| (i, o)));
                 vectorized(
                     #[inline(always)]
                     || {
-                        for (plane, to) in planes.zip(grads.chunks_exact_mut(grads_row)) {
-                            let lines = &plane[first * width..][..rows * width];
+                        for ((i, o), to) in planes.zip(grads.chunks_exact_mut(grads_row)) {
+                            let lines = &plane(i, o)[first * width..][..rows * width];
                             tiling.spread(lines, pixels, to);
                         }
                     },
