@@ -186,8 +186,9 @@ impl Correlation {
         let group = (TILE / (tiling.tiles * pixels)).clamp(1, chunk);
         let pixels = tiling.pixels(tiling.rows).next_multiple_of(WIDEST);
         let (xs, grads) = (chunk * image, chunk * grad_image);
-        // Few chunks are split by channels of the output, whose gradients are apart.
-        let parts = 8usize.div_ceil(x.len().div_ceil(xs)).min(self.c_out.div_ceil(32));
+        // Very few chunks are split by channels of the output, whose gradients are apart; each part
+        // fills its tiles anew.
+        let parts = 4usize.div_ceil(x.len().div_ceil(xs)).min(self.c_out.div_ceil(32));
         let part = self.c_out.div_ceil(parts).next_multiple_of(ROWS);
         let parts = self.c_out.div_ceil(part);
         let tile_len = tiling.tile_len();
