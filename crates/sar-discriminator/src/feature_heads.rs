@@ -6,8 +6,9 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_features::{EfficientNetLite0, MAP_CHANNELS, MIN_SIDE};
+use sar_kernels::{convolve, square_conv};
 
-use crate::layers::{Block, conv, convolve, rows};
+use crate::layers::{Block, rows};
 
 /// Judges images by the five maps of a frozen EfficientNet-Lite0, with a small trained head for each.
 ///
@@ -37,10 +38,10 @@ impl<B: Backend> FeatureHeads<B> {
     pub(crate) fn new(channels: usize, net: EfficientNetLite0<B>, device: &B::Device) -> Self {
         let heads = MAP_CHANNELS.map(|c_in| Head {
             blocks: vec![
-                Block::new(conv([c_in, channels], 1, 1, 0, device), device),
-                Block::new(conv([channels, channels], 3, 1, 1, device), device),
+                Block::new(square_conv([c_in, channels], 1, 1, [0; 4], device), device),
+                Block::new(square_conv([channels, channels], 3, 1, [1; 4], device), device),
             ],
-            last: conv([channels, 1], 1, 1, 0, device),
+            last: square_conv([channels, 1], 1, 1, [0; 4], device),
         });
         Self { net, heads: heads.into() }
     }

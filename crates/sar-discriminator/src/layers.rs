@@ -2,12 +2,12 @@
 //!
 //! Shapes: b batch, c channels, h height, w width.
 
-use burn::module::{Initializer, Module};
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{GroupNorm, PaddingConfig2d};
+use burn::module::Module;
+use burn::nn::GroupNorm;
+use burn::nn::conv::Conv2d;
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::{Tensor, backend::Backend};
-use sar_kernels::{GroupNormConfig, conv2d, group_norm};
+use sar_kernels::{convolve, normalize};
 
 /// Channels that are normalized together: even a map of one position has eight values to normalize.
 pub(crate) const GROUP_CHANNELS: usize = 8;
@@ -17,30 +17,6 @@ const EPSILON: f64 = 1e-5;
 
 /// What negative values are multiplied with.
 const SLOPE: f64 = 0.2;
-
-/// A square convolution with bias and zeros around the maps; parameters start at zero until
-/// [`init`](crate::init) or a checkpoint fills them.
-pub(crate) fn conv<B: Backend>(
-    channels: [usize; 2],
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-    device: &B::Device,
-) -> Conv2d<B> {
-    Conv2dConfig::new(channels, [kernel, kernel])
-        .with_stride([stride, stride])
-        .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
-        .with_initializer(Initializer::Zeros)
-        .init(device)
-}
-
-pub(crate) fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    let PaddingConfig2d::Explicit(top, left, bottom, right) = conv.padding else {
-        unreachable!("built with an explicit padding")
-    };
-    let bias_o = conv.bias.as_ref().expect("built with a bias").val();
-    conv2d(x_bchw, conv.weight.val(), bias_o, conv.stride[0], [top, left, bottom, right])
-}
 
 /// `x` where it is positive, `0.2 x` elsewhere.
 pub(crate) fn activate<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
@@ -65,12 +41,7 @@ impl<B: Backend> Block<B> {
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let Self { conv, norm } = self;
-        let config =
-            GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu: false };
-        let [gamma_c, beta_c] = [&norm.gamma, &norm.beta]
-            .map(|parameter| parameter.as_ref().expect("built with affine parameters").val());
-        activate(group_norm(convolve(conv, x_bchw), gamma_c, beta_c, config))
+        activate(normalize(&self.norm, convolve(&self.conv, x_bchw), false))
     }
 }
 

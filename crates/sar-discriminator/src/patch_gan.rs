@@ -5,8 +5,9 @@
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
+use sar_kernels::{convolve, square_conv};
 
-use crate::layers::{Block, activate, conv, convolve, rows};
+use crate::layers::{Block, activate, rows};
 
 const KERNEL: usize = 4;
 const PADDING: usize = 1;
@@ -35,7 +36,7 @@ pub struct PatchGan<B: Backend> {
 impl<B: Backend> PatchGan<B> {
     pub(crate) fn new(channels: usize, layers: usize, device: &B::Device) -> Self {
         let width = |i: usize| channels * WIDEST.min(1 << i);
-        let layer = |widths, stride| conv(widths, KERNEL, stride, PADDING, device);
+        let layer = |widths, stride| square_conv(widths, KERNEL, stride, [PADDING; 4], device);
         let block = |i| {
             let stride = if i < layers { 2 } else { 1 };
             Block::new(layer([width(i - 1), width(i)], stride), device)

@@ -4,42 +4,39 @@ use burn::tensor::module::conv2d as plain_conv2d;
 use burn::tensor::ops::PaddedConvOptions;
 use burn::tensor::{Tensor, backend::Backend};
 
-/// Convolves maps with a square kernel, zeros around them.
+/// Convolves maps, zeros around them.
 ///
 /// # Shapes
 /// - `x_bchw`: `[b, c, h, w]`
-/// - `weight_ockk`: `[o, c, k, k]`
+/// - `weight_ockl`: `[o, c, k, l]`
 /// - `bias_o`: `[o]`
 /// - `stride`: pixels from one output to the next
 /// - `padding`: zeros at top, left, bottom and right
-/// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - k) / stride + 1]`
+/// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - l) / stride + 1]`
 ///
 /// # Panics
 /// If the shapes do not fit, or a map with its padding is smaller than the kernel.
 pub fn conv2d<B: Backend>(
     x_bchw: Tensor<B, 4>,
-    weight_ockk: Tensor<B, 4>,
+    weight_ockl: Tensor<B, 4>,
     bias_o: Tensor<B, 1>,
     stride: usize,
     padding: [usize; 4],
 ) -> Tensor<B, 4> {
-    let ([_, c, h, w], [o, inputs, k, width]) = (x_bchw.dims(), weight_ockk.dims());
+    let ([_, c, h, w], [o, inputs, k, l]) = (x_bchw.dims(), weight_ockl.dims());
     let [top, left, bottom, right] = padding;
+    assert!(c == inputs && bias_o.dims() == [o], "a convolution of {inputs} to {o}");
     assert!(
-        c == inputs && k == width && bias_o.dims() == [o],
-        "a square convolution of {inputs} to {o}"
-    );
-    assert!(
-        stride > 0 && h + top + bottom >= k && w + left + right >= k,
-        "maps of {h}x{w} under a kernel of {k}, stride {stride}, padding {padding:?}"
+        stride > 0 && h + top + bottom >= k && w + left + right >= l,
+        "maps of {h}x{w} under a kernel of {k}x{l}, stride {stride}, padding {padding:?}"
     );
     #[cfg(feature = "flex")]
-    if crate::cpu::serves::<B>(&[x_bchw.dtype(), weight_ockk.dtype(), bias_o.dtype()]) {
-        return crate::cpu::conv2d(x_bchw, weight_ockk, bias_o, stride, padding);
+    if crate::cpu::serves::<B>(&[x_bchw.dtype(), weight_ockl.dtype(), bias_o.dtype()]) {
+        return crate::cpu::conv2d(x_bchw, weight_ockl, bias_o, stride, padding);
     }
     let options =
         PaddedConvOptions::asymmetric([stride, stride], [top, left], [bottom, right], [1, 1], 1);
-    plain_conv2d(x_bchw, weight_ockk, Some(bias_o), options)
+    plain_conv2d(x_bchw, weight_ockl, Some(bias_o), options)
 }
 
 /// Every pixel twice along both sides.

@@ -109,15 +109,16 @@ pub(crate) fn group_norm<B: Backend>(
 
 pub(crate) fn conv2d<B: Backend>(
     x_bchw: Tensor<B, 4>,
-    weight_ockk: Tensor<B, 4>,
+    weight_ockl: Tensor<B, 4>,
     bias_o: Tensor<B, 1>,
     stride: usize,
     pad: [usize; 4],
 ) -> Tensor<B, 4> {
-    let ([batch, c_in, height, width], [c_out, _, _, kernel]) = (x_bchw.dims(), weight_ockk.dims());
+    let ([batch, c_in, height, width], [c_out, _, k, l]) = (x_bchw.dims(), weight_ockl.dims());
+    let kernel = [k, l];
     let conv = conv::Conv { batch, c_in, c_out, height, width, kernel, stride, pad };
     let [out_height, out_width] = conv.out_size();
-    let tensors = [primitive(x_bchw), primitive(weight_ockk), primitive(bias_o)];
+    let tensors = [primitive(x_bchw), primitive(weight_ockl), primitive(bias_o)];
     run(conv, tensors, [batch, c_out, out_height, out_width])
 }
 

@@ -20,6 +20,7 @@
 //! | [`gelu_tanh`] | the MLP |
 //! | [`attention`], [`KeyValueCache`] | scale-causal self-attention, whole pyramids and scale by scale |
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
+//! | [`square_conv`], [`convolve`], [`normalize`] | burn's layers, computed by these operators |
 //! | [`depthwise_conv2d`] | the networks that features come from |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
 //! | [`filtered`] | draws |
@@ -39,6 +40,7 @@ mod depthwise;
 mod filtered;
 mod gelu;
 mod group_norm;
+mod layers;
 mod linear;
 mod precision;
 
@@ -53,5 +55,6 @@ pub use depthwise::depthwise_conv2d;
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupNormConfig, group_norm};
+pub use layers::{convolve, normalize, square_conv};
 pub use linear::linear;
 pub use precision::widened;

@@ -6,8 +6,9 @@ use burn::module::Module;
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use sar_kernels::convolve;
 
-use crate::block::{Level, Middle, Resize, activate, conv, convolve, norm};
+use crate::block::{Level, Middle, Resize, activate, conv, norm};
 use crate::color::Matrix;
 use crate::{Family, TokenizerConfig};
 

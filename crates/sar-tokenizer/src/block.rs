@@ -2,12 +2,12 @@
 //!
 //! Shapes: b batch, c channels, h height, w width, n = h w.
 
-use burn::module::{Initializer, Module};
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{GroupNorm, PaddingConfig2d};
+use burn::module::Module;
+use burn::nn::GroupNorm;
+use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{
-    AttentionConfig, GroupNormConfig, Visible, attention, conv2d, double_sides, group_norm,
+    AttentionConfig, Visible, attention, convolve, double_sides, normalize, square_conv,
 };
 
 use crate::Family;
@@ -20,42 +20,11 @@ pub(crate) fn conv<B: Backend>(
     kernel: usize,
     device: &B::Device,
 ) -> Conv2d<B> {
-    strided_conv(channels, kernel, 1, [kernel / 2; 4], device)
-}
-
-/// As [`conv`], with a stride and zeros at top, left, bottom and right.
-fn strided_conv<B: Backend>(
-    channels: [usize; 2],
-    kernel: usize,
-    stride: usize,
-    [top, left, bottom, right]: [usize; 4],
-    device: &B::Device,
-) -> Conv2d<B> {
-    Conv2dConfig::new(channels, [kernel, kernel])
-        .with_stride([stride, stride])
-        .with_padding(PaddingConfig2d::Explicit(top, left, bottom, right))
-        .with_initializer(Initializer::Zeros)
-        .init(device)
-}
-
-pub(crate) fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    let PaddingConfig2d::Explicit(top, left, bottom, right) = conv.padding else {
-        unreachable!("built with an explicit padding")
-    };
-    let bias_o = conv.bias.as_ref().expect("built with a bias").val();
-    conv2d(x_bchw, conv.weight.val(), bias_o, conv.stride[0], [top, left, bottom, right])
+    square_conv(channels, kernel, 1, [kernel / 2; 4], device)
 }
 
 pub(crate) fn norm<B: Backend>(channels: usize, device: &B::Device) -> GroupNorm<B> {
     burn::nn::GroupNormConfig::new(GROUPS, channels).with_epsilon(1e-6).init(device)
-}
-
-/// Normalizes groups of channels.
-fn normalize<B: Backend>(norm: &GroupNorm<B>, x_bchw: Tensor<B, 4>, silu: bool) -> Tensor<B, 4> {
-    let config = GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu };
-    let [gamma_c, beta_c] = [&norm.gamma, &norm.beta]
-        .map(|parameter| parameter.as_ref().expect("built with affine parameters").val());
-    group_norm(x_bchw, gamma_c, beta_c, config)
 }
 
 /// `silu(norm(x))`
@@ -158,7 +127,7 @@ pub(crate) struct Downsample<B: Backend> {
 
 impl<B: Backend> Downsample<B> {
     pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
-        Self { conv: strided_conv([channels, channels], 3, 2, [0, 0, 1, 1], device) }
+        Self { conv: square_conv([channels, channels], 3, 2, [0, 0, 1, 1], device) }
     }
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {

@@ -9,9 +9,10 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSize, resample};
+use sar_kernels::convolve;
 
 use crate::Codebook;
-use crate::block::{conv, convolve};
+use crate::block::conv;
 
 /// A codebook that every scale shares, and the convolutions that smooth enlarged code maps.
 #[derive(Module, Debug)]

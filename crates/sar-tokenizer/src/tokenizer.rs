@@ -21,9 +21,10 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleSchedule, ScaleSize, resample};
+use sar_kernels::convolve;
 
 use crate::autoencoder::{Decoder, Encoder};
-use crate::block::{conv, convolve};
+use crate::block::conv;
 use crate::quantizer::map;
 use crate::{Codebook, ColorAxes, Family, Quantizer, TokenizerConfig, TokenizerConfigError};
 

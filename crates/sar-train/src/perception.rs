@@ -62,6 +62,9 @@ impl<B: Backend> Perception<B> {
     ) -> Option<Tensor<B, 1>> {
         let [_, _, h, w] = output_bchw.dims();
         let shown = ScaleSize { height: h * self.enlarge, width: w * self.enlarge };
+        if shown.height.min(shown.width) < self.distance.min_side() {
+            return None;
+        }
         let [output, target] =
             [output_bchw, target_bchw].map(|x| resample(x, shown, Filter::Linear));
         self.distance.between(output, target).map(Tensor::mean)

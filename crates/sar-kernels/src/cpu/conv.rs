@@ -34,7 +34,7 @@ use super::simd::{sum_of, vectorized};
 use correlation::{Correlation, PARALLEL};
 use tile::TILE;
 
-/// Geometry of a square convolution.
+/// Geometry of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
     pub(crate) batch: usize,
@@ -42,8 +42,8 @@ pub(crate) struct Conv {
     pub(crate) c_out: usize,
     pub(crate) height: usize,
     pub(crate) width: usize,
-    /// Side of the kernel.
-    pub(crate) kernel: usize,
+    /// Rows and columns of the kernel.
+    pub(crate) kernel: [usize; 2],
     pub(crate) stride: usize,
     /// Rows or columns of zeros around the input: top, left, bottom, right.
     pub(crate) pad: [usize; 4],
@@ -52,11 +52,11 @@ pub(crate) struct Conv {
 /// Height and width of the output of a convolution, padded at top, left, bottom and right.
 pub(super) fn out_size(
     [height, width]: [usize; 2],
-    kernel: usize,
+    [rows, columns]: [usize; 2],
     stride: usize,
     [top, left, bottom, right]: [usize; 4],
 ) -> [usize; 2] {
-    [(height + top + bottom - kernel) / stride + 1, (width + left + right - kernel) / stride + 1]
+    [(height + top + bottom - rows) / stride + 1, (width + left + right - columns) / stride + 1]
 }
 
 impl Conv {
@@ -66,7 +66,7 @@ impl Conv {
     }
 
     /// The convolution of `x` `[batch, c_in, height, width]` with `weight`
-    /// `[c_out, c_in, kernel, kernel]`, plus `bias` `[c_out]`.
+    /// `[c_out, c_in, rows, columns]`, plus `bias` `[c_out]`.
     pub(crate) fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         self.flat().correlation().run(x, weight, bias)
     }
@@ -81,16 +81,17 @@ impl Conv {
     pub(crate) fn input_gradient(&self, weight: &[f32], grad_out: &[f32]) -> Vec<f32> {
         let conv = self.flat();
         let (s, [height, width]) = (self.stride, [conv.height, conv.width]);
-        let phase = |a: usize, side: usize, pad: usize| {
+        let [kernel_rows, kernel_columns] = self.kernel;
+        let phase = |a: usize, side: usize, kernel: usize, pad: usize| {
             let first = (a + pad) % s;
-            let taps = self.kernel.saturating_sub(first).div_ceil(s);
+            let taps = kernel.saturating_sub(first).div_ceil(s);
             let origin = ((a + pad - first) / s) as isize - (taps as isize - 1);
             (first, taps, origin, side.saturating_sub(a).div_ceil(s))
         };
         let mut grad = Vec::new();
         for (a, b) in (0..s).flat_map(|a| (0..s).map(move |b| (a, b))) {
-            let (first_row, row_taps, top, rows) = phase(a, height, self.pad[0]);
-            let (first_col, col_taps, left, cols) = phase(b, width, self.pad[1]);
+            let (first_row, row_taps, top, rows) = phase(a, height, kernel_rows, self.pad[0]);
+            let (first_col, col_taps, left, cols) = phase(b, width, kernel_columns, self.pad[1]);
             let part = Correlation {
                 batch: self.batch,
                 c_in: self.c_out,
@@ -101,10 +102,10 @@ impl Conv {
                 stride: 1,
                 origin: [top, left],
             };
-            // [c_in, c_out, taps], where the weight is [c_out, c_in, kernel, kernel].
-            let (taps, square) = (row_taps * col_taps, self.kernel * self.kernel);
+            // [c_in, c_out, taps], where the weight is [c_out, c_in, rows, columns].
+            let (taps, square) = (row_taps * col_taps, kernel_rows * kernel_columns);
             let tap =
-                |t| (first_row + t / col_taps * s) * self.kernel + first_col + t % col_taps * s;
+                |t| (first_row + t / col_taps * s) * kernel_columns + first_col + t % col_taps * s;
             let order: Vec<usize> = (0..taps).rev().map(tap).collect();
             let row = self.c_out * taps;
             let mut reverse = vec![0.0; self.c_in * row];
@@ -167,7 +168,7 @@ impl Conv {
     /// A small image under a kernel of one pixel is one row.
     fn flat(&self) -> Self {
         let pixels = self.height * self.width;
-        match self.kernel == 1 && self.stride == 1 && self.pad == [0; 4] && pixels <= TILE {
+        match self.kernel == [1, 1] && self.stride == 1 && self.pad == [0; 4] && pixels <= TILE {
             true => Self { height: 1, width: pixels, ..*self },
             false => *self,
         }
@@ -180,14 +181,14 @@ impl Conv {
             c_out: self.c_out,
             source: [self.height, self.width],
             out: self.out_size(),
-            kernel: [self.kernel; 2],
+            kernel: self.kernel,
             stride: self.stride,
             origin: [-(self.pad[0] as isize), -(self.pad[1] as isize)],
         }
     }
 }
 
-/// `[x (b, c, h, w), weight (o, c, k, k), bias (o)]`
+/// `[x (b, c, h, w), weight (o, c, k, l), bias (o)]`
 impl Kernel<3> for Conv {
     type Saved = ();
     const READS: [bool; 3] = [true, true, false];
@@ -220,15 +221,15 @@ mod tests {
                 for i in 0..height {
                     for j in 0..width {
                         for ch in 0..c.c_in {
-                            for u in 0..c.kernel {
-                                for v in 0..c.kernel {
+                            for u in 0..c.kernel[0] {
+                                for v in 0..c.kernel[1] {
                                     let row = (i * c.stride + u).wrapping_sub(c.pad[0]);
                                     let col = (j * c.stride + v).wrapping_sub(c.pad[1]);
                                     if row < c.height && col < c.width {
                                         f(
                                             ((b * c.c_out + o) * height + i) * width + j,
                                             ((b * c.c_in + ch) * c.height + row) * c.width + col,
-                                            ((o * c.c_in + ch) * c.kernel + u) * c.kernel + v,
+                                            ((o * c.c_in + ch) * c.kernel[0] + u) * c.kernel[1] + v,
                                         );
                                     }
                                 }
@@ -247,7 +248,7 @@ mod tests {
     fn check(c: Conv) {
         let [height, width] = c.out_size();
         let x = random(c.batch * c.c_in * c.height * c.width, 1);
-        let weight = random(c.c_out * c.c_in * c.kernel * c.kernel, 2);
+        let weight = random(c.c_out * c.c_in * c.kernel[0] * c.kernel[1], 2);
         let bias = random(c.c_out, 3);
         let grad = random(c.batch * c.c_out * height * width, 4);
         let (mut y, mut dx) = (vec![0.0f64; grad.len()], vec![0.0f64; x.len()]);
@@ -279,9 +280,12 @@ mod tests {
         let mut at = 0;
         for (pad, [height, width]) in pads.iter().flat_map(|p| sides.iter().map(move |s| (*p, *s)))
         {
-            for (kernel, stride) in [(1, 1), (3, 1), (1, 2), (3, 2), (5, 1), (3, 3)] {
-                let fits = |side: usize, pad: usize| side + pad >= kernel;
-                if fits(height, pad[0] + pad[2]) && fits(width, pad[1] + pad[3]) {
+            let squares =
+                [(1, 1), (3, 1), (1, 2), (3, 2), (5, 1), (3, 3)].map(|(k, s)| ([k, k], s));
+            let others = [([1, 3], 1), ([4, 1], 1), ([2, 3], 2), ([5, 2], 3)];
+            for (kernel, stride) in squares.into_iter().chain(others) {
+                let [rows, columns] = kernel;
+                if height + pad[0] + pad[2] >= rows && width + pad[1] + pad[3] >= columns {
                     let [c_in, c_out] = channels[at % channels.len()];
                     let batch = 1 + at % 3;
                     check(Conv { batch, c_in, c_out, height, width, kernel, stride, pad });
@@ -289,13 +293,14 @@ mod tests {
                 }
             }
         }
-        assert!(at > 150, "{at}");
+        assert!(at > 250, "{at}");
     }
 
     #[test]
     fn several_tiles_and_blocks() {
         let conv =
             |batch, [c_in, c_out]: [usize; 2], [height, width]: [usize; 2], kernel, stride, pad| {
+                let kernel = [kernel; 2];
                 check(Conv { batch, c_in, c_out, height, width, kernel, stride, pad });
             };
         conv(1, [35, 7], [31, 131], 3, 1, [1, 1, 1, 1]);
@@ -315,7 +320,7 @@ mod tests {
         for (pad, [height, width]) in pads.iter().flat_map(|p| sides.iter().map(move |s| (*p, *s)))
         {
             let [c_in, c_out] = channels[at % channels.len()];
-            let c = Conv { batch: 2, c_in, c_out, height, width, kernel: 3, stride: 1, pad };
+            let c = Conv { batch: 2, c_in, c_out, height, width, kernel: [3; 2], stride: 1, pad };
             if height + pad[0] + pad[2] > 2 && c.correlation().in_pairs() {
                 check(c);
                 at += 1;
@@ -325,7 +330,7 @@ mod tests {
         // The weight's gradient of one tile, of groups of images the last of which is not full, of
         // a task with fewer images.
         let conv = |batch, kernel, stride, pad| {
-            let (c_in, c_out, height, width) = (16, 17, 16, 16);
+            let (c_in, c_out, height, width, kernel) = (16, 17, 16, 16, [kernel; 2]);
             check(Conv { batch, c_in, c_out, height, width, kernel, stride, pad });
         };
         conv(49, 3, 1, [1; 4]);
@@ -337,7 +342,7 @@ mod tests {
     fn threads_change_nothing() {
         for (stride, pad) in [(1, [1; 4]), (2, [0, 0, 1, 1])] {
             let (batch, c_in, c_out, height, width) = (3, 40, 70, 48, 40);
-            let c = Conv { batch, c_in, c_out, height, width, kernel: 3, stride, pad };
+            let c = Conv { batch, c_in, c_out, height, width, kernel: [3; 2], stride, pad };
             let [rows, cols] = c.out_size();
             let x = random(batch * c_in * height * width, 1);
             let weight = random(c_out * c_in * 9, 2);

@@ -51,7 +51,7 @@ struct Padded {
 impl Depthwise {
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> [usize; 2] {
-        out_size([self.height, self.width], self.kernel, self.stride, self.pad)
+        out_size([self.height, self.width], [self.kernel; 2], self.stride, self.pad)
     }
 
     fn padded(&self) -> Padded {
