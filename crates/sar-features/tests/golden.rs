@@ -5,12 +5,15 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
-use sar_features::{EfficientNetLite0, Lpips, MAP_CHANNELS, PerceptualDistance, Vgg16, WEIGHTS};
+use sar_features::{
+    EfficientNetLite0, Inception, InceptionInput, Lpips, MAP_CHANNELS, PerceptualDistance, Vgg16,
+    WEIGHTS,
+};
 use sar_weights::NamedTensors;
 
 mod files;
 
-use files::{bytes, lpips_weights, vgg_weights};
+use files::{bytes, inception_weights, lpips_weights, vgg_weights};
 
 type A = Autodiff<Flex>;
 
@@ -116,15 +119,40 @@ fn vgg_and_lpips_compute_what_the_packages_compute() {
     }));
     let maps = Vgg16::<Flex>::from_bytes(vgg.clone(), &device).unwrap();
     for (i, map) in maps.maps(images([2, 3, 32, 33], 0.0123)).into_iter().enumerate() {
-        let values = map.into_data().into_vec::<f32>().unwrap();
-        let some: Vec<f32> = values.into_iter().step_by(61).collect();
-        golden.check(&format!("vgg{i}"), Tensor::<Flex, 1>::from_floats(&some[..], &device));
+        golden.check(&format!("vgg{i}"), every_61st(map));
     }
     let lpips = Lpips::<A>::from_bytes(vgg, heads, &device).unwrap();
     let [x, y] = [0.0123, 0.0131].map(|frequency| images([2, 3, 32, 33], frequency));
     golden.check("lpips", lpips.distance(x.clone(), y.clone()));
     let gradient = gradient(x, |x| lpips.distance(x, y.clone()));
     golden.check_within(1e-3, "lpips_gradient", gradient);
+}
+
+fn every_61st(x: Tensor<Flex, 4>) -> Tensor<Flex, 1> {
+    let values = x.into_data().into_vec::<f32>().unwrap();
+    let some: Vec<f32> = values.into_iter().step_by(61).collect();
+    Tensor::from_floats(&some[..], &Default::default())
+}
+
+#[test]
+fn inception_computes_what_the_package_computes() {
+    let (golden, device) = (Golden::read(), Default::default());
+    let net = Inception::<Flex>::from_bytes(bytes(&inception_weights(noise)), &device).unwrap();
+    let features = net.features(images([2, 3, 299, 299], 0.0123));
+    golden.check("inception_pool", features.pool_bf);
+    golden.check("inception_spatial", features.spatial_bs);
+    golden.check("inception_logits", features.logits_bk);
+}
+
+/// Higher and narrower than the image was.
+#[test]
+fn inception_is_given_what_the_programs_of_evaluation_give_it() {
+    let golden = Golden::read();
+    let bytes = ((images::<Flex>([1, 3, 40, 411], 0.21) + 1.0) * 127.5).round();
+    let x = bytes / 127.5 - 1.0;
+    golden.check("inception_input_adm", every_61st(InceptionInput::Adm.prepare(x.clone())));
+    let theirs = InceptionInput::PytorchFid.prepare(x);
+    golden.check("inception_input_pytorch_fid", every_61st(theirs));
 }
 
 /// The fraction of `sin(12.9898 (i + 1) + seed) 43758.5453`, in -scale .. scale.

@@ -2,12 +2,12 @@
 
 use burn::tensor::TensorData;
 use burn_flex::Flex;
-use sar_features::{EfficientNetLite0, Lpips, Vgg16, WEIGHTS};
+use sar_features::{EfficientNetLite0, Inception, Lpips, Vgg16, WEIGHTS};
 use sar_weights::{NamedTensors, WeightsError, WeightsFile};
 
 mod files;
 
-use files::{bytes, lpips_weights, vgg_weights};
+use files::{bytes, inception_weights, lpips_weights, vgg_weights};
 
 /// Takes a tensor away, adds one, and changes the shape of one, each of which has to be refused.
 fn check<T>(
@@ -82,4 +82,15 @@ fn lpips() {
     let whole = lpips_weights(|shape, _| vec![0.5; shape.iter().product()]);
     let load = |bytes| Lpips::<Flex>::from_bytes(vgg.clone(), bytes, &Default::default());
     check(&whole, ["lin0.model.1.weight", "lin4.model.1.weight"], load);
+}
+
+#[test]
+fn inception() {
+    let mut whole = inception_weights(|shape, _, _| vec![0.5; shape.iter().product()]);
+    // What files hold beside the network.
+    whole.insert("Mixed_5b.branch1x1.bn.num_batches_tracked", TensorData::from([7i64]));
+    whole.insert("AuxLogits.conv1.bn.running_var", TensorData::from([1f32]));
+    whole.insert("AuxLogits.fc.weight", TensorData::from([[1f32]]));
+    let load = |bytes| Inception::<Flex>::from_bytes(bytes, &Default::default());
+    check(&whole, ["Conv2d_1a_3x3.conv.weight", "Mixed_6d.branch7x7dbl_4.bn.running_var"], load);
 }

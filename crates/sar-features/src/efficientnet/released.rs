@@ -5,6 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_weights::{Anchor, Layout, WeightsError, WeightsFile};
 
 use super::{Block, EfficientNetLite0, FEATURES, STAGES, STEM_CHANNELS, STEM_STRIDE};
+use crate::batch_norm::BatchNorm;
 use crate::convolution::{Convolution, waiting};
 use crate::load::load;
 
@@ -51,14 +52,6 @@ struct ReleasedBlock<B: Backend> {
 #[derive(Module, Debug)]
 struct Weight<B: Backend> {
     weight: Param<Tensor<B, 4>>,
-}
-
-#[derive(Module, Debug)]
-struct BatchNorm<B: Backend> {
-    weight: Param<Tensor<B, 1>>,
-    bias: Param<Tensor<B, 1>>,
-    running_mean: Param<Tensor<B, 1>>,
-    running_var: Param<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Released<B> {
@@ -134,12 +127,5 @@ impl<B: Backend> Weight<B> {
         let bias_o = norm.bias.val() - norm.running_mean.val() * scale_o.clone();
         let [o, ..] = self.weight.dims();
         Convolution::new(self.weight.val() * scale_o.reshape([o, 1, 1, 1]), bias_o, stride)
-    }
-}
-
-impl<B: Backend> BatchNorm<B> {
-    fn new(channels: usize, device: &B::Device) -> Self {
-        let each = || waiting([channels], device);
-        Self { weight: each(), bias: each(), running_mean: each(), running_var: each() }
     }
 }

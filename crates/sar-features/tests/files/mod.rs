@@ -44,3 +44,29 @@ pub(crate) fn lpips_weights(values: impl Fn(&[usize], f64) -> Vec<f32>) -> Named
     }
     tensors
 }
+
+/// The convolutions of InceptionV3, by name: what a package that computes it says of them.
+const INCEPTION: &str = include_str!("inception.txt");
+
+/// The weights of InceptionV3, from shape, seed and scale: weights of variance 2 / fan in, where
+/// values are even in -scale .. scale.
+pub(crate) fn inception_weights(values: impl Fn(&[usize], f64, f64) -> Vec<f32>) -> NamedTensors {
+    let mut tensors = NamedTensors::new();
+    let mut insert = |name: String, shape: &[usize], middle: f32, seed: f64, scale: f64| {
+        let values: Vec<f32> = values(shape, seed, scale).iter().map(|x| middle + x).collect();
+        tensors.insert(name, TensorData::new(values, shape));
+    };
+    for (i, line) in INCEPTION.lines().enumerate() {
+        let (name, shape) = line.split_once(' ').unwrap();
+        let shape: Vec<usize> = shape.split(' ').map(|n| n.parse().unwrap()).collect();
+        let (i, scale) = (i as f64, (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt());
+        insert(format!("{name}.conv.weight"), &shape, 0.0, i, scale);
+        insert(format!("{name}.bn.weight"), &shape[..1], 1.0, i + 0.2, 0.3);
+        insert(format!("{name}.bn.bias"), &shape[..1], 0.0, i + 0.4, 0.3);
+        insert(format!("{name}.bn.running_mean"), &shape[..1], 0.0, i + 0.6, 0.3);
+        insert(format!("{name}.bn.running_var"), &shape[..1], 1.0, i + 0.8, 0.5);
+    }
+    insert("fc.weight".to_owned(), &[1008, 2048], 0.0, 100.0, 0.05);
+    insert("fc.bias".to_owned(), &[1008], 0.0, 101.0, 0.1);
+    tensors
+}
