@@ -27,7 +27,7 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = PROGRAMS.split_at(15).0;
+const LIBRARIES: &[&str] = PROGRAMS.split_at(16).0;
 
 /// What a program may use: the libraries, and what is for programs alone.
 const PROGRAMS: &[&str] = &[
@@ -42,6 +42,7 @@ const PROGRAMS: &[&str] = &[
     "sar-discriminator",
     "sar-rollout",
     "sar-pipeline",
+    "sar-metrics",
     "sar-eval",
     "sar-train",
     "sar-parity",
@@ -66,8 +67,9 @@ const TABLE: &[Row] = &[
     Row { package: "sar-discriminator", ours: &["sar-core", "sar-kernels", "sar-weights", "sar-features"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
-    Row { package: "sar-eval", ours: &["sar-core", "sar-tokenizer", "sar-loss", "sar-data", "sar-features"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(12).0, burn: Burn::Generic },
+    Row { package: "sar-metrics", ours: &[], burn: Burn::None },
+    Row { package: "sar-eval", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-loss", "sar-data", "sar-features", "sar-metrics"], burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(13).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
