@@ -68,6 +68,19 @@ pub fn write_bytes(path: &Path, content: &[u8]) -> Result<(), WeightsError> {
 /// # Errors
 /// [`WeightsError::Write`] if the folder cannot be listed or a file cannot be removed.
 pub fn remove_stale(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    remove_stale_of(folder, |_| true)
+}
+
+/// As [`remove_stale`], of those files alone whose names `is_own` takes: where several processes
+/// share a folder, each removes what was left of its own files. What is said there of the folder holds
+/// for these.
+///
+/// # Errors
+/// As [`remove_stale`].
+pub fn remove_stale_of(
+    folder: &Path,
+    is_own: impl Fn(&str) -> bool,
+) -> Result<Vec<PathBuf>, WeightsError> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |error| WeightsError::Write { path, error }
@@ -75,9 +88,10 @@ pub fn remove_stale(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed(folder))? {
         let entry = entry.map_err(failed(folder))?;
-        let process = entry.file_name().to_str().and_then(process_of);
+        let name = entry.file_name();
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if is_file && process.is_some_and(|process| !is_other_alive(process)) {
+        let is_stale = |(name, process)| is_own(name) && !is_other_alive(process);
+        if is_file && name.to_str().and_then(temporary).is_some_and(is_stale) {
             let path = entry.path();
             fs::remove_file(&path).map_err(failed(&path))?;
             removed.push(path);
@@ -87,13 +101,14 @@ pub fn remove_stale(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     Ok(removed)
 }
 
-/// The process that wrote a temporary file, by its name.
-fn process_of(name: &str) -> Option<u32> {
+/// The name that a temporary file is to have, and the process that wrote it.
+fn temporary(name: &str) -> Option<(&str, u32)> {
     let is_number = |text: &str| text.bytes().all(|digit| digit.is_ascii_digit());
     let (name, writer) = name.strip_prefix('.')?.strip_suffix(PARTIAL)?.rsplit_once('.')?;
     let (process, count) = writer.split_once('-')?;
     let is_ours = !name.is_empty() && !count.is_empty() && is_number(process) && is_number(count);
-    process.parse().ok().filter(|_| is_ours)
+    let process = process.parse().ok().filter(|_| is_ours)?;
+    Some((name, process))
 }
 
 /// Whether a process other than this one has the number, as far as can be seen.
@@ -167,7 +182,7 @@ mod tests {
             file.write_all(b"half").unwrap();
             // What a kill would leave here, under the number of another process.
             let [partial] = &names(folder.path())[..] else { panic!() };
-            assert_eq!(process_of(partial), Some(std::process::id()), "{partial}");
+            assert_eq!(temporary(partial), Some(("run.json", std::process::id())), "{partial}");
             fs::copy(folder.path().join(partial), &kept).unwrap();
             fs::rename(&kept, folder.path().join(".run.json.4294967295-0.partial")).unwrap();
             fs::copy(folder.path().join(partial), folder.path().join(".x.1-0.partial")).unwrap();
@@ -181,6 +196,11 @@ mod tests {
         }
         fs::create_dir(folder.path().join(".folder.4294967295-0.partial")).unwrap();
 
+        let of_others = remove_stale_of(folder.path(), |name| name == "run").unwrap();
+        assert!(of_others.is_empty(), "{of_others:?}");
+        let removed = remove_stale_of(folder.path(), |name| name == "y").unwrap();
+        assert_eq!(removed, [folder.path().join(&own)]);
+        fs::write(&removed[0], "").unwrap();
         let removed = remove_stale(folder.path()).unwrap();
         // Process 1 lives, on the one system where that is looked at.
         let mut expected = vec![".run.json.4294967295-0.partial".to_owned(), own];

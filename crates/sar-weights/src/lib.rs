@@ -68,7 +68,7 @@ pub use cast::cast_floats;
 pub use checksum::checksum;
 pub use finite::{FiniteCheck, count_not_finite};
 
-pub use atomic::{remove_stale, write_bytes, write_whole};
+pub use atomic::{remove_stale, remove_stale_of, write_bytes, write_whole};
 pub use bind::{ParameterInfo, bind, collect, parameters};
 pub use error::{Misfit, WeightsError};
 pub use file::{Checksum, Format, Target, TensorInfo, WeightsFile, write_weights};
