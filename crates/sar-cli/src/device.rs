@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Result, bail};
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 use burn::backend::Autodiff;
-use burn::tensor::backend::AutodiffBackend;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 
 /// The CPU, for what needs no device: shapes, and numbers that others are compared with.
 #[cfg(feature = "flex")]
@@ -21,6 +21,23 @@ pub(crate) type HostBackend = burn_ndarray::NdArray<f32>;
 compile_error!("a backend is needed: turn on the feature flex, ndarray, wgpu or cuda");
 
 const KNOWN: [&str; 4] = ["flex", "ndarray", "wgpu", "cuda"];
+
+/// What numbers are computed with, as far as their rounding shows it: the backend, and of that with
+/// hand-written operators the vector instructions.
+pub(crate) fn arithmetic<B: Backend>(device: &B::Device) -> String {
+    #[cfg(feature = "flex")]
+    if serves::<B>() {
+        let level = sar_kernels::CpuLevel::chosen().expect("asked for when the program starts");
+        return format!("{}, {level}", B::name(device));
+    }
+    B::name(device)
+}
+
+/// Whether the backend is the one that has hand-written operators.
+#[cfg(feature = "flex")]
+pub(crate) fn serves<B: Backend>() -> bool {
+    std::any::TypeId::of::<B>() == std::any::TypeId::of::<burn_flex::Flex>()
+}
 
 /// Work that runs on any backend.
 pub(crate) trait Job {

@@ -143,7 +143,7 @@ impl Job for Edit {
 impl Edit {
     fn edit<B: Backend>(self, device: &B::Device) -> Result<()> {
         let Self { files, source, part, class, keep_scales, blend, n, settings, out } = self;
-        let pipeline = files.load::<B>(device)?;
+        let pipeline = files.in_precision(files.load::<B>(device)?)?;
         let label = match &class {
             Some(query) => pipeline.label(query).context("--class")?,
             None => pipeline.null_label(),

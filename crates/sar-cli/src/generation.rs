@@ -1,5 +1,6 @@
 //! What sampling and editing share: which weights, how tokens are drawn, and where images go.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use sar_core::{ScaleSchedule, ScaleSize};
 use sar_model::Precision;
 use sar_pipeline::{Known, Pipeline, RgbImage, files_of_run, to_png};
 use sar_rollout::{Choice, Sampler};
-use sar_weights::WeightsFile;
+use sar_weights::{WeightsFile, write_bytes};
 
 use crate::first_free;
 
@@ -75,7 +76,7 @@ pub(crate) struct Files {
     tokenizer: PathBuf,
     backbone: PathBuf,
     known: Known,
-    precision: Precision,
+    pub(crate) precision: Precision,
 }
 
 /// How tokens are drawn, checked.
@@ -92,6 +93,11 @@ pub(crate) struct Settings {
 }
 
 impl WeightsArgs {
+    /// The run directory that was named.
+    pub(crate) fn run_dir(&self) -> Option<&Path> {
+        self.run.as_deref()
+    }
+
     pub(crate) fn files(self) -> Result<Files> {
         let Self { run, tokenizer, backbone, root, precision } = self;
         ensure!(
@@ -114,13 +120,18 @@ impl WeightsArgs {
 impl Files {
     /// Loads the weights, and says what was assumed of them.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Pipeline<B>> {
-        let Self { tokenizer, backbone, known, precision } = self;
+        let Self { tokenizer, backbone, known, precision: _ } = self;
         let [tokenizer, backbone] = [WeightsFile::open(tokenizer)?, WeightsFile::open(backbone)?];
         let pipeline = Pipeline::load(tokenizer, backbone, known, device)?;
         for note in pipeline.notes() {
             eprintln!("{note}");
         }
-        pipeline.with_precision(*precision).context("--precision")
+        Ok(pipeline)
+    }
+
+    /// The weights with products in the precision that was asked for.
+    pub(crate) fn in_precision<B: Backend>(&self, pipeline: Pipeline<B>) -> Result<Pipeline<B>> {
+        pipeline.with_precision(self.precision).context("--precision")
     }
 }
 
@@ -197,18 +208,41 @@ fn pixels(text: &str) -> Result<ScaleSize> {
 pub(crate) fn out_folder(named: Option<PathBuf>, default: &str) -> Result<PathBuf> {
     let Some(out) = named else { return Ok(first_free(Path::new(default), "")) };
     ensure!(!out.is_file(), "--out {}: is a file", out.display());
-    let is_used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    ensure!(!is_used, "--out {}: already holds files", out.display());
+    ensure!(!is_used(&out), "--out {}: already holds files", out.display());
     Ok(out)
 }
 
+/// Whether a folder holds anything.
+pub(crate) fn is_used(folder: &Path) -> bool {
+    folder.read_dir().is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// A file beside a folder, as in `samples-grid.png`: the folder itself holds results only, as tools that
-/// measure folders of images expect.
+/// measure folders of images expect. One that is free.
 pub(crate) fn beside(folder: &Path, what: &str) -> PathBuf {
-    let (what, ending) = what.split_once('.').expect("a name with an ending");
+    let path = named_after(folder, what);
+    let ending = path.extension().expect("a name with an ending").to_string_lossy().into_owned();
+    first_free(&path.with_extension(""), &format!(".{ending}"))
+}
+
+/// As [`beside`], whether it is there or not.
+pub(crate) fn named_after(folder: &Path, what: &str) -> PathBuf {
+    // `.` and `..` have a name all the same.
+    let folder = match folder.file_name() {
+        Some(_) => Cow::Borrowed(folder),
+        None => folder.canonicalize().map_or(Cow::Borrowed(folder), Cow::Owned),
+    };
     let mut name = folder.file_name().unwrap_or("out".as_ref()).to_owned();
     name.push(format!("-{what}"));
-    first_free(&folder.with_file_name(name), &format!(".{ending}"))
+    folder.with_file_name(name)
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 pub(crate) fn make_out(out: &Path) -> Result<()> {
@@ -216,7 +250,7 @@ pub(crate) fn make_out(out: &Path) -> Result<()> {
 }
 
 pub(crate) fn save(image: &RgbImage, path: &Path) -> Result<()> {
-    fs::write(path, to_png(image)).with_context(|| path.display().to_string())
+    Ok(write_bytes(path, &to_png(image))?)
 }
 
 #[cfg(test)]

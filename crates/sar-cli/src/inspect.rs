@@ -18,6 +18,8 @@ use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
 use serde_json::Value;
 
 use crate::Verdict;
+#[cfg(feature = "flex")]
+use crate::device::serves;
 use crate::device::{DeviceArg, HostBackend, Job};
 
 /// The longest metadata value that is shown whole, in characters.
@@ -90,12 +92,6 @@ impl Job for Described {
         }
         Ok(())
     }
-}
-
-/// Whether the backend is the one that has hand-written operators.
-#[cfg(feature = "flex")]
-fn serves<B: Backend>() -> bool {
-    std::any::TypeId::of::<B>() == std::any::TypeId::of::<burn_flex::Flex>()
 }
 
 fn recipe(path: &Path) -> Result<Verdict> {

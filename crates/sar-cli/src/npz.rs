@@ -1,68 +1,59 @@
-//! Images as an `.npz` file, as the evaluation scripts of this field read it: one array `arr_0`, 8-bit,
-//! `[n, height, width, 3]`.
+//! Images as an `.npz` file, as the evaluation scripts of this field write and read it: `arr_0`, 8-bit,
+//! `[n, height, width, 3]`, and of images with classes `arr_1`, their labels, 64-bit, `[n]`.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{Seek, Write};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use sar_pipeline::RgbImage;
 use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
+use zip::{CompressionMethod, DateTime, ZipWriter};
 
-/// An `.npz` file that is being written, image by image; it is there when it is whole.
-pub(crate) struct Npz {
-    path: PathBuf,
-    partial: PathBuf,
-    zip: ZipWriter<BufWriter<File>>,
-    left: usize,
+/// Writes a file of images, of as many labels or of none; the same bytes for the same images.
+///
+/// # Panics
+/// If there is another number of images, or one of another size.
+pub(crate) fn write_npz(
+    file: impl Write + Seek,
+    [n, height, width]: [usize; 3],
+    images: impl Iterator<Item = Result<RgbImage>>,
+    labels: Option<&[i64]>,
+) -> Result<()> {
+    let mut zip = ZipWriter::new(file);
+    // Not compressed, as numpy's `savez` writes it; more than 4 GB are allowed.
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .last_modified_time(DateTime::default())
+        .large_file(true);
+    zip.start_file("arr_0.npy", options)?;
+    zip.write_all(&header("|u1", &[n, height, width, 3]))?;
+    let mut n_written = 0;
+    for image in images {
+        let image = image?;
+        assert_eq!(image.dimensions(), (width as u32, height as u32), "the size of the file");
+        zip.write_all(image.as_raw())?;
+        n_written += 1;
+    }
+    assert_eq!(n_written, n, "as many images as the file is of");
+    if let Some(labels) = labels {
+        assert_eq!(labels.len(), n, "a label for each image");
+        zip.start_file("arr_1.npy", options)?;
+        zip.write_all(&header("<i8", &[n]))?;
+        let bytes: Vec<u8> = labels.iter().flat_map(|label| label.to_le_bytes()).collect();
+        zip.write_all(&bytes)?;
+    }
+    zip.finish()?;
+    Ok(())
 }
 
-impl Npz {
-    /// Begins a file of `n` images.
-    pub(crate) fn create(path: &Path, n: usize, [height, width]: [usize; 2]) -> Result<Self> {
-        ensure!(!path.exists(), "--npz {}: exists already; choose another name", path.display());
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let context = || format!("--npz {}", path.display());
-        let file = File::create(&partial).with_context(context)?;
-        let mut zip = ZipWriter::new(BufWriter::new(file));
-        // Not compressed, as numpy's `savez` writes it; more than 4 GB are allowed.
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .large_file(true);
-        zip.start_file("arr_0.npy", options).with_context(context)?;
-        zip.write_all(&header(&[n, height, width, 3])).with_context(context)?;
-        Ok(Self { path: path.into(), partial, zip, left: n })
-    }
-
-    /// Appends an image.
-    pub(crate) fn push(&mut self, image: &RgbImage) -> Result<()> {
-        self.left = self.left.checked_sub(1).expect("as many images as were announced");
-        self.zip.write_all(image.as_raw()).with_context(|| format!("--npz {}", self.path.display()))
-    }
-
-    /// Ends the file.
-    pub(crate) fn finish(self) -> Result<()> {
-        assert_eq!(self.left, 0, "as many images as were announced");
-        let context = || format!("--npz {}", self.path.display());
-        let file = self.zip.finish().with_context(context)?;
-        let file = file.into_inner().map_err(|error| error.into_error()).with_context(context)?;
-        file.sync_all().with_context(context)?;
-        std::fs::rename(&self.partial, &self.path).with_context(context)
-    }
-}
-
-/// The header of an array of bytes in numpy's format, version 1.0: its length is a multiple of 64.
-fn header(shape: &[usize]) -> Vec<u8> {
-    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-    let mut text =
-        format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}), }}", shape.join(", "));
+/// The header of an array in numpy's format, version 1.0: its length is a multiple of 64.
+fn header(kind: &str, shape: &[usize]) -> Vec<u8> {
+    let sides: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let comma = if shape.len() == 1 { "," } else { "" };
+    let shape = sides.join(", ") + comma;
+    let mut text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
     let start = 10;
-    text.push_str(
-        &" ".repeat((start + text.len() + 1).next_multiple_of(64) - start - text.len() - 1),
-    );
+    let length = (start + text.len() + 1).next_multiple_of(64);
+    text += &" ".repeat(length - start - text.len() - 1);
     text.push('\n');
     let mut header = b"\x93NUMPY\x01\x00".to_vec();
     header.extend((text.len() as u16).to_le_bytes());
@@ -72,7 +63,7 @@ fn header(shape: &[usize]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Cursor, Read};
 
     use image::Rgb;
 
@@ -80,22 +71,30 @@ mod tests {
 
     #[test]
     fn the_file_is_as_numpy_writes_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.npz");
-        let mut npz = Npz::create(&path, 2, [1, 2]).unwrap();
-        npz.push(&RgbImage::from_pixel(2, 1, Rgb([1, 2, 3]))).unwrap();
-        npz.push(&RgbImage::from_pixel(2, 1, Rgb([4, 5, 6]))).unwrap();
-        npz.finish().unwrap();
-        let mut zip = zip::ZipArchive::new(File::open(&path).unwrap()).unwrap();
-        let mut bytes = Vec::new();
-        zip.by_name("arr_0.npy").unwrap().read_to_end(&mut bytes).unwrap();
-        let expected = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }";
-        let text = String::from_utf8(bytes[10..128].to_vec()).unwrap();
-        assert_eq!((&bytes[..8], text.trim_end()), (&b"\x93NUMPY\x01\x00"[..], expected));
-        assert_eq!(bytes[128..], [1, 2, 3, 1, 2, 3, 4, 5, 6, 4, 5, 6]);
-        assert_eq!(u16::from_le_bytes([bytes[8], bytes[9]]), 118);
-        let again = Npz::create(&path, 1, [1, 1]).err().unwrap().to_string();
-        assert!(again.contains("exists already"), "{again}");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let images = [[1, 2, 3], [4, 5, 6]].map(|color| RgbImage::from_pixel(2, 1, Rgb(color)));
+        let file = |labels: Option<&[i64]>| {
+            let mut file = Cursor::new(Vec::new());
+            write_npz(&mut file, [2, 1, 2], images.iter().cloned().map(Ok), labels).unwrap();
+            file.into_inner()
+        };
+        let mut zip = zip::ZipArchive::new(Cursor::new(file(Some(&[7, -1])))).unwrap();
+        let mut array = |name: &str| {
+            let mut bytes = Vec::new();
+            zip.by_name(name).unwrap().read_to_end(&mut bytes).unwrap();
+            let text = String::from_utf8(bytes[10..128].to_vec()).unwrap();
+            assert_eq!(&bytes[..10], b"\x93NUMPY\x01\x00\x76\x00");
+            assert!(text.ends_with(" \n"), "{text}");
+            (text.trim_end().to_owned(), bytes[128..].to_vec())
+        };
+        let (text, bytes) = array("arr_0.npy");
+        assert_eq!(text, "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }");
+        assert_eq!(bytes, [1, 2, 3, 1, 2, 3, 4, 5, 6, 4, 5, 6]);
+        let (text, bytes) = array("arr_1.npy");
+        assert_eq!(text, "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }");
+        assert_eq!(bytes, [[7, 0, 0, 0, 0, 0, 0, 0], [255; 8]].concat());
+
+        let of_no_class = file(None);
+        let mut zip = zip::ZipArchive::new(Cursor::new(&of_no_class)).unwrap();
+        assert_eq!((zip.len(), zip.by_index(0).unwrap().name().unwrap()), (1, "arr_0.npy".into()));
     }
 }

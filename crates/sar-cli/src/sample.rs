@@ -1,28 +1,35 @@
 //! `sar sample`: images from trained weights.
 
-use std::fs::File;
-use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+use std::thread;
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
-use sar_pipeline::{Request, RgbImage, enlarge, grid, magnification};
+use sar_pipeline::{Pipeline, Request, RgbImage, grid, magnification, to_png};
+use sar_weights::{checksum, remove_stale_of};
 
 use crate::Verdict;
-use crate::device::{DeviceArg, Job};
+use crate::device::{DeviceArg, Job, arithmetic};
 use crate::generation::{
-    Files, SamplerArgs, Settings, WeightsArgs, beside, make_out, out_folder, save,
+    Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save,
 };
-use crate::npz::Npz;
+use crate::interrupt::{self, INTERRUPTED};
+use crate::job::{Class, SampleJob, Shard};
+use crate::pack::{PackArgs, read};
+use crate::previews::write_previews;
+use crate::progress::clock;
 
-/// Images of a grid: more are only written one by one.
-const MOST_IN_GRID: usize = 1024;
+/// Images of a sheet, and those of one class where there are several.
+const MOST_IN_SHEET: usize = 1024;
+const MOST_IN_ROW: usize = 64;
 /// Images whose scales are shown.
 const MOST_PREVIEWS: usize = 64;
-/// Hundredths of a second that a scale of the animation stays, and the last one.
-const FRAME: u16 = 30;
-const LAST_FRAME: u16 = 150;
+/// Files that are written side by side: each waits for the disk.
+const WRITERS: usize = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,35 +50,78 @@ pub(crate) struct Args {
     /// OUT-previews.gif.
     #[arg(long)]
     previews: bool,
-    /// A new or empty folder for the images; a sheet of them lies beside it, OUT-grid.png [default:
-    /// samples, or the next that is free]
+    /// A new or empty folder for the images; beside it lie a sheet of them, OUT-grid.png, and what they
+    /// depend on, OUT-job.json [default: samples, or the next that is free]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Also writes the images into one .npz file, as evaluation scripts read them (arr_0).
-    #[arg(long, value_name = "FILE")]
-    npz: Option<PathBuf>,
+    /// Goes on in --out where the same command was stopped or killed, or begins. The files end up as if
+    /// it had not been, byte for byte on the same kind of CPU: a batch that lacks an image is drawn again
+    /// whole.
+    #[arg(long)]
+    resume: bool,
+    /// Draws part I, from 0, of N, as in 3/16: every N-th batch, so that machines share the work. All
+    /// parts write to one --out, also at once, or to folders that are copied together; each goes on as
+    /// with --resume. `sar pack` makes one file of them.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
+    #[command(flatten)]
+    files: PackArgs,
     #[command(flatten)]
     device: DeviceArg,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { weights, classes, unconditional, n, sampler, previews, out, npz, device } = args;
+    let Args { weights, classes, unconditional, n, sampler, previews, out, resume, .. } = args;
+    let (files, device) = (args.files, args.device);
     ensure!(n > 0, "--n 0: nothing to sample");
-    let out = out_folder(out, "samples")?;
+    let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
+    let going_on = match (shard, resume) {
+        (Some(_), _) => Some("--shard"),
+        (None, true) => Some("--resume"),
+        (None, false) => None,
+    };
+    let out = match (going_on, out) {
+        (None, out) => out_folder(out, "samples")?,
+        (Some(option), None) => bail!("{option}: name the folder with --out"),
+        (Some(_), Some(out)) => {
+            ensure!(!out.is_file(), "--out {}: is a file", out.display());
+            out
+        }
+    };
+    if let Some(option) = going_on {
+        ensure!(!previews, "--previews: shows a new and whole run, not one with {option}");
+    }
+    if let (Some(_), Some((option, path))) = (shard, files.named().next()) {
+        let (path, out) = (path.display(), out.display());
+        bail!(
+            "{option} {path}: is of all shards, `sar pack {out} {option} {path}` when they are done"
+        );
+    }
+    files.check(going_on.is_none())?;
     let settings = sampler.settings()?;
-    let files = weights.files()?;
-    device.run(Sample { files, classes, unconditional, n, settings, previews, out, npz })
+    let weights = weights.files()?;
+    let goes_on = going_on.is_some();
+    let wanted = Wanted { classes, unconditional, n };
+    device.run(Sample { weights, wanted, settings, previews, out, goes_on, shard, files })
 }
 
 struct Sample {
-    files: Files,
-    classes: Vec<String>,
-    unconditional: bool,
-    n: usize,
+    weights: Files,
+    wanted: Wanted,
     settings: Settings,
     previews: bool,
     out: PathBuf,
-    npz: Option<PathBuf>,
+    /// In a folder that may hold images of the job.
+    goes_on: bool,
+    shard: Option<Shard>,
+    files: PackArgs,
+}
+
+/// Which images.
+struct Wanted {
+    classes: Vec<String>,
+    unconditional: bool,
+    n: usize,
 }
 
 impl Job for Sample {
@@ -83,128 +133,192 @@ impl Job for Sample {
     }
 }
 
+impl Wanted {
+    fn classes<B: Backend>(&self, pipeline: &Pipeline<B>) -> Result<Vec<Class>> {
+        if self.unconditional {
+            return Ok(vec![Class { label: pipeline.null_label(), name: None }]);
+        }
+        let names = pipeline.classes();
+        let mut labels = Vec::with_capacity(self.classes.len());
+        for query in &self.classes {
+            let label = pipeline.label(query).context("--class")?;
+            if labels.contains(&label) {
+                eprintln!("--class {query}: is '{}' again; drawn once", names[label]);
+            } else {
+                labels.push(label);
+            }
+        }
+        if self.classes.is_empty() {
+            labels = (0..names.len()).collect();
+        }
+        let class = |label: usize| Class { label, name: Some(names[label].clone()) };
+        Ok(labels.into_iter().map(class).collect())
+    }
+}
+
 impl Sample {
     fn sample<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let Self { files, classes, unconditional, n, settings, previews, out, npz } = self;
-        let pipeline = files.load::<B>(device)?;
-        let names = pipeline.classes();
-        let labels = if unconditional {
-            vec![pipeline.null_label()]
-        } else if classes.is_empty() {
-            (0..names.len()).collect()
-        } else {
-            let mut labels = Vec::with_capacity(classes.len());
-            for query in &classes {
-                let label = pipeline.label(query).context("--class")?;
-                if labels.contains(&label) {
-                    eprintln!("--class {query}: is '{}' again; drawn once", names[label]);
-                } else {
-                    labels.push(label);
-                }
-            }
-            labels
-        };
-        let scales = settings.scales(&pipeline)?;
-        let sampler = settings.sampler(pipeline.backbone().sampler);
-        let wanted: Vec<(usize, usize)> =
-            labels.iter().flat_map(|label| (0..n).map(|i| (*label, i))).collect();
-        let unit = pipeline.downsampling();
-        let size = [scales.last().height * unit, scales.last().width * unit];
-        let mut npz = npz.map(|path| Npz::create(&path, wanted.len(), size)).transpose()?;
-        make_out(&out)?;
+        let (job, pipeline) = self.job::<B>(device)?;
+        let out = &self.out;
+        job.settle(out, self.goes_on)?;
+        interrupt::watch("stopping after this batch")?;
+        let by_scale = self.draw(&job, &pipeline)?;
+        // That another job began at the same moment would not have been seen.
+        job.check(out)?;
+        if let Some(Shard { index, of }) = self.shard {
+            let n: usize = job.batches(self.shard()).map(|batch| job.positions(batch).len()).sum();
+            eprintln!("{} holds all {n} images of shard {index}/{of}", out.display());
+            return Ok(());
+        }
+        match self.finish(&job, &by_scale) {
+            Err(_) if interrupt::has_come() => self.stopped(job.len(), job.len()),
+            finished => finished,
+        }
+    }
 
-        let root = SeedTree::new(settings.seed);
-        let mut shown: Vec<RgbImage> = Vec::new();
-        // The first images at every scale.
-        let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); scales.len()];
-        let mut done = 0;
-        for part in wanted.chunks(settings.batch) {
-            let request = Request::of(root, part.iter().copied(), scales.clone(), sampler);
-            let images = if previews && done < MOST_PREVIEWS {
+    /// What is to be drawn, and with what.
+    fn job<B: Backend>(&self, device: &B::Device) -> Result<(SampleJob, Pipeline<B>)> {
+        let Self { weights, wanted, settings, .. } = self;
+        let pipeline = weights.load::<B>(device)?;
+        let (tokenizer, backbone) = (pipeline.tokenizer(), pipeline.backbone());
+        let (scales, unit) = (settings.scales(&pipeline)?, pipeline.downsampling());
+        let job = SampleJob {
+            sar: env!("CARGO_PKG_VERSION").into(),
+            seed: settings.seed,
+            classes: wanted.classes(&pipeline)?,
+            n: wanted.n,
+            batch: settings.batch,
+            height: scales.last().height * unit,
+            width: scales.last().width * unit,
+            scales,
+            sampler: settings.sampler(backbone.sampler),
+            precision: weights.precision,
+            device: arithmetic::<B>(device),
+            tokenizer: checksum(&tokenizer.model, tokenizer.config.layout()),
+            backbone: checksum(&backbone.model, &sar_model::LAYOUT),
+        };
+        let n = job.n.checked_mul(job.classes.len());
+        ensure!(n.is_some(), "--n {}: are more images than can be counted", job.n);
+        Ok((job, weights.in_precision(pipeline)?))
+    }
+
+    fn shard(&self) -> Shard {
+        self.shard.unwrap_or(Shard::WHOLE)
+    }
+
+    /// Draws the images that are not there; returns the first ones at every scale, for previews.
+    fn draw<B: Backend>(
+        &self,
+        job: &SampleJob,
+        pipeline: &Pipeline<B>,
+    ) -> Result<Vec<Vec<RgbImage>>> {
+        let Self { previews, out, goes_on, .. } = self;
+        let shard = self.shard();
+        // Others write the images of theirs at the same time.
+        let is_own = |position| job.is_of(position, shard);
+        remove_stale_of(out, |name| job.position(name).is_some_and(is_own))?;
+        let there = job.there(out)?;
+        let own = || job.batches(shard).map(|batch| job.positions(batch));
+        let n_own: usize = own().map(|positions| positions.len()).sum();
+        let mut n_there = own().flatten().filter(|position| there[*position]).count();
+        if *goes_on {
+            eprintln!("{n_there} of {n_own} images were there");
+        }
+
+        let root = SeedTree::new(job.seed);
+        let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); job.scales.len()];
+        let lacking = || own().filter(|positions| positions.clone().any(|p| !there[p]));
+        let mut n_left: usize = lacking().map(|positions| positions.len()).sum();
+        let (start, mut n_drawn) = (Instant::now(), 0);
+        for positions in lacking() {
+            let wanted = positions.clone().map(|position| job.image(position));
+            let request = Request::of(root, wanted, job.scales.clone(), job.sampler);
+            let images = if *previews && positions.start < MOST_PREVIEWS {
                 let mut last = Vec::new();
                 pipeline.sample_previews(&request, |k, decoded| {
-                    by_scale[k].extend(decoded.iter().cloned());
+                    let room = MOST_PREVIEWS - by_scale[k].len();
+                    by_scale[k].extend(decoded.iter().take(room).cloned());
                     last = decoded;
                 });
                 last
             } else {
                 pipeline.sample(&request)
             };
-            for ((label, i), image) in part.iter().zip(&images) {
-                let class = names.get(*label).map_or("unconditional".into(), |c| file_name(c));
-                save(image, &out.join(format!("{label}-{class}-{i:03}.png")))?;
-                if let Some(npz) = &mut npz {
-                    npz.push(image)?;
-                }
+            let new: Vec<_> = positions.zip(&images).filter(|(p, _)| !there[*p]).collect();
+            save_all(&new, |position| out.join(job.name(position)))?;
+            n_there += new.len();
+            (n_drawn, n_left) = (n_drawn + images.len(), n_left - images.len());
+            let to_go = start.elapsed().mul_f64(n_left as f64 / n_drawn as f64);
+            match n_left {
+                0 => eprintln!("{n_there} of {n_own} images"),
+                _ => eprintln!("{n_there} of {n_own} images, {} to go", clock(to_go)),
             }
-            let room = MOST_IN_GRID.saturating_sub(shown.len());
-            done += images.len();
-            shown.extend(images.into_iter().take(room));
-            eprintln!("{done} of {} images", wanted.len());
+            if interrupt::has_come() {
+                self.stopped(n_there, n_own);
+            }
         }
-        if let Some(npz) = npz {
-            npz.finish()?;
-        }
+        Ok(by_scale)
+    }
 
-        let columns = if labels.len() > 1 { n } else { n.isqrt().max(1) };
-        let magnify = magnification(shown[0].width());
-        let sheet = beside(&out, "grid.png");
-        save(&grid(&shown, columns, 4, magnify), &sheet)?;
-        if previews {
-            by_scale.iter_mut().for_each(|images| images.truncate(MOST_PREVIEWS));
-            write_previews(&out, &by_scale, columns)?;
+    /// Ends the program, and says how to go on.
+    fn stopped(&self, n_there: usize, n_own: usize) -> ! {
+        let out = self.out.display();
+        let how = match self {
+            Self { shard: Some(_), .. } => "the same command".into(),
+            Self { previews: true, .. } => {
+                format!("the same command with --out {out} --resume, without --previews,")
+            }
+            _ => format!("the same command with --out {out} --resume"),
+        };
+        eprintln!("stopped: {n_there} of {n_own} images are in {out}; {how} goes on");
+        process::exit(INTERRUPTED)
+    }
+
+    /// Writes what is made of all images.
+    fn finish(&self, job: &SampleJob, by_scale: &[Vec<RgbImage>]) -> Result<()> {
+        let out = &self.out;
+        job.clear(out)?;
+        let (sheet, columns) = self.write_sheet(job)?;
+        if self.previews {
+            write_previews(out, by_scale, columns)?;
         }
-        eprintln!("wrote {done} images to {}, and {}", out.display(), sheet.display());
+        self.files.write(job, out)?;
+        eprintln!("wrote {} images to {}, and {}", job.len(), out.display(), sheet.display());
         Ok(())
     }
-}
 
-/// A contact sheet with a row for each image and a column for each scale, and an animation over the scales.
-fn write_previews(out: &Path, by_scale: &[Vec<RgbImage>], columns: usize) -> Result<()> {
-    use image::codecs::gif::{GifEncoder, Repeat};
-    use image::{Delay, DynamicImage, Frame};
-
-    let last = &by_scale[by_scale.len() - 1];
-    let (width, height) = last[0].dimensions();
-    // Coarse scales decode to small images.
-    let full = |image: &RgbImage| enlarge(image, width, height);
-    let rows = (0..last.len()).flat_map(|i| by_scale.iter().map(move |images| full(&images[i])));
-    let magnify = magnification(width);
-    save(
-        &grid(&rows.collect::<Vec<_>>(), by_scale.len(), 4, magnify),
-        &beside(out, "previews.png"),
-    )?;
-
-    let path = beside(out, "previews.gif");
-    let context = || path.display().to_string();
-    let file = File::create(&path).with_context(context)?;
-    let mut encoder = GifEncoder::new(BufWriter::new(file));
-    encoder.set_repeat(Repeat::Infinite).with_context(context)?;
-    for (k, images) in by_scale.iter().enumerate() {
-        let images: Vec<RgbImage> = images.iter().map(full).collect();
-        let sheet = DynamicImage::from(grid(&images, columns, 4, magnify)).into_rgba8();
-        let hundredths = if k + 1 == by_scale.len() { LAST_FRAME } else { FRAME };
-        let delay = Delay::from_numer_denom_ms(10 * u32::from(hundredths), 1);
-        encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(context)?;
+    /// Writes a sheet of the first images, a row for each of several classes; returns its path and number of
+    /// columns.
+    fn write_sheet(&self, job: &SampleJob) -> Result<(PathBuf, usize)> {
+        let of_all = job.n.min(MOST_IN_SHEET);
+        let of_several = job.n.min(MOST_IN_ROW);
+        let (n, columns) = match job.classes.len() {
+            1 => (of_all, of_all.isqrt()),
+            _ => (of_several, of_several),
+        };
+        let of_class = |class| (0..n).map(move |i| class * job.n + i);
+        let shown = (0..job.classes.len()).flat_map(of_class).take(MOST_IN_SHEET);
+        let shown: Result<Vec<RgbImage>> =
+            shown.map(|position| Ok(read(job, &self.out, position)?.1)).collect();
+        let sheet = grid(&shown?, columns, 4, magnification(job.width as u32));
+        // One of the same job is left as it is.
+        let path = named_after(&self.out, "grid.png");
+        if self.goes_on && fs::read(&path).is_ok_and(|there| there == to_png(&sheet)) {
+            return Ok((path, columns));
+        }
+        let path = beside(&self.out, "grid.png");
+        save(&sheet, &path)?;
+        Ok((path, columns))
     }
-    Ok(())
 }
 
-/// A class name as part of a file name: `Smileys & Emotion` to `smileys-emotion`.
-fn file_name(class: &str) -> String {
-    let words = class.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let name = words.collect::<Vec<_>>().join("-").to_lowercase();
-    if name.is_empty() { "class".into() } else { name }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn class_names_become_file_names() {
-        assert_eq!(file_name("Smileys & Emotion"), "smileys-emotion");
-        assert_eq!(file_name("../../etc"), "etc");
-        assert_eq!(file_name("&"), "class");
-    }
+/// Saves images with their positions.
+fn save_all(images: &[(usize, &RgbImage)], path: impl Fn(usize) -> PathBuf + Sync) -> Result<()> {
+    let save = |(position, image): &(usize, &RgbImage)| save(image, &path(*position));
+    thread::scope(|scope| {
+        let parts = images.chunks(images.len().div_ceil(WRITERS).max(1));
+        let writers: Vec<_> =
+            parts.map(|part| scope.spawn(|| part.iter().try_for_each(save))).collect();
+        writers.into_iter().try_for_each(|writer| writer.join().expect("writing does not panic"))
+    })
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::AutodiffBackend;
@@ -10,11 +9,9 @@ use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
 
 use crate::device::{DeviceArg, Job};
+use crate::interrupt::{self, INTERRUPTED};
 use crate::progress::Progress;
 use crate::{Verdict, first_free, report};
-
-/// What an interrupted program ends with by convention, 128 + SIGINT.
-const INTERRUPTED: i32 = 130;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -137,17 +134,11 @@ impl Job for Train {
     type Output = Verdict;
 
     fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
-        static STOP: AtomicBool = AtomicBool::new(false);
-        // The first Ctrl-C or SIGTERM asks for a checkpoint, the second ends at once.
-        ctrlc::set_handler(|| {
-            if STOP.swap(true, Ordering::Relaxed) {
-                process::exit(INTERRUPTED);
-            }
-            eprintln!("stopping after this step; once more to stop at once");
-        })?;
+        // The first Ctrl-C or SIGTERM asks for a checkpoint.
+        let stop = interrupt::watch("stopping after this step")?;
         let Self { recipe, run_dir, resume } = self;
         let mut progress = Progress::new();
-        let execution = Execution { resume, workers, stop: &STOP };
+        let execution = Execution { resume, workers, stop };
         let report = match train::<A>(&recipe, &run_dir, execution, &device, &mut progress) {
             Ok(report) => report,
             Err(error) => {
