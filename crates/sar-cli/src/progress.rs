@@ -139,7 +139,7 @@ impl Observer for Progress {
 }
 
 /// `1:02:03` or `2:03`.
-fn clock(time: Duration) -> String {
+pub(crate) fn clock(time: Duration) -> String {
     let s = time.as_secs_f64().round() as u64;
     match (s / 3600, s / 60 % 60, s % 60) {
         (0, m, s) => format!("{m}:{s:02}"),

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{IN_THE_BOX, make_out, out_folder, save};
+use crate::table::aligned;
 
 /// Side and scales of the published tokenizers.
 const PUBLISHED: (usize, &str) = (256, "256px");
@@ -377,13 +378,6 @@ fn table(figures: &TokenizerFigures) -> String {
         row.push(format!("{:.1}", scale.perplexity));
         rows.push(row);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
-        text += &(cells.collect::<Vec<_>>().join("  ") + "\n");
-    }
     let TokenizerFigures { codes_used, codes_dead, codes, .. } = figures;
-    text + &format!("all scales: {codes_used} of {codes} codes used, {codes_dead} dead\n")
+    aligned(&rows) + &format!("all scales: {codes_used} of {codes} codes used, {codes_dead} dead\n")
 }

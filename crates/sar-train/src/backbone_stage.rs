@@ -19,6 +19,9 @@ use crate::recipe::Recipe;
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
 use crate::tokens::TokenBatch;
 
+/// The name of a backbone in checkpoints.
+pub(crate) const LEARNER: &str = "backbone";
+
 /// Where the frozen tokenizer's latents come from.
 #[derive(Clone, Copy)]
 pub(crate) enum LatentSource<'a> {
@@ -62,8 +65,7 @@ impl<'a, A: AutodiffBackend> BackboneStage<'a, A> {
     ) -> Self {
         let optimization = settings.optimization;
         let precision = recipe.backbone.precision;
-        let learner =
-            Learner::new("backbone", backbone, &sar_model::LAYOUT, optimization, precision);
+        let learner = Learner::new(LEARNER, backbone, &sar_model::LAYOUT, optimization, precision);
         let batches = Batches::new(images, seed, optimization);
         Self { recipe, settings, tokenizer, latents, device, workers, seed, batches, learner }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burn::tensor::TensorData;
-use sar_weights::{NamedTensors, Target, TensorInfo, count_not_finite, write_weights};
+use sar_weights::{NamedTensors, Target, TensorInfo, WeightsFile, count_not_finite, write_weights};
 use serde::de::DeserializeOwned;
 
 use crate::event::{Event, Observer};
@@ -243,8 +243,30 @@ fn remove(path: &Path) -> Result<(), TrainError> {
     std::fs::remove_file(path).map_err(TrainError::io(path, "cannot be removed"))
 }
 
+/// The weights of a learner in a checkpoint.
+///
+/// # Errors
+/// If the file is damaged, or not a checkpoint.
+pub(crate) fn weights(path: &Path, learner: &str) -> Result<NamedTensors, TrainError> {
+    Ok(Saved::read(path)?.take(&model_of(learner)))
+}
+
+/// What the weights of a learner are named below.
+pub(crate) fn model_of(learner: &str) -> String {
+    format!("{learner}.model")
+}
+
+/// The step of the best checkpoint of a stage as one of its checkpoints knows it.
+///
+/// # Errors
+/// If the file cannot be read.
+pub(crate) fn best_step(path: &Path) -> Result<Option<u64>, TrainError> {
+    let file = WeightsFile::open(path)?;
+    Ok(file.metadata().get(BEST_STEP).and_then(|step| step.parse().ok()))
+}
+
 /// Steps and paths of a stage's checkpoints, oldest first.
-fn list(folder: &Path, stage: StageId) -> Result<Vec<(u64, PathBuf)>, TrainError> {
+pub(crate) fn list(folder: &Path, stage: StageId) -> Result<Vec<(u64, PathBuf)>, TrainError> {
     let step = |path: &Path| -> Option<u64> {
         let name = path.file_name()?.to_str()?;
         let name = name.strip_prefix(stage.name())?.strip_prefix('-')?;

@@ -10,6 +10,8 @@
 //!
 //! Shapes: b batch, l tokens.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
 use sar_data::{DataError, Loader};
@@ -75,20 +77,48 @@ pub struct HeldOut {
     pub images: usize,
 }
 
-/// Sums of token losses by image and scale.
+/// Token losses of the teacher and of the student pass, by image and scale.
 #[derive(Clone, Debug)]
 pub struct HeldOutMeter {
     schedule: ScaleSchedule,
     statistics: StatsByScale,
-    /// For each image and scale: teacher and student sums.
-    sums: Vec<Vec<[f64; 2]>>,
+    pub(crate) teacher: Losses,
+    pub(crate) student: Losses,
+}
+
+/// Sums of token losses by image and scale.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Losses(Vec<Vec<f64>>);
+
+impl Losses {
+    /// Adds a batch, `[b, l]`; waits for the device.
+    pub(crate) fn add<B: Backend>(&mut self, loss_bl: Tensor<B, 2>, schedule: &ScaleSchedule) {
+        let [_, l] = loss_bl.dims();
+        let losses = loss_bl.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+        for image in losses.chunks_exact(l) {
+            let sum = |range: Range<usize>| image[range].iter().map(|x| f64::from(*x)).sum();
+            self.0.push(schedule.ranges().map(sum).collect());
+        }
+    }
+
+    /// Nats per token of each image over some scales.
+    pub(crate) fn per_image(&self, scales: Range<usize>, schedule: &ScaleSchedule) -> Vec<f64> {
+        let n: f64 = scales.clone().map(|k| schedule.size(k).tokens() as f64).sum();
+        self.0.iter().map(|sums| sums[scales.clone()].iter().sum::<f64>() / n).collect()
+    }
+
+    fn minus(&self, other: &Self) -> Self {
+        let minus = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a - b).collect();
+        Self(self.0.iter().zip(&other.0).map(minus).collect())
+    }
 }
 
 impl HeldOutMeter {
     /// Nothing measured yet.
     pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
         let statistics = StatsByScale::new(schedule, codes);
-        Self { schedule: schedule.clone(), statistics, sums: Vec::new() }
+        let (teacher, student) = Default::default();
+        Self { schedule: schedule.clone(), statistics, teacher, student }
     }
 
     /// Measures held-out images.
@@ -122,48 +152,34 @@ impl HeldOutMeter {
         device: &B::Device,
     ) {
         assert_eq!(batch.schedule, self.schedule, "one meter measures one schedule");
-        let run = |context_bl: Tensor<B, 2, Int>| {
-            model.forward(Pass {
-                labels_b: labels_tensor(batch.labels.iter().copied(), device),
-                inputs_blc: inputs(pyramid, &self.schedule, context_bl),
-                schedule: &self.schedule,
-                first: FirstToken::Start,
-                depth_drops: None,
-            })
-        };
-        let teacher_blv = run(batch.tokens_bl.clone());
+        let teacher_blv = logits_in(batch.tokens_bl.clone(), model, pyramid, batch, device);
         let predicted_bl = argmax_tokens(teacher_blv.clone());
-        let student_blv = run(predicted_bl.clone());
+        let student_blv = logits_in(predicted_bl.clone(), model, pyramid, batch, device);
         let teacher_bl = cross_entropy(teacher_blv, batch.tokens_bl.clone(), 0.0);
         let student_bl = cross_entropy(student_blv, batch.tokens_bl.clone(), 0.0);
         self.statistics.add(teacher_bl.clone(), predicted_bl, batch.tokens_bl.clone());
-
-        let host = |x: Tensor<B, 2>| x.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
-        let (teacher, student) = (host(teacher_bl), host(student_bl));
-        let l = self.schedule.n_tokens();
-        for image in 0..batch.labels.len() {
-            let sum = |x: &[f32], k: usize| {
-                x[image * l..][self.schedule.range(k)].iter().map(|x| f64::from(*x)).sum()
-            };
-            let scales = 0..self.schedule.len();
-            self.sums.push(scales.map(|k| [sum(&teacher, k), sum(&student, k)]).collect());
-        }
+        self.teacher.add(teacher_bl, &self.schedule);
+        self.student.add(student_bl, &self.schedule);
     }
 
     /// Mean teacher loss over all scales and mean student loss over scales `1..K` (the teacher loss
     /// where there is but one), nats per token.
     pub(crate) fn means(&self) -> [f64; 2] {
         let all = 0..self.schedule.len();
-        let teacher = mean(&self.per_image(all.clone(), 0));
-        let student = if all.len() > 1 { mean(&self.per_image(1..all.end, 1)) } else { teacher };
+        let mean_of = |losses: &Losses, scales| mean(&losses.per_image(scales, &self.schedule));
+        let teacher = mean_of(&self.teacher, all.clone());
+        let student = if all.len() > 1 { mean_of(&self.student, 1..all.end) } else { teacher };
         [teacher, student]
     }
 
-    /// Nats per token of each image over some scales: `which` is 0 for the teacher, 1 for the student.
-    fn per_image(&self, scales: std::ops::Range<usize>, which: usize) -> Vec<f64> {
-        let n: f64 = scales.clone().map(|k| self.schedule.size(k).tokens() as f64).sum();
-        let sums = self.sums.iter();
-        sums.map(|s| s[scales.clone()].iter().map(|pair| pair[which]).sum::<f64>() / n).collect()
+    /// Number of images measured.
+    pub(crate) fn images(&self) -> usize {
+        self.teacher.0.len()
+    }
+
+    /// Teacher pass by scale.
+    pub(crate) fn statistics(&self) -> Vec<ScaleStats> {
+        self.statistics.report()
     }
 
     /// The figures of everything measured.
@@ -171,9 +187,9 @@ impl HeldOutMeter {
     /// # Panics
     /// If nothing was measured.
     pub fn report(&self, resamplings: usize, seed: SeedTree) -> HeldOut {
-        assert!(!self.sums.is_empty(), "held-out figures of no images");
+        assert!(self.images() > 0, "held-out figures of no images");
         let n_scales = self.schedule.len();
-        let figures = |teacher: std::ops::Range<usize>, student: std::ops::Range<usize>| {
+        let figures = |teacher: Range<usize>, student: Range<usize>| {
             self.figures(teacher, student, resamplings, seed)
         };
         let by_scale = (0..n_scales).map(|k| ScaleFigures {
@@ -183,8 +199,8 @@ impl HeldOutMeter {
         HeldOut {
             figures: figures(0..n_scales, 1..n_scales),
             by_scale: by_scale.collect(),
-            statistics: self.statistics.report(),
-            images: self.sums.len(),
+            statistics: self.statistics(),
+            images: self.images(),
         }
     }
 
@@ -195,27 +211,28 @@ impl HeldOutMeter {
     /// If the other meter measured other images or scales.
     pub fn minus(&self, other: &Self, resamplings: usize, seed: SeedTree) -> Figures {
         assert_eq!(self.schedule, other.schedule, "differences of one schedule");
-        assert_eq!(self.sums.len(), other.sums.len(), "differences on the same images");
-        let minus = |(a, b): (&[f64; 2], &[f64; 2])| [a[0] - b[0], a[1] - b[1]];
-        let images = self.sums.iter().zip(&other.sums);
-        let sums = images.map(|(a, b)| a.iter().zip(b).map(minus).collect());
-        let difference = Self { sums: sums.collect(), ..self.clone() };
+        assert_eq!(self.images(), other.images(), "differences on the same images");
+        let teacher = self.teacher.minus(&other.teacher);
+        let student = self.student.minus(&other.student);
+        let difference = Self { teacher, student, ..self.clone() };
         let scales = self.schedule.len();
         difference.figures(0..scales, 1..scales, resamplings, seed)
     }
 
     fn figures(
         &self,
-        teacher: std::ops::Range<usize>,
-        student: std::ops::Range<usize>,
+        teacher: Range<usize>,
+        student: Range<usize>,
         resamplings: usize,
         seed: SeedTree,
     ) -> Figures {
         let measure = |values: Vec<f64>| (mean(&values), bootstrap(&values, resamplings, seed));
-        let (teacher_loss, teacher_interval) = measure(self.per_image(teacher, 0));
+        let per_image = |losses: &Losses, scales| losses.per_image(scales, &self.schedule);
+        let (teacher_loss, teacher_interval) = measure(per_image(&self.teacher, teacher));
         let own = (!student.is_empty()).then(|| {
-            let theirs = self.per_image(student.clone(), 1);
-            let gap = theirs.iter().zip(self.per_image(student, 0)).map(|(s, t)| s - t).collect();
+            let theirs = per_image(&self.student, student.clone());
+            let teachers = per_image(&self.teacher, student);
+            let gap = theirs.iter().zip(teachers).map(|(s, t)| s - t).collect();
             (measure(theirs), measure(gap))
         });
         Figures {
@@ -231,7 +248,25 @@ impl HeldOutMeter {
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
+/// The logits of all scales behind a context, in evaluation mode and without guidance: `[b, l, v]`.
+pub(crate) fn logits_in<B: Backend, P: CodePyramid<B>>(
+    context_bl: Tensor<B, 2, Int>,
+    model: &Backbone<B>,
+    pyramid: &P,
+    batch: &TokenBatch<B>,
+    device: &B::Device,
+) -> Tensor<B, 3> {
+    model.forward(Pass {
+        labels_b: labels_tensor(batch.labels.iter().copied(), device),
+        inputs_blc: inputs(pyramid, &batch.schedule, context_bl),
+        schedule: &batch.schedule,
+        first: FirstToken::Start,
+        depth_drops: None,
+    })
+}
+
+/// The mean of some values, not none.
+pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
@@ -271,13 +306,15 @@ mod tests {
         let schedule: ScaleSchedule = "1_2".parse().unwrap();
         let mut meter = HeldOutMeter::new(&schedule, 4);
         // Two images: teacher sums 1 and 4 of 1 + 4 tokens, student sum 8; then 3, 8 and 8.
-        meter.sums = vec![vec![[1.0, 99.0], [4.0, 8.0]], vec![[3.0, 99.0], [8.0, 8.0]]];
+        meter.teacher = Losses(vec![vec![1.0, 4.0], vec![3.0, 8.0]]);
+        meter.student = Losses(vec![vec![99.0, 8.0], vec![99.0, 8.0]]);
         let figures = meter.figures(0..2, 1..2, 200, SeedTree::new(0));
         assert_eq!(figures.teacher_loss, (5.0 / 5.0 + 11.0 / 5.0) / 2.0);
         assert_eq!(figures.student_loss, Some(2.0));
         assert_eq!(figures.exposure_gap, Some((1.0 + 0.0) / 2.0));
         let mut other = meter.clone();
-        other.sums[0] = vec![[1.0, 99.0], [3.0, 4.0]];
+        other.teacher.0[0] = vec![1.0, 3.0];
+        other.student.0[0] = vec![99.0, 4.0];
         let paired = meter.minus(&other, 200, SeedTree::new(0));
         assert_eq!(paired.teacher_loss, (1.0 / 5.0 + 0.0) / 2.0);
         assert_eq!(paired.student_loss, Some((1.0 + 0.0) / 2.0));

@@ -16,7 +16,7 @@ use sar_weights::{Layout, ModuleTensors, NamedTensors, TensorInfo, bind, paramet
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::checkpoint::Saved;
+use crate::checkpoint::{Saved, model_of};
 use crate::ema::Ema;
 use crate::gradients::{Gradients, clip_factor, norm_of};
 use crate::loss_scale::LossScale;
@@ -337,7 +337,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
     /// # Errors
     /// If they are not all there.
     pub(crate) fn weights_of(&self, saved: &mut Saved) -> Result<M::InnerModule, TrainError> {
-        let weights = saved.take(&format!("{}.model", self.name));
+        let weights = saved.take(&model_of(self.name));
         Ok(bind(self.model().clone(), weights, self.layout)?)
     }
 

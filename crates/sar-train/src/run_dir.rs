@@ -109,25 +109,12 @@ impl RunDir {
 
     /// What the images were when the run started.
     pub(crate) fn data(&self) -> Result<Fingerprint, TrainError> {
-        let path = self.file(DATA);
-        let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
-        serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
-            path,
-            problem: format!("is no fingerprint of images: {error}"),
-        })
+        data_of(&self.path)
     }
 
     /// The images that the run has found unreadable so far.
     pub(crate) fn unreadable(&self) -> Result<Vec<UnreadableImage>, TrainError> {
-        let path = self.file(UNREADABLE);
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
-        serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
-            path,
-            problem: format!("is no list of unreadable images: {error}"),
-        })
+        unreadable_of(&self.path)
     }
 
     /// Writes down the images that were found unreadable, where there are more than are known.
@@ -167,12 +154,12 @@ impl RunDir {
 
     /// The folder of checkpoints.
     pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.path.join(CHECKPOINTS)
+        checkpoints_of(&self.path)
     }
 
     /// The recipe.
     pub(crate) fn recipe(&self) -> PathBuf {
-        self.file(RECIPE)
+        recipe_of(&self.path)
     }
 
     /// A file in the folder.
@@ -191,6 +178,44 @@ impl RunDir {
     pub(crate) fn write_png(&self, name: &str, image: &RgbImage) -> Result<PathBuf, TrainError> {
         self.write(name, &to_png(image))
     }
+}
+
+/// The recipe in a run's folder.
+pub(crate) fn recipe_of(run: &Path) -> PathBuf {
+    run.join(RECIPE)
+}
+
+/// The folder of a run's checkpoints.
+pub(crate) fn checkpoints_of(run: &Path) -> PathBuf {
+    run.join(CHECKPOINTS)
+}
+
+/// Whether a run says what its images were.
+pub(crate) fn has_data(run: &Path) -> bool {
+    run.join(DATA).is_file()
+}
+
+/// What the images of a run were when it started.
+pub(crate) fn data_of(run: &Path) -> Result<Fingerprint, TrainError> {
+    let path = run.join(DATA);
+    let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+    serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
+        path,
+        problem: format!("is no fingerprint of images: {error}"),
+    })
+}
+
+/// The images that a run has found unreadable so far.
+pub(crate) fn unreadable_of(run: &Path) -> Result<Vec<UnreadableImage>, TrainError> {
+    let path = run.join(UNREADABLE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+    serde_json::from_str(&text).map_err(|error| TrainError::RunDir {
+        path,
+        problem: format!("is no list of unreadable images: {error}"),
+    })
 }
 
 /// metrics.jsonl: one object per line, in the order of stages and steps.
