@@ -1,0 +1,326 @@
+//! `sar eval`: how good a set of images is, beside real ones.
+
+mod features_file;
+mod reference;
+mod report;
+mod samples;
+mod sweep;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use sar_eval::{Extractor, FeatureSet, Keep, Looking, Pictures, Quality};
+use sar_features::InceptionInput;
+use sar_pipeline::{RgbImage, grid, magnification};
+use sar_weights::write_bytes;
+use serde_json::json;
+
+use crate::Verdict;
+use crate::device::{DeviceArg, Job};
+use crate::generation::{SamplerArgs, WeightsArgs, save};
+use crate::progress::clock;
+use reference::Source;
+use samples::{Weights, labels_among};
+use sweep::Sweep;
+
+/// Images of a sheet at most, and of one class.
+const SHOWN: usize = 144;
+const SHOWN_OF_CLASS: usize = 16;
+/// Features of more bytes are announced.
+const LARGE: usize = 100_000_000;
+
+/// What `--help` says below the options.
+const NOTES: &str = "\
+Numbers compare only where the network, the way images come to it, the number of images and the reference \
+are the same; the report says all four. The floor is what held-out real images have beside the training \
+images. With EfficientNet-Lite0 a Fréchet distance is an FD-EffNetLite0, never an FID. docs/evaluation.md says \
+which number to report when.
+
+This program holds the weights of EfficientNet-Lite0, Copyright (c) 2020 ML Illustrated, Apache License \
+2.0: whoever passes it on passes on assets/features/LICENSE-APACHE-2.0.txt with it.";
+
+#[derive(clap::Args)]
+#[command(after_help = NOTES)]
+pub(crate) struct Args {
+    /// The images: a folder, or an .npz file (arr_0). Their classes come from class folders, from names as
+    /// `sar sample` gives them, or from arr_1 [default: samples of the weights]
+    #[arg(long, value_name = "DIR|FILE.npz", conflicts_with_all = ["run", "tokenizer", "backbone", "sweep"])]
+    images: Option<PathBuf>,
+    #[command(flatten)]
+    weights: WeightsArgs,
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    /// Samples per class.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    n: usize,
+    /// Measures samples at each of these settings of the sampler, as in guidance=0:5:0.5,top_p=0.3; from:to:step or
+    /// one number, for guidance, top_k and top_p.
+    #[arg(long, value_name = "NAME=VALUES,..")]
+    sweep: Option<Sweep>,
+    /// Real images: a folder, an .npz file (images, or mu and sigma), or a recipe, which means all its
+    /// images, at the side of the measured ones [default: the recipe of --run, else the embedded emoji]
+    #[arg(long, value_name = "DIR|FILE.npz|RECIPE")]
+    reference: Option<String>,
+    /// Looks through the Inception network of FID instead of EfficientNet-Lite0:
+    /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or torch-fidelity's file.
+    #[arg(long, value_name = "FILE")]
+    inception: Option<PathBuf>,
+    /// How images come to that network: adm (also torch-fidelity's), or pytorch-fid.
+    #[arg(long, value_name = "NAME", default_value = "adm", value_parser = protocol, requires = "inception")]
+    protocol: InceptionInput,
+    /// Fréchet distances alone, in memory that does not grow with the number of images.
+    #[arg(long)]
+    moments_only: bool,
+    /// Computes the measures of features that are there: an .npz file with the matrices reference,
+    /// generated and, for an inception score, logits.
+    #[arg(long, value_name = "FILE.npz", conflicts_with_all = ["images", "run", "tokenizer", "backbone", "sweep", "reference", "inception", "statistics"])]
+    features: Option<PathBuf>,
+    /// Also writes mean and covariance of the images' features, for later --reference: mu, sigma and, with
+    /// --inception, mu_s, sigma_s.
+    #[arg(long, value_name = "FILE.npz")]
+    statistics: Option<PathBuf>,
+    /// Where all figures and settings are written; a sheet of the images lies beside it, and the curves of
+    /// --sweep [default: eval.json, or the next that is free]
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+fn protocol(text: &str) -> Result<InceptionInput, String> {
+    match text {
+        "adm" => Ok(InceptionInput::Adm),
+        "pytorch-fid" => Ok(InceptionInput::PytorchFid),
+        _ => Err("adm and pytorch-fid are known".into()),
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<Verdict> {
+    let out = args.json.unwrap_or_else(|| crate::first_free(Path::new("eval"), ".json"));
+    if let Some(file) = &args.features {
+        return features_file::run(file, &out);
+    }
+    ensure!(args.n > 0, "--n 0: nothing to sample");
+    let run = args.weights.run_dir().map(Path::to_owned);
+    let what = match args.images {
+        Some(path) => What::Images(open(&path)?),
+        None => What::Weights(Box::new(Weights {
+            files: args.weights.files()?,
+            settings: args.sampler.settings()?,
+            n: args.n,
+            sweep: args.sweep,
+        })),
+    };
+    let source = Source::of(args.reference.as_deref(), run.as_deref())?;
+    let keep = if args.moments_only { Keep::Moments } else { Keep::Features };
+    let Args { inception, protocol, statistics, device, .. } = args;
+    device.run(Eval { what, source, keep, inception, protocol, statistics, out })
+}
+
+/// The images of a folder or an `.npz` file.
+fn open(path: &Path) -> Result<Pictures> {
+    let is_npz = path.extension().is_some_and(|ending| ending == "npz");
+    let pictures = if is_npz { Pictures::npz(path) } else { Pictures::folder(path) };
+    let pictures = pictures.context("--images")?;
+    pictures.notes().iter().for_each(|note| eprintln!("{note}"));
+    Ok(pictures)
+}
+
+struct Eval {
+    what: What,
+    source: Source,
+    keep: Keep,
+    inception: Option<PathBuf>,
+    protocol: InceptionInput,
+    statistics: Option<PathBuf>,
+    out: PathBuf,
+}
+
+/// What is measured.
+enum What {
+    Images(Pictures),
+    Weights(Box<Weights>),
+}
+
+/// Images that were looked at.
+struct Seen {
+    set: FeatureSet,
+    /// The classes that were asked for, or why they are not known.
+    labels: Result<Vec<usize>, String>,
+    shown: Vec<RgbImage>,
+}
+
+impl Job for Eval {
+    type Output = Verdict;
+
+    fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
+        self.eval::<A::InnerBackend>(&device)?;
+        Ok(Verdict::Good)
+    }
+}
+
+impl Eval {
+    fn eval<B: Backend>(self, device: &B::Device) -> Result<()> {
+        let extractor = match &self.inception {
+            Some(path) => {
+                Extractor::inception(path, self.protocol, device).context("--inception")?
+            }
+            None => Extractor::efficientnet_lite0(device),
+        };
+        let pipeline = match &self.what {
+            What::Weights(weights) => {
+                let pipeline = weights.files.load::<B>(device)?;
+                Some(weights.files.in_precision(pipeline)?)
+            }
+            What::Images(_) => None,
+        };
+        let size = match (&self.what, &pipeline) {
+            (What::Images(pictures), _) => pictures.size(),
+            (What::Weights(weights), Some(pipeline)) => weights.size(pipeline)?,
+            (What::Weights(_), None) => unreachable!("loaded above"),
+        };
+        let opened = self.source.open(size)?;
+        let stem = self.out.with_extension("");
+        let mut rows = Vec::new();
+        let (mut report, shown);
+        match (&self.what, &pipeline) {
+            (What::Images(pictures), _) => {
+                let n_classes = opened.classes.len();
+                ensure!(
+                    pictures.len() >= n_classes,
+                    "--images {}: {} images, fewer than the {n_classes} classes of the reference",
+                    pictures.name(),
+                    pictures.len()
+                );
+                let seen = look(pictures, &opened.classes, &extractor, self.keep, device)?;
+                let real = opened.look(&extractor, self.keep, device)?;
+                report = report::Report::new(&extractor, &real)?;
+                report.set("images", json!({ "source": pictures.name(), "size": size }));
+                rows.push(("images".to_owned(), report.add(&seen, &real, json!({}))?));
+                self.write_statistics(&seen.set)?;
+                shown = seen.shown;
+            }
+            (What::Weights(weights), Some(pipeline)) => {
+                let wanted = weights.wanted(pipeline);
+                let labels = labels_among(pipeline.classes(), &opened.classes, &wanted);
+                if let Err(why) = &labels {
+                    eprintln!("no class accuracy: {why}");
+                }
+                let real = opened.look(&extractor, self.keep, device)?;
+                report = report::Report::new(&extractor, &real)?;
+                report.set("images", weights.described(pipeline)?);
+                let mut first = None;
+                for (name, settings, sampler) in weights.samplers(pipeline) {
+                    let drawn = weights.sample(pipeline, sampler, &wanted, &extractor, device)?;
+                    let seen = Seen { set: drawn.0, labels: labels.clone(), shown: drawn.1 };
+                    rows.push((name, report.add(&seen, &real, settings)?));
+                    first.get_or_insert(seen);
+                }
+                let first = first.expect("one setting at least");
+                self.write_statistics(&first.set)?;
+                shown = first.shown;
+            }
+            (What::Weights(_), None) => unreachable!("loaded above"),
+        }
+        let rows: Vec<(&str, &Quality)> =
+            rows.iter().map(|(name, quality)| (name.as_str(), quality)).collect();
+        print!("{}", report::table(&extractor, &rows, report.floor()));
+        if let What::Weights(weights) = &self.what
+            && let Some(sweep) = &weights.sweep
+        {
+            let path = stem.with_extension("svg");
+            write_bytes(&path, sweep.plot(&rows, &extractor)?.as_bytes())?;
+            eprintln!("wrote {}", path.display());
+        }
+        write_bytes(&self.out, format!("{:#}\n", report.json()).as_bytes())?;
+        let sheet = stem.with_extension("png");
+        let columns = shown.len().isqrt().max(1);
+        save(&grid(&shown, columns, 2, magnification(shown[0].width()).min(2)), &sheet)?;
+        eprintln!("wrote {} and {}", self.out.display(), sheet.display());
+        Ok(())
+    }
+
+    fn write_statistics(&self, set: &FeatureSet) -> Result<()> {
+        let Some(path) = &self.statistics else { return Ok(()) };
+        sar_eval::write_statistics(path, set).context("--statistics")?;
+        eprintln!("wrote {}", path.display());
+        Ok(())
+    }
+}
+
+/// Looks at the images of a folder or a file.
+fn look<B: Backend>(
+    pictures: &Pictures,
+    classes: &[String],
+    extractor: &Extractor<B>,
+    keep: Keep,
+    device: &B::Device,
+) -> Result<Seen> {
+    announce(pictures.len(), extractor, keep);
+    let mut progress = Progress::new("looked at", pictures.len());
+    let mut shown = Vec::new();
+    // From all over the images.
+    let due = |at: usize| at * SHOWN.min(pictures.len()) / pictures.len();
+    let looking = Looking::new(extractor, keep, device);
+    let set = FeatureSet::of_pictures(pictures, looking, |n, images| {
+        for (i, image) in images.iter().enumerate() {
+            let at = n - images.len() + i;
+            if due(at + 1) > due(at) {
+                shown.push(image.clone());
+            }
+        }
+        progress.at(n);
+    })?;
+    let labels = match classes {
+        [] => Err("the reference has no classes".into()),
+        classes => pictures.labels(classes),
+    };
+    if let Err(why) = &labels {
+        eprintln!("no class accuracy: {why}");
+    }
+    Ok(Seen { set, labels, shown })
+}
+
+/// Says beforehand what features take.
+fn announce<B: Backend>(n: usize, extractor: &Extractor<B>, keep: Keep) {
+    let bytes = n * extractor.dimension() * size_of::<f32>();
+    if keep == Keep::Features && bytes >= LARGE {
+        eprintln!(
+            "keeps the features of {n} images, {:.1} GB, for measures of neighbors and the kernel distance; \
+             --moments-only keeps none",
+            bytes as f64 / 1e9
+        );
+    }
+}
+
+/// Lines now and then.
+struct Progress {
+    what: &'static str,
+    total: usize,
+    start: Instant,
+    last: Instant,
+}
+
+impl Progress {
+    const EVERY: Duration = Duration::from_secs(5);
+
+    fn new(what: &'static str, total: usize) -> Self {
+        Self { what, total, start: Instant::now(), last: Instant::now() }
+    }
+
+    fn at(&mut self, done: usize) {
+        if done == self.total || self.last.elapsed() < Self::EVERY {
+            return;
+        }
+        self.last = Instant::now();
+        let to_go = self.start.elapsed().mul_f64((self.total - done) as f64 / done as f64);
+        eprintln!("{} {done} of {} images, {} to go", self.what, self.total, clock(to_go));
+    }
+}
+
+/// What a measure of unknown labels is told.
+fn known(labels: &Result<Vec<usize>, String>) -> Option<&[usize]> {
+    labels.as_ref().ok().map(Vec::as_slice)
+}

@@ -1,0 +1,195 @@
+//! Real images: what others are compared with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::backend::Backend;
+use sar_data::{Dataset, ImageSource, Split};
+use sar_eval::{Extractor, FeatureSet, Keep, Looking, Npz, Pictures, Reference, read_statistics};
+use sar_train::Recipe;
+use serde_json::{Value, json};
+
+use super::{Progress, announce};
+
+/// Where real images come from.
+pub(super) enum Source {
+    Images { name: String, source: ImageSource },
+    Npz(PathBuf),
+}
+
+/// Real images that were looked at.
+pub(super) struct Real {
+    pub(super) reference: Reference,
+    /// What the report says of them.
+    pub(super) described: Value,
+}
+
+impl Source {
+    /// What was said, else the images of the run, else the embedded emoji.
+    pub(super) fn of(said: Option<&str>, run: Option<&Path>) -> Result<Self> {
+        let recipe = |name: &str| -> Result<Self> {
+            let recipe = Recipe::load(name, &[]).context("--reference")?;
+            let name = format!("recipe {}", recipe.name);
+            Ok(Self::Images { name, source: recipe.data.source })
+        };
+        let of_run = |run: &Path| run.join("recipe.toml");
+        match said {
+            Some(text) => {
+                let path = Path::new(text);
+                if path.extension().is_some_and(|ending| ending == "npz") {
+                    Ok(Self::Npz(path.into()))
+                } else if of_run(path).is_file() {
+                    recipe(&of_run(path).to_string_lossy())
+                } else if path.is_dir() {
+                    let source = ImageSource::Folder { path: path.into(), held_out: None };
+                    Ok(Self::Images { name: text.into(), source })
+                } else {
+                    recipe(text)
+                }
+            }
+            None => match run.map(of_run).filter(|path| path.is_file()) {
+                Some(path) => recipe(&path.to_string_lossy()),
+                None => {
+                    let name = "embedded emoji".to_owned();
+                    eprintln!("reference: the {name}; --reference names others");
+                    Ok(Self::Images { name, source: ImageSource::Emoji {} })
+                }
+            },
+        }
+    }
+
+    /// Opens the real images, at the size of those that are compared with them; looks at none yet.
+    pub(super) fn open(&self, size: [usize; 2]) -> Result<Opened> {
+        match self {
+            Self::Npz(path) => of_npz(path, size).context("--reference"),
+            Self::Images { name, source } => {
+                let [height, width] = size;
+                ensure!(
+                    height == width || !matches!(source, ImageSource::Emoji {}),
+                    "--reference: emoji are squares, the images have {width}x{height} px"
+                );
+                of_dataset(name, source, size).context("--reference")
+            }
+        }
+    }
+}
+
+/// Real images that are there.
+pub(super) struct Opened {
+    kind: Kind,
+    /// None where they are not known.
+    pub(super) classes: Vec<String>,
+    /// What the report says of them.
+    described: Value,
+}
+
+enum Kind {
+    /// Images with a split, and labels where there are classes.
+    Split {
+        pictures: Pictures,
+        split: Split,
+        labels: Vec<usize>,
+    },
+    Images(Pictures),
+    /// Of their features the moments alone.
+    Moments {
+        name: String,
+        set: FeatureSet,
+    },
+}
+
+fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Opened> {
+    let dataset: Arc<dyn Dataset> = source.open(size[0] as u32)?.into();
+    dataset.notes().iter().for_each(|note| eprintln!("{note}"));
+    let all: Vec<usize> = (0..dataset.len()).collect();
+    let labels: Vec<usize> = all.iter().map(|i| dataset.label(*i)).collect();
+    let split = dataset.split();
+    let classes = match dataset.classes() {
+        [_] => Vec::new(),
+        several => several.to_vec(),
+    };
+    let described = json!({
+        "source": name,
+        "n": all.len(),
+        "held_out": split.held_out.len(),
+        "size": size,
+        "classes": classes.len(),
+    });
+    let pictures = Pictures::of_dataset(name.into(), dataset, all, size)?;
+    let kind = match split.train.is_empty() || split.held_out.is_empty() {
+        true => Kind::Images(pictures),
+        false => Kind::Split { pictures, split, labels },
+    };
+    Ok(Opened { kind, classes, described })
+}
+
+fn of_npz(path: &Path, size: [usize; 2]) -> Result<Opened> {
+    let name = path.display().to_string();
+    let classes = Vec::new();
+    // Moments that are there are those that published figures are of.
+    if let Some(set) = read_statistics(path)? {
+        eprintln!("{name}: mean and covariance: Fréchet distances alone");
+        let described = json!({ "source": name, "kind": "moments" });
+        return Ok(Opened { kind: Kind::Moments { name, set }, classes, described });
+    }
+    if Npz::open(path)?.images()?.is_none() {
+        bail!("{name}: has neither images (arr_0) nor mean and covariance (mu, sigma)");
+    }
+    let pictures = Pictures::npz(path)?;
+    if pictures.size() != size {
+        let ([h, w], [height, width]) = (pictures.size(), size);
+        eprintln!(
+            "{name}: {w}x{h} px, the images have {width}x{height}; either is resized for the network"
+        );
+    }
+    let described = json!({ "source": name, "n": pictures.len(), "size": pictures.size() });
+    Ok(Opened { kind: Kind::Images(pictures), classes, described })
+}
+
+impl Opened {
+    /// Looks at them.
+    pub(super) fn look<B: Backend>(
+        self,
+        extractor: &Extractor<B>,
+        keep: Keep,
+        device: &B::Device,
+    ) -> Result<Real> {
+        let Self { kind, classes, described } = self;
+        let reference = match kind {
+            Kind::Moments { name, set } => {
+                let (found, wanted) = (set.moments().dim(), extractor.dimension());
+                ensure!(
+                    found == wanted,
+                    "--reference {name}: mu and sigma are of {found} features, {} has {wanted}",
+                    extractor.name()
+                );
+                Reference::of(set)
+            }
+            Kind::Images(pictures) => Reference::of(features(&pictures, extractor, keep, device)?),
+            Kind::Split { pictures, split, labels } => {
+                let set = features(&pictures, extractor, keep, device)?;
+                let labels = (!classes.is_empty()).then_some((labels.as_slice(), classes.len()));
+                match keep {
+                    Keep::Moments => Reference::of(set),
+                    Keep::Features => {
+                        Reference::split(set, [&split.train, &split.held_out], labels)?
+                    }
+                }
+            }
+        };
+        Ok(Real { reference, described })
+    }
+}
+
+fn features<B: Backend>(
+    pictures: &Pictures,
+    extractor: &Extractor<B>,
+    keep: Keep,
+    device: &B::Device,
+) -> Result<FeatureSet> {
+    announce(pictures.len(), extractor, keep);
+    let mut progress = Progress::new("reference: looked at", pictures.len());
+    let looking = Looking::new(extractor, keep, device);
+    FeatureSet::of_pictures(pictures, looking, |n, _| progress.at(n)).context("--reference")
+}
