@@ -9,8 +9,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
 use sar_train::held_out::{Figures, HeldOut};
+use sar_train::quality::{Estimate, Figures as SampleFigures, QualityReport};
 use sar_train::report::Report;
 use sar_weights::write_bytes;
+
+use crate::chart::{self, Curve, Horizontal};
 
 /// Writes `report.html` and the loss curves, `losses-<stage>.svg`, from what a run left.
 pub(crate) fn write_html(run_dir: &Path, report: &Report) -> Result<PathBuf> {
@@ -59,6 +62,19 @@ pub(crate) fn summary(report: &Report) -> String {
         text.truncate(text.trim_end().len());
         text += "\n";
     }
+    if let Some(quality) = &report.quality {
+        text += &format!(
+            "samples beside real images, {} of each of {} seeds [95 % interval over seeds]:\n",
+            quality.samples, quality.seeds
+        );
+        text +=
+            &format!("{:18}{:25}{:25}{}\n", "", "KID x1000", "class accuracy", "FD-EffNetLite0");
+        for (name, of) in qualities(quality) {
+            let [kernel, accuracy, frechet] = cells(of);
+            text += format!("{name:18}{kernel:25}{accuracy:25}{frechet}").trim_end();
+            text += "\n";
+        }
+    }
     let memory = report.peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"));
     text + &format!("{:.1} minutes{memory}", report.wall_s / 60.0)
 }
@@ -94,6 +110,32 @@ fn weights(report: &Report) -> impl Iterator<Item = (&'static str, &HeldOut)> {
     ];
     let others = others.into_iter().filter_map(|(name, of)| Some((name, of.as_ref()?)));
     [("before", &held_out.before), ("after", &held_out.after)].into_iter().chain(others)
+}
+
+/// Samples of each set of weights, and differences of pairs.
+fn qualities(quality: &QualityReport) -> impl Iterator<Item = (&'static str, &SampleFigures)> {
+    let rows = [
+        ("before", Some(&quality.before)),
+        ("after", Some(&quality.after)),
+        ("control", quality.control.as_ref()),
+        ("after - before", Some(&quality.after_minus_before)),
+        ("after - control", quality.after_minus_control.as_ref()),
+    ];
+    rows.into_iter().filter_map(|(name, of)| Some((name, of?)))
+}
+
+/// Kernel distance times 1000, class accuracy, Fréchet distance.
+fn cells(figures: &SampleFigures) -> [String; 3] {
+    let cell = |estimate: &Estimate, by: f64, digits: usize| {
+        let Estimate { mean, low, high } = *estimate;
+        let [mean, low, high] = [mean, low, high].map(|x| format!("{:.digits$}", by * x));
+        format!("{mean} [{low}, {high}]")
+    };
+    [
+        cell(&figures.kid_effnetlite0, 1000.0, 1),
+        figures.class_accuracy.as_ref().map_or(String::new(), |of| cell(of, 1.0, 3)),
+        cell(&figures.fd_effnetlite0, 1.0, 1),
+    ]
 }
 
 type Shown = (f64, [f64; 2]);
@@ -153,59 +195,28 @@ impl Curves {
         let Some(curves) = self.0.get(stage) else { return Ok(None) };
         let points = || curves.values().flatten();
         let steps = points().map(|(step, _)| *step).fold(0.0, f64::max);
-        let lowest = points().map(|(_, y)| *y).fold(f64::INFINITY, f64::min);
-        let highest = points().map(|(_, y)| *y).fold(f64::NEG_INFINITY, f64::max);
-        if steps == 0.0 || lowest > highest {
+        if steps == 0.0 {
             return Ok(None);
         }
-        let margin = 0.05 * (highest - lowest).max(1e-6);
+        let colored = curves.iter().enumerate().map(|(at, (name, points))| Curve {
+            name: name.clone(),
+            color: chart::color(at),
+            points: points.clone(),
+        });
+        let curves: Vec<Curve> = colored.collect();
+        let x = Horizontal { name: "step", labels: 11, label: &|step| format!("{step:.0}") };
         let mut svg = String::new();
         {
             let area = SVGBackend::with_string(&mut svg, (760, 320)).into_drawing_area();
             area.fill(&WHITE)?;
             let (plot, legend) = area.split_horizontally(620);
-            let mut chart = ChartBuilder::on(&plot)
-                .margin(12)
-                .x_label_area_size(32)
-                .y_label_area_size(52)
-                .build_cartesian_2d(0.0..steps, lowest - margin..highest + margin)?;
-            chart
-                .configure_mesh()
-                .light_line_style(TRANSPARENT)
-                .bold_line_style(BLACK.mix(0.1))
-                .axis_style(BLACK.mix(0.4))
-                .x_desc("step")
-                .x_label_formatter(&|step| format!("{step:.0}"))
-                .y_label_formatter(&|y| format!("{y:.2}"))
-                .draw()?;
-            for (at, (name, points)) in curves.iter().enumerate() {
-                let color = LINE_COLORS[at % LINE_COLORS.len()];
-                chart
-                    .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
-                // What is measured now and then shows where.
-                if points.len() <= MARKED {
-                    chart.draw_series(points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
-                }
-                let y = 24 + 18 * at as i32;
-                legend.draw(&PathElement::new([(4, y), (20, y)], color.stroke_width(2)))?;
-                legend.draw(&Text::new(name.as_str(), (28, y - 5), ("sans-serif", 12)))?;
-            }
+            chart::draw(&plot, None, &x, curves.iter())?;
+            chart::legend(&legend, curves.iter().map(|curve| (curve.name.as_str(), curve.color)))?;
             area.present()?;
         }
         Ok(Some(svg))
     }
 }
-
-/// A curve of so few points shows them.
-const MARKED: usize = 12;
-
-const LINE_COLORS: [RGBColor; 5] = [
-    RGBColor(31, 92, 168),
-    RGBColor(204, 85, 41),
-    RGBColor(46, 139, 87),
-    RGBColor(136, 71, 153),
-    RGBColor(120, 120, 120),
-];
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
@@ -247,6 +258,34 @@ fn page(
     html += "<p>One row a class, from the same seeds before and after SAR.</p>\n";
     html += &picture(BEFORE, "Before SAR");
     html += &picture(AFTER, "After SAR");
+
+    if let Some(quality) = &report.quality {
+        html += &format!(
+            "<h2>Samples beside real images</h2>\n<p>{} samples of each of {} seeds, the same streams for all \
+             weights, beside {} real images, as {} sees them; means with 95 % intervals over seeds, \
+             differences seed by seed. Lower distances are better, and so is a higher accuracy. A \
+             Fréchet distance of so few samples is far too large, and compares with those of as many only.",
+            quality.samples,
+            quality.seeds,
+            quality.reference,
+            escape(&quality.extractor[0])
+        );
+        if let Some(floor) = &quality.floor
+            && let (Some(kernel), Some(accuracy)) = (floor.kid_effnetlite0, floor.class_accuracy)
+        {
+            html += &format!(
+                " The {} held-out real images have a KID x1000 of {:.1} and an accuracy of {accuracy:.3}.",
+                floor.images,
+                1000.0 * kernel
+            );
+        }
+        html += "</p>\n";
+        html += &table(
+            &["weights", "KID x1000", "class accuracy", "FD-EffNetLite0"],
+            qualities(quality)
+                .map(|(name, of)| std::iter::once(escape(name)).chain(cells(of)).collect()),
+        );
+    }
 
     html += "<h2>Held-out losses around SAR</h2>\n<p>Nats per token on held-out images, evaluation \
              mode, no guidance, with 95 % intervals over images. Teacher: the context is the ground \

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const TINY: [&str; 16] = [
+const TINY: [&str; 17] = [
     "data.side=16",
     "tokenizer.model.channel_multipliers=[1,1]",
     "tokenizer.steps=1",
@@ -22,6 +22,7 @@ const TINY: [&str; 16] = [
     "sar.control=false",
     "evaluation.samples_per_class=1",
     "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
 ];
 
 fn sar(folder: &Path, args: &[&str]) -> Output {

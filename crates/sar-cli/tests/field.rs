@@ -333,7 +333,8 @@ fn samples_are_alone_in_their_folder_and_each_class_is_drawn_once() {
         names
     };
     assert_eq!(names("out"), ["0-cats-000.png", "0-cats-001.png", "0-cats-002.png"]);
-    let beside = ["out", "out-grid.png", "out-previews.gif", "out-previews.png", "out.npz"];
+    let beside =
+        ["out", "out-grid.png", "out-job.json", "out-previews.gif", "out-previews.png", "out.npz"];
     assert_eq!(names("."), beside);
     let npz = fs::read(folder.join("out.npz")).unwrap();
     assert!(npz.windows(15).any(|part| part == b"(3, 32, 32, 3),"), "three images of 32 pixels");

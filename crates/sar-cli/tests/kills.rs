@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use sar_core::SeedTree;
 
-const TINY: [&str; 29] = [
+const TINY: [&str; 30] = [
     "data.side=16",
     "data.source={ kind = \"folder\", path = \"images\" }",
     "data.augmentation.flip_except=[]",
@@ -38,6 +38,7 @@ const TINY: [&str; 29] = [
     "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"half\" }",
     "evaluation.samples_per_class=1",
     "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 2 }",
     "log.every=2",
     "log.checkpoint_steps=2",
     "log.measure_steps=3",

@@ -23,6 +23,9 @@ pub enum TrainError {
     /// Images cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Samples cannot be measured.
+    #[error(transparent)]
+    Eval(#[from] sar_eval::EvalError),
     /// Weights cannot be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),

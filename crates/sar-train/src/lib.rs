@@ -22,7 +22,11 @@ pub mod perception;
 pub mod tokenizer_loss;
 
 pub mod held_out;
+pub mod quality;
 pub mod report;
+
+pub mod analysis;
+pub mod dynamics;
 
 mod stage_id;
 

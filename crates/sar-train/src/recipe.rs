@@ -184,12 +184,30 @@ pub struct EvaluationRecipe {
     pub batch_size: usize,
     /// Images per class in the sample grids.
     pub samples_per_class: usize,
-    /// How they are sampled.
+    /// How they are sampled, and those that are measured.
     pub sampler: Sampler,
+    /// What samples are measured for, before SAR, after it and with the control's weights.
+    pub quality: SampleQuality,
     /// Images in the reconstruction grid.
     pub reconstructions: usize,
     /// Resamplings of the bootstrap intervals.
     pub bootstrap: usize,
+}
+
+/// Samples beside the recipe's images, as a network sees both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SampleQuality {
+    /// Not measured.
+    None {},
+    /// By EfficientNet-Lite0: Fréchet and kernel distance, and how often a probe names the class that was asked for.
+    #[serde(rename = "efficientnet-lite0")]
+    EfficientNetLite0 {
+        /// Samples per class, 2 or more.
+        per_class: usize,
+        /// How often they are drawn anew: intervals are over these.
+        seeds: usize,
+    },
 }
 
 /// Logging and checkpoints.

@@ -4,6 +4,7 @@ use sar_eval::TokenizerFigures;
 use serde::{Deserialize, Serialize};
 
 use crate::held_out::{Figures, HeldOut};
+use crate::quality::QualityReport;
 
 /// The figures of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Report {
     pub tokenizer: TokenizerReport,
     /// Losses on held-out images.
     pub held_out: HeldOutReport,
+    /// Samples beside real images, where the recipe asks for it.
+    #[serde(default)]
+    pub quality: Option<QualityReport>,
 }
 
 /// Images of a run.

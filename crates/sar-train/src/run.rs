@@ -140,19 +140,31 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
         let before_average = self.measure_average("before", &tokenizer.model, average)?;
         self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
+        let judge = self.judge()?;
+        let judge = judge.as_ref();
+        let seen_before = self.glances(judge, "before", &tokenizer, &pretrained)?;
 
         let Trained { model: refined, average } =
             self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
         let (after, after_meter) = self.measure("after", &tokenizer.model, &refined)?;
         let after_average = self.measure_average("after", &tokenizer.model, average)?;
         self.draw_samples("samples-after.png", &tokenizer, &refined)?;
+        let seen_after = self.glances(judge, "after", &tokenizer, &refined)?;
 
-        let control = match self.recipe.sar.control {
+        let (control, seen_control) = match self.recipe.sar.control {
             true => {
                 let control = self.train_backbone(StageId::Control, tokens, pretrained)?.model;
-                Some(self.measure("control", &tokenizer.model, &control)?)
+                let measured = self.measure("control", &tokenizer.model, &control)?;
+                (Some(measured), self.glances(judge, "control", &tokenizer, &control)?)
             }
-            false => None,
+            false => (None, None),
+        };
+        let quality = match (judge, seen_before, seen_after) {
+            (Some(judge), Some(before), Some(after)) => {
+                let classes = self.images.classes().len();
+                Some(judge.report(&before, &after, seen_control.as_deref(), classes)?)
+            }
+            _ => None,
         };
         let (resamplings, seed) = (self.recipe.evaluation.bootstrap, self.seed.child("bootstrap"));
         let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed);
@@ -181,6 +193,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 after_average,
                 paired,
             },
+            quality,
         })
     }
 

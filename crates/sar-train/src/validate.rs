@@ -13,8 +13,8 @@ use crate::objective::{Objective, Regularization};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
     Adversary, BackboneRecipe, Colors, DeadCodeRestart, EvaluationRecipe, InitFrom, LogRecipe,
-    Output, Perceptual, PositionsRecipe, PretrainRecipe, Recipe, SarRecipe, TokenizerLoss,
-    TokenizerRecipe, TokenizerRegularization,
+    Output, Perceptual, PositionsRecipe, PretrainRecipe, Recipe, SampleQuality, SarRecipe,
+    TokenizerLoss, TokenizerRecipe, TokenizerRegularization,
 };
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
 
@@ -26,6 +26,7 @@ const MOST_SAMPLES_PER_CLASS: usize = 1024;
 const MOST_RECONSTRUCTIONS: usize = 256;
 const MOST_RESAMPLINGS: usize = 1_000_000;
 const MOST_VARIANTS: usize = 1024;
+const MOST_SEEDS: usize = 1000;
 const MOST_AT_A_TIME: usize = 4096;
 const MOST_ENLARGED: usize = 16;
 
@@ -89,12 +90,17 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         batch_size,
         samples_per_class,
         sampler,
+        quality,
         reconstructions,
         bootstrap,
     } = evaluation;
     in_range(*batch_size, 1, MOST_AT_A_TIME, "evaluation.batch_size")?;
     in_range(*samples_per_class, 1, MOST_SAMPLES_PER_CLASS, "evaluation.samples_per_class")?;
     of_sampler("evaluation.sampler", sampler)?;
+    if let SampleQuality::EfficientNetLite0 { per_class, seeds } = quality {
+        in_range(*per_class, 2, MOST_SAMPLES_PER_CLASS, "evaluation.quality.per_class")?;
+        in_range(*seeds, 1, MOST_SEEDS, "evaluation.quality.seeds")?;
+    }
     in_range(*reconstructions, 1, MOST_RECONSTRUCTIONS, "evaluation.reconstructions")?;
     in_range(*bootstrap, 100, MOST_RESAMPLINGS, "evaluation.bootstrap")?;
     let LogRecipe {
@@ -457,6 +463,8 @@ mod tests {
             ("evaluation.sampler.choice.top_p=95", "evaluation.sampler.choice.top_p"),
             ("evaluation.sampler.guidance.scale=-1", "evaluation.sampler.guidance.scale"),
             ("evaluation.samples_per_class=1000000", "evaluation.samples_per_class"),
+            ("evaluation.quality.per_class=1", "evaluation.quality.per_class"),
+            ("evaluation.quality.seeds=0", "evaluation.quality.seeds"),
             ("evaluation.bootstrap=10", "evaluation.bootstrap"),
             (
                 "tokenizer.model.family={ kind = \"var\", phi = { shared = 4 } }",

@@ -13,7 +13,7 @@ use sar_train::event::{Event, Observer, Silent};
 use sar_train::{Execution, Recipe, TrainError, train};
 use sar_weights::{NamedTensors, WeightsFile};
 
-const TINY: [&str; 17] = [
+const TINY: [&str; 18] = [
     "data.side=16",
     "tokenizer.model.channel_multipliers=[1,1]",
     "tokenizer.model.codebook_size=32",
@@ -30,6 +30,7 @@ const TINY: [&str; 17] = [
     "sar.optimization.batch_size=4",
     "evaluation.samples_per_class=1",
     "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
     "log.every=2",
 ];
 

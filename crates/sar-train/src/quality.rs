@@ -1,0 +1,283 @@
+//! How good samples are before SAR, after it, and those of the control: figures with intervals over seeds
+//! of sampling.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use burn::tensor::backend::AutodiffBackend;
+use sar_data::Dataset;
+use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures, Reference};
+use sar_pipeline::{Pipeline, Request, TrainedBackbone, TrainedTokenizer};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::event::Event;
+use crate::recipe::SampleQuality;
+use crate::run::{Inner, Run};
+
+/// Real images that are looked at, at most.
+const MOST_REAL: usize = 5000;
+
+/// Samples beside the recipe's images. All weights draw from the same streams, so that their differences
+/// are of pairs. Figures of so few images compare with those of as many only.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QualityReport {
+    /// The network whose features are compared, and a checksum of its weights.
+    pub extractor: [String; 2],
+    /// Samples of one seed.
+    pub samples: usize,
+    /// Seeds.
+    pub seeds: usize,
+    /// Real images beside them, held-out ones included.
+    pub reference: usize,
+    /// Held-out images beside the training images, where there are two at least.
+    pub floor: Option<Floor>,
+    /// The weights that SAR starts from.
+    pub before: Figures,
+    /// After SAR.
+    pub after: Figures,
+    /// After as many teacher-forced passes, where the recipe asks for it.
+    pub control: Option<Figures>,
+    /// What SAR changed.
+    pub after_minus_before: Figures,
+    /// SAR against the control.
+    pub after_minus_control: Option<Figures>,
+}
+
+/// What real images have: nothing can be better, on average.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Floor {
+    /// Held-out images.
+    pub images: usize,
+    /// Kernel distance.
+    pub kid_effnetlite0: Option<f64>,
+    /// How often the probe names their class.
+    pub class_accuracy: Option<f64>,
+}
+
+/// Figures of samples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Fréchet distance of EfficientNet-Lite0's features: far too large for few images.
+    pub fd_effnetlite0: Estimate,
+    /// Kernel distance, unbiased.
+    pub kid_effnetlite0: Estimate,
+    /// How often a probe names the class that was asked for; none without classes.
+    pub class_accuracy: Option<Estimate>,
+}
+
+/// A mean over seeds with its 95 % interval by Student's t.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Its interval's ends.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
+}
+
+impl Estimate {
+    /// Of one value for each seed; of one seed the interval is unbounded, and given as the mean.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        assert!(n > 0.0, "no seeds");
+        let mean = values.iter().sum::<f64>() / n;
+        let square: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let half = match values.len() {
+            1 => 0.0,
+            n_values => student_t(n_values - 1) * (square / (n - 1.0) / n).sqrt(),
+        };
+        Self { mean, low: mean - half, high: mean + half }
+    }
+}
+
+/// The 97.5 % quantile of Student's t.
+fn student_t(degrees: usize) -> f64 {
+    const FIRST: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
+    match FIRST.get(degrees - 1) {
+        Some(t) => *t,
+        // Its expansion around the normal quantile, here good to 0.003.
+        None => 1.96 + 2.372 / degrees as f64 + 2.822 / (degrees as f64).powi(2),
+    }
+}
+
+impl Figures {
+    fn of(seeds: &[Glance]) -> Self {
+        let estimate = |f: &dyn Fn(&Glance) -> Option<f64>| -> Option<Estimate> {
+            let values = seeds.iter().map(f).collect::<Option<Vec<_>>>()?;
+            Some(Estimate::of(&values))
+        };
+        Self {
+            fd_effnetlite0: estimate(&|of| Some(of.frechet)).expect("always there"),
+            kid_effnetlite0: estimate(&|of| of.kernel).expect("features are kept"),
+            class_accuracy: estimate(&|of| of.class_accuracy),
+        }
+    }
+
+    /// Of differences seed by seed.
+    fn minus(a: &[Glance], b: &[Glance]) -> Self {
+        let minus = |(a, b): (&Glance, &Glance)| Glance {
+            frechet: a.frechet - b.frechet,
+            kernel: a.kernel.zip(b.kernel).map(|(a, b)| a - b),
+            class_accuracy: a.class_accuracy.zip(b.class_accuracy).map(|(a, b)| a - b),
+        };
+        Self::of(&a.iter().zip(b).map(minus).collect::<Vec<_>>())
+    }
+}
+
+/// Real images that were looked at, and the network that looks.
+pub(crate) struct Judge<A: AutodiffBackend> {
+    extractor: Extractor<Inner<A>>,
+    reference: Reference,
+    n_real: usize,
+    per_class: usize,
+    seeds: usize,
+}
+
+impl<A: AutodiffBackend> Run<'_, A> {
+    /// Looks at the real images, where the recipe asks for it; nothing if one cannot be read, which is said.
+    pub(crate) fn judge(&mut self) -> Result<Option<Judge<A>>, TrainError> {
+        let SampleQuality::EfficientNetLite0 { per_class, seeds } = self.recipe.evaluation.quality
+        else {
+            return Ok(None);
+        };
+        self.journal.observer.event(&Event::Working { what: "looking at the real images" });
+        let extractor = Extractor::efficientnet_lite0(self.device);
+        match self.look(&extractor) {
+            Ok((reference, n_real)) => {
+                Ok(Some(Judge { extractor, reference, n_real, per_class, seeds }))
+            }
+            Err(error) => {
+                let message = format!("no figures of samples: {error}");
+                self.journal.observer.event(&Event::Warning { message: &message });
+                Ok(None)
+            }
+        }
+    }
+
+    fn look(&self, extractor: &Extractor<Inner<A>>) -> Result<(Reference, usize), EvalError> {
+        let data = &self.recipe.data;
+        let dataset: Arc<dyn Dataset> = data.source.open(data.side)?.into();
+        let unreadable = self.images.unreadable();
+        let unreadable: BTreeSet<usize> = unreadable.iter().map(|image| image.index).collect();
+        let split = dataset.split();
+        // Some of both parts, from all over them, in the proportion that they have.
+        let share = (MOST_REAL as f64 / dataset.len() as f64).min(1.0);
+        let some = |all: &[usize]| -> Vec<usize> {
+            let readable: Vec<usize> =
+                all.iter().copied().filter(|i| !unreadable.contains(i)).collect();
+            let n = (readable.len() as f64 * share).ceil() as usize;
+            (0..n).map(|i| readable[i * readable.len() / n]).collect()
+        };
+        let [train, held_out] = [&split.train, &split.held_out].map(|all| some(all));
+        let indices = [train.as_slice(), &held_out].concat();
+        let labels: Vec<usize> = indices.iter().map(|i| dataset.label(*i)).collect();
+        let n_classes = dataset.classes().len();
+        let name = self.recipe.name.clone();
+        let pictures = Pictures::of_dataset(name, dataset, indices, [data.side as usize; 2])?;
+        let looking = Looking::new(extractor, Keep::Features, self.device);
+        let set = FeatureSet::of_pictures(&pictures, looking, |_, _| {})?;
+        let places: Vec<usize> = (0..pictures.len()).collect();
+        let (train, held_out) = places.split_at(train.len());
+        let labels = (n_classes > 1).then_some((labels.as_slice(), n_classes));
+        Ok((Reference::split(set, [train, held_out], labels)?, pictures.len()))
+    }
+
+    /// The figures of weights, one for each seed.
+    pub(crate) fn glances(
+        &mut self,
+        judge: Option<&Judge<A>>,
+        what: &str,
+        tokenizer: &TrainedTokenizer<Inner<A>>,
+        backbone: &TrainedBackbone<Inner<A>>,
+    ) -> Result<Option<Vec<Glance>>, TrainError> {
+        let Some(judge) = judge else { return Ok(None) };
+        let what = format!("looking at samples of the {what} weights");
+        self.journal.observer.event(&Event::Working { what: &what });
+        let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), self.device);
+        let evaluation = &self.recipe.evaluation;
+        let wanted: Vec<(usize, usize)> = (0..backbone.classes.len())
+            .flat_map(|class| (0..judge.per_class).map(move |i| (class, i)))
+            .collect();
+        let labels: Vec<usize> = wanted.iter().map(|(label, _)| *label).collect();
+        let labels = (backbone.classes.len() > 1).then_some(labels.as_slice());
+        let of_seed = |seed: u64| -> Result<Glance, TrainError> {
+            let root = self.seed.child("quality").at(seed);
+            let mut looking = Looking::new(&judge.extractor, Keep::Features, self.device);
+            // Two rows to an image: with its class and without.
+            for part in wanted.chunks(evaluation.batch_size.div_ceil(2)) {
+                let (scales, sampler) = (self.scales().clone(), evaluation.sampler);
+                let request = Request::of(root, part.iter().copied(), scales, sampler);
+                looking.add(&pipeline.sample(&request))?;
+            }
+            Ok(judge.reference.glance(&looking.finish()?, labels)?)
+        };
+        (0..judge.seeds as u64).map(of_seed).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+}
+
+impl<A: AutodiffBackend> Judge<A> {
+    /// What the run reports, of the figures of each seed.
+    pub(crate) fn report(
+        &self,
+        before: &[Glance],
+        after: &[Glance],
+        control: Option<&[Glance]>,
+        classes: usize,
+    ) -> Result<QualityReport, TrainError> {
+        let floor = self.reference.floor()?;
+        Ok(QualityReport {
+            extractor: [self.extractor.name().into(), self.extractor.hash().into()],
+            samples: self.per_class * classes,
+            seeds: self.seeds,
+            reference: self.n_real,
+            floor: floor.map(|floor| Floor {
+                images: floor.n,
+                kid_effnetlite0: floor.kernel,
+                class_accuracy: floor.class_accuracy,
+            }),
+            before: Figures::of(before),
+            after: Figures::of(after),
+            control: control.map(Figures::of),
+            after_minus_before: Figures::minus(after, before),
+            after_minus_control: control.map(|control| Figures::minus(after, control)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_those_of_student() {
+        let Estimate { mean, low, high } = Estimate::of(&[1.0, 2.0, 6.0]);
+        // Deviation 2.6458, its mean's 1.5275, times 4.303.
+        assert!((mean - 3.0).abs() < 1e-12 && (high - 9.5729).abs() < 1e-3, "{high}");
+        assert!((mean - low - (high - mean)).abs() < 1e-12);
+        assert_eq!(Estimate::of(&[2.0]), Estimate { mean: 2.0, low: 2.0, high: 2.0 });
+        for (degrees, t) in [(10, 2.228), (30, 2.042), (1000, 1.962)] {
+            assert!((student_t(degrees) - t).abs() < 3e-3, "{degrees}: {}", student_t(degrees));
+        }
+    }
+
+    #[test]
+    fn differences_are_of_pairs() {
+        let glance = |frechet: f64, accuracy| Glance {
+            frechet,
+            kernel: Some(frechet / 10.0),
+            class_accuracy: accuracy,
+        };
+        // Seeds differ a lot, the weights always by 1.
+        let [a, b] = [1.0, 0.0].map(|by| [10.0, 50.0, 90.0].map(|x| glance(x + by, Some(0.5))));
+        let minus = Figures::minus(&a, &b);
+        assert_eq!(minus.fd_effnetlite0, Estimate { mean: 1.0, low: 1.0, high: 1.0 });
+        assert!((minus.kid_effnetlite0.mean - 0.1).abs() < 1e-12);
+        assert_eq!(minus.class_accuracy.unwrap().mean, 0.0);
+        assert!(Figures::of(&[glance(1.0, None)]).class_accuracy.is_none());
+    }
+}
