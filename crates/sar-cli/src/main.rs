@@ -21,16 +21,25 @@ macro_rules! eprintln {
     }};
 }
 
+mod analysis_plots;
+mod analyze;
+mod chart;
 mod convert;
 mod device;
 mod edit;
+mod eval;
 mod generation;
 mod inspect;
+mod interrupt;
+mod job;
 mod npz;
+mod pack;
 mod parity;
+mod previews;
 mod progress;
 mod report;
 mod sample;
+mod table;
 mod tokenizer_eval;
 mod train;
 
@@ -57,8 +66,14 @@ enum Verb {
     Train(train::Args),
     /// Draws images from a run or from weight files.
     Sample(sample::Args),
+    /// Puts the images of a sampling job, all of its shards, into one .npz or tar file.
+    Pack(pack::Args),
+    /// Measures how good images are beside real ones: distances of features, precision, class accuracy.
+    Eval(eval::Args),
     /// Measures what a tokenizer loses on a folder of images, and how its codes are used.
     TokenizerEval(tokenizer_eval::Args),
+    /// Measures how a run's weights behave at every scale: before, during and after SAR.
+    Analyze(analyze::Args),
     /// Draws parts of an image anew: in-painting, expansion, refinement.
     Edit(edit::Args),
     /// Converts weights between released .pth files, safetensors files and those of a run.
@@ -89,7 +104,10 @@ fn main() -> ExitCode {
     let outcome = match verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
+        Verb::Pack(args) => pack::run(args),
+        Verb::Eval(args) => eval::run(args),
         Verb::TokenizerEval(args) => tokenizer_eval::run(args),
+        Verb::Analyze(args) => analyze::run(args),
         Verb::Edit(args) => edit::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Inspect(args) => inspect::run(args),

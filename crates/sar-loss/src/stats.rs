@@ -105,7 +105,8 @@ pub fn histogram_entropy(counts: &[usize]) -> f64 {
         let p = *n as f64 / total;
         -p * p.ln()
     });
-    terms.sum()
+    // Of a single code it is zero, not minus zero.
+    0.0 + terms.sum::<f64>()
 }
 
 #[cfg(test)]
@@ -131,6 +132,7 @@ mod tests {
         assert_eq!((report[0].loss, report[0].accuracy, report[0].codes_used), (2.0, 0.5, 2));
         assert_eq!((report[1].loss, report[1].accuracy, report[1].codes_used), (1.5, 0.5, 2));
         assert!((report[1].histogram_entropy - 2f64.ln()).abs() < 1e-12);
+        assert!(histogram_entropy(&[0, 3]).is_sign_positive());
     }
 
     fn add_target(target: i64) {

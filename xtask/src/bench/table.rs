@@ -7,7 +7,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::cpu::Cpu;
-use super::paired::{MEMORY, ROWS, Row};
+use super::paired::{Against, MEMORY, ROWS, Row};
 use super::worker::results;
 use crate::cargo::{self, Failure, Outcome};
 
@@ -64,7 +64,9 @@ fn markdown(newest: &BTreeMap<String, Vec<Value>>) -> Result<String, Failure> {
     let machines: Vec<Machine> = machines.collect::<Result<_, _>>()?;
     let [must, aim] = MEMORY;
     let mut text = format!(
-        "\nLimit and aim are of the time; those of the memory against PyTorch eager are {must} and {aim}. "
+        "\nLimit and aim are of the time; those of the memory against PyTorch eager are {must} and {aim}. \
+         In parentheses, where they are faster than eager: against PyTorch \
+         compiled and in bf16. "
     );
     let legends: Vec<String> = machines.iter().map(Machine::legend).collect();
     text += &format!("{}.\n\n| work | against | limit, aim |", legends.join("; "));
@@ -73,6 +75,9 @@ fn markdown(newest: &BTreeMap<String, Vec<Value>>) -> Result<String, Failure> {
     }
     text += &format!("\n|---|---|---|{}\n", "---|---|".repeat(machines.len()));
     for row in &ROWS {
+        if row.limits.is_none() {
+            continue;
+        }
         let cells: Vec<Option<String>> =
             machines.iter().map(|machine| machine.cells(row)).collect();
         if cells.iter().all(Option::is_none) {
@@ -126,6 +131,24 @@ impl Machine<'_> {
         format!("{}, {}, {}", self.cpu, all(|row| &row["cpu"]["level"]), all(|row| &row["date"]))
     }
 
+    /// Ratios of the time against PyTorch compiled and in bf16, where these are faster than eager: only
+    /// then they are the ones to compare with.
+    fn faster_peers(&self, row: &Row) -> String {
+        let of = |name: &str| self.rows.iter().find(|result| result["name"] == name);
+        let peers = ROWS.iter().filter(|peer| {
+            let is_peer = matches!(peer.against, Against::Compile | Against::Bf16);
+            is_peer && row.against == Against::Eager && peer.work == row.work
+        });
+        let ratios = peers.filter_map(|peer| {
+            let [theirs, eager] = [of(&peer.name())?, of(row.work)?];
+            let is_faster = theirs["theirs_s"].as_f64()? < eager["theirs_s"].as_f64()?;
+            let name = if peer.against == Against::Compile { "compiled" } else { "bf16" };
+            is_faster.then_some(format!("{name} {:.2}", theirs["ratio"].as_f64()?))
+        });
+        let ratios: Vec<String> = ratios.collect();
+        if ratios.is_empty() { String::new() } else { format!(" ({})", ratios.join(", ")) }
+    }
+
     /// Ratios of time and memory, if there are any.
     fn cells(&self, row: &Row) -> Option<String> {
         let result = self.rows.iter().find(|result| result["name"] == row.name())?;
@@ -134,7 +157,8 @@ impl Machine<'_> {
         }
         let number = |field: &str| result[field].as_f64().unwrap_or(f64::NAN);
         let memory = number("ours_mb") / number("theirs_mb");
-        Some(format!(" {:.2} | {memory:.2} |", number("ratio")))
+        let ratio = number("ratio");
+        Some(format!(" {ratio:.2}{} | {memory:.2} |", self.faster_peers(row)))
     }
 }
 
@@ -165,29 +189,32 @@ mod tests {
     fn result(name: &str, cpu: &Cpu, ratio: f64) -> Value {
         json!({
             "name": name, "cpu": cpu.row(Some("avx512")), "date": "2026-01-31",
-            "ratio": ratio, "ours_mb": 50.0, "theirs_mb": 100.0,
+            "ratio": ratio, "ours_mb": 50.0, "theirs_mb": 100.0, "theirs_s": 1.0 / ratio,
         })
     }
 
     #[test]
     fn each_kind_has_its_columns() {
         let (amd, intel) = (cpu(ZEN_4, 2), cpu(SAPPHIRE_RAPIDS, 4));
-        let mut failed = result("encode-256-vs-compile", &intel, 0.0);
-        failed["failed"] = json!("no C++ compiler");
+        let mut failed = result("decode-256", &intel, 0.0);
+        failed["failed"] = json!("no memory");
         failed["date"] = json!("2026-02-01");
+        let faster = result("encode-256-vs-compile", &intel, 1.1);
+        let slower = result("encode-256-vs-bf16", &intel, 0.5);
         let newest = BTreeMap::from([
             (amd.slug(), vec![result("encode-256", &amd, 0.6)]),
-            (intel.slug(), vec![result("encode-256", &intel, 0.9), failed]),
+            (intel.slug(), vec![result("encode-256", &intel, 0.9), failed, faster, slower]),
         ]);
         let expected = "
 Limit and aim are of the time; those of the memory against PyTorch eager are 0.7 and 0.55. \
+In parentheses, where they are faster than eager: against PyTorch compiled and in bf16. \
 AMD Zen 4, 2 cores, avx512, 2026-01-31; \
 Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
 
 | work | against | limit, aim | AMD Zen 4: time | memory | Intel Sapphire Rapids: time | memory |
 |---|---|---|---|---|---|---|
-| `encode-256` | PyTorch eager | 0.85, 0.65 | 0.60 | 0.50 | 0.90 | 0.50 |
-| `encode-256` | PyTorch compile |  |  |  | failed |  |
+| `encode-256` | PyTorch eager | 0.85, 0.65 | 0.60 | 0.50 | 0.90 (compiled 1.10) | 0.50 |
+| `decode-256` | PyTorch eager | 0.85, 0.65 |  |  | failed |  |
 
 ";
         assert_eq!(markdown(&newest).unwrap(), expected);
