@@ -217,7 +217,29 @@ def update(model, optimizer, loss):
         optimizer.step()
 
 
+def inception(name):
+    """Features of images through the network of FID, by the package that is named; its random weights go to a file for the other side."""
+    import pytorch_fid.inception
+    import torchvision
+
+    path = os.environ["SAR_BENCH_INCEPTION"]
+    blank = lambda *_, **__: blank.net.state_dict()
+    blank.net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    pytorch_fid.inception.load_state_dict_from_url = blank
+    torch.save(pytorch_fid.inception.fid_inception_v3().state_dict(), path)
+    images = torch.randint(256, (48, 3, 256, 256), dtype=torch.uint8)
+    if name == "inception-pytorch-fid":
+        net = pytorch_fid.inception.InceptionV3([3]).eval()
+        return torch.no_grad()(lambda: net(images.float() / 255)[0])
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
+    return torch.no_grad()(lambda: net(images))
+
+
 def setup(name):
+    if name.startswith("inception-"):
+        return inception(name)
     image = torch.rand(1, 3, 256, 256) * 2 - 1
     if name == "encode-256":
         tokenizer, _ = released(1)

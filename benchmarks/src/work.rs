@@ -3,7 +3,10 @@
 //! `pytorch/eager.py` has the same names.
 
 use burn::tensor::backend::AutodiffBackend;
-use sar_core::ScaleSchedule;
+use sar_core::{ScaleSchedule, SeedTree};
+use sar_data::RgbImage;
+use sar_eval::{Extractor, Keep, Looking};
+use sar_features::InceptionInput;
 use sar_model::Precision;
 use sar_rollout::{Choice, Guidance, Predictions, Sampler};
 use sar_train::objective::Objective;
@@ -28,6 +31,7 @@ const D16: &str = "flexvar-d16-in256";
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
 /// | `emoji-teacher-step` | a teacher-forced step of the backbone of `emoji-quick`, batch 16 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
+/// | `inception-pytorch-fid`, `inception-torch-fidelity` | features of 48 images of 256 px through the network of FID, by either package's resampling, with the weights of the file that `SAR_BENCH_INCEPTION` names |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
 /// | `teacher-step-d16-b32`, `sar-released-argmax-d4-b1-512px`, .. | these steps at other sizes |
 ///
@@ -90,12 +94,29 @@ pub fn setup<A: AutodiffBackend>(
             let tokens = subject.encode(subject.images(16));
             Box::new(move || subject.step_of(tokens.clone(), &Objective::TeacherForcing, workers))
         }
+        "inception-pytorch-fid" => features::<A>(InceptionInput::PytorchFid, device),
+        "inception-torch-fidelity" => features::<A>(InceptionInput::Adm, device),
         _ => {
             let objective = objective(what)?;
             let mut subject = at(shape);
             let tokens = subject.encode(subject.images(shape.batch));
             Box::new(move || subject.step_of(tokens.clone(), &objective, workers))
         }
+    })
+}
+
+/// Features of random images, a few at a time as `sar eval` takes them.
+fn features<A: AutodiffBackend>(input: InceptionInput, device: A::Device) -> Box<dyn FnMut()> {
+    let path = std::env::var_os("SAR_BENCH_INCEPTION").expect("SAR_BENCH_INCEPTION names a file");
+    let extractor = Extractor::<A::InnerBackend>::inception(path.as_ref(), input, &device);
+    let extractor = extractor.expect("weights of the network");
+    let pixels = SeedTree::new(0).uniforms(256 * 256 * 3);
+    let pixels: Vec<u8> = pixels.iter().map(|u| (256.0 * u) as u8).collect();
+    let image = RgbImage::from_raw(256, 256, pixels).expect("as many bytes as pixels");
+    let images = vec![image; 48];
+    Box::new(move || {
+        let mut looking = Looking::new(&extractor, Keep::Features, &device);
+        looking.add(&images).expect("finite features");
     })
 }
 

@@ -249,8 +249,8 @@ fn an_interrupted_job_ends_after_its_batch_and_says_how_it_goes_on() {
     let job = ["sample", "--class", "food", "--n", "400", "--batch", "4", "--out", "out"];
     let mut child = start(root, &job);
     wait_for(&out, &mut child, 1);
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let interrupt = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
     let (said, code) = end(child);
     assert_eq!(code, Some(130), "{said}");
     let n = n_images(&out);

@@ -25,6 +25,9 @@ pub(super) enum Against {
     Compile,
     /// The same in PyTorch eager with autocast to bf16; ours stays in f32.
     Bf16,
+    /// The packages pytorch-fid and torch-fidelity, that measure images.
+    PytorchFid,
+    TorchFidelity,
     /// Our own teacher-forced step.
     OurTeacherStep,
 }
@@ -37,10 +40,10 @@ pub(super) struct Row {
     runs: usize,
 }
 
-use Against::{Bf16, Compile, Eager, OurTeacherStep};
+use Against::{Bf16, Compile, Eager, OurTeacherStep, PytorchFid, TorchFidelity};
 
 #[rustfmt::skip]
-pub(super) const ROWS: [Row; 19] = [
+pub(super) const ROWS: [Row; 21] = [
     Row { work: "encode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
     Row { work: "decode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
     Row { work: "sample-d16-b1", against: Eager, limits: Some([1.0, 0.7]), runs: 3 },
@@ -52,6 +55,8 @@ pub(super) const ROWS: [Row; 19] = [
     Row { work: "sar-paper-argmax", against: OurTeacherStep, limits: Some([2.1, 2.0]), runs: 9 },
     Row { work: "sar-released-sampled", against: OurTeacherStep, limits: None, runs: 5 },
     Row { work: "sar-paper-sampled", against: OurTeacherStep, limits: None, runs: 5 },
+    Row { work: "inception-pytorch-fid", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 5 },
+    Row { work: "inception-torch-fidelity", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 5 },
     Row { work: "encode-256", against: Compile, limits: None, runs: 15 },
     Row { work: "sample-d16-b1", against: Compile, limits: None, runs: 3 },
     Row { work: "tokenizer-step", against: Compile, limits: None, runs: 31 },
@@ -65,19 +70,26 @@ pub(super) const ROWS: [Row; 19] = [
 /// The limits of peak memory against PyTorch eager.
 pub(super) const MEMORY: [f64; 2] = [0.7, 0.55];
 
+/// The same of features against the packages that measure images.
+const MEMORY_OF_FEATURES: [f64; 2] = [0.5, 0.5];
+/// Names the file of Inception's random weights, which the other side writes.
+const INCEPTION: &str = "SAR_BENCH_INCEPTION";
+
 impl Against {
     pub(super) fn title(self) -> &'static str {
         match self {
             Eager => "PyTorch eager",
             Compile => "PyTorch compile",
             Bf16 => "PyTorch bf16",
+            PytorchFid => "pytorch-fid",
+            TorchFidelity => "torch-fidelity",
             OurTeacherStep => "our teacher step",
         }
     }
 
     fn command(self, work_: &str, ours: &Path, python: &Path) -> Command {
         let (mut command, args): (_, &[&str]) = match self {
-            Eager => (eager(python, work_), &[]),
+            Eager | PytorchFid | TorchFidelity => (eager(python, work_), &[]),
             Compile => (eager(python, work_), &["cpu", "f32", "compile"]),
             Bf16 => (eager(python, work_), &["cpu", "bf16"]),
             OurTeacherStep => (work(ours, "teacher-step"), &[]),
@@ -90,7 +102,7 @@ impl Against {
 impl Row {
     pub(super) fn name(&self) -> String {
         let suffix = match self.against {
-            Eager | OurTeacherStep => "",
+            Eager | OurTeacherStep | PytorchFid | TorchFidelity => "",
             Compile => "-vs-compile",
             Bf16 => "-vs-bf16",
         };
@@ -99,7 +111,11 @@ impl Row {
 
     /// Writes the limits of today into a result.
     fn limit(&self, result: &mut Value) {
-        let memory = (self.against == Eager).then_some(MEMORY);
+        let memory = match self.against {
+            Eager => Some(MEMORY),
+            PytorchFid | TorchFidelity => Some(MEMORY_OF_FEATURES),
+            _ => None,
+        };
         for (fields, limits) in
             [(["must", "aim"], self.limits), (["must_memory", "aim_memory"], memory)]
         {
@@ -199,13 +215,19 @@ fn missing(results: &[Value]) -> Vec<String> {
 
 /// Both sides of a row. What PyTorch cannot compile here is a result, too.
 fn measure(row: &Row, ours: &Path, python: &Path) -> Result<Value, Failure> {
-    let our_worker = Worker::start(work(ours, row.work))?;
-    let theirs = match Worker::start(row.against.command(row.work, ours, python)) {
-        Err(failure) if matches!(row.against, Compile | Bf16) => {
-            return Ok(json!({ "failed": failure.line(), "level": our_worker.level }));
+    let weights = ours.with_file_name("bench-inception.pth");
+    let mut command = row.against.command(row.work, ours, python);
+    command.env(INCEPTION, &weights);
+    let theirs = match Worker::start(command) {
+        // What is not there or cannot be compiled.
+        Err(failure) if matches!(row.against, Compile | Bf16 | PytorchFid | TorchFidelity) => {
+            return Ok(json!({ "failed": failure.line() }));
         }
         theirs => theirs?,
     };
+    let mut command = work(ours, row.work);
+    command.env(INCEPTION, &weights);
+    let our_worker = Worker::start(command)?;
     let levels = [our_worker.level.clone(), theirs.level.clone()];
     let [(ours_s, ours_mb), (theirs_s, theirs_mb)] = in_turns([our_worker, theirs], row.runs)?;
     let [level, theirs_level] = levels;

@@ -293,7 +293,7 @@ mod tests {
                 }
             }
         }
-        assert!(at > 250, "{at}");
+        assert!(at > 240, "{at}");
     }
 
     #[test]
