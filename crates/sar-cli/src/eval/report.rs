@@ -71,7 +71,7 @@ impl Report {
     /// Compares images with the real ones; `settings` are what a sweep has chosen.
     pub(super) fn add(&mut self, seen: &Seen, real: &Real, settings: Value) -> Result<Quality> {
         let quality = real.reference.compare(&seen.set, known(&seen.labels))?;
-        if quality.rank_deficient {
+        if quality.rank_deficient && self.results.is_empty() {
             eprintln!(
                 "{} images or fewer than features: the Fréchet distance is far too large, and compares \
                  with those of as many images only",
