@@ -178,6 +178,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_the_reference_are_on_borders_of_its_balls() {
+        // Products of other shapes than within the reference, and another center for the generated.
+        let (n, k) = (700, 3);
+        let x = wave(n, 37, 0.0);
+        let rows = [5, 300, 650, 699];
+        let [found] = of(&x, &x.select(rows), [k]);
+        let square = |i: usize, j: usize| -> f64 {
+            let pairs = x.row(i).iter().zip(x.row(j));
+            pairs.map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
+        };
+        let mut n_inside = 0;
+        for i in 0..n {
+            let mut neighbors: Vec<usize> = (0..n).collect();
+            neighbors.sort_by(|a, b| square(i, *a).total_cmp(&square(i, *b)));
+            n_inside += neighbors[..=k].iter().filter(|j| rows.contains(j)).count();
+        }
+        assert_eq!(found.precision, 1.0);
+        assert_eq!(found.density, n_inside as f64 / 12.0);
+    }
+
+    #[test]
     fn copies_are_in_balls_of_radius_0() {
         let x = line(&[1.0, 1.0, 1.0, 7.5, 7.5, 7.5]);
         let [found] = of(&x, &line(&[1.0, 1.0, 1.0]), [2]);
