@@ -90,12 +90,12 @@ mod tests {
     #[test]
     fn values_by_hand() {
         let held_out = at(&[4.0, 2.0, 8.0, 6.0, 10.0]);
-        let samples = at(&[5.0, 1.0, 2.5, 3.0]);
+        let samples = at(&[5.0, 1.0, 4.0, 3.0]);
         let found = memorization(&samples, &held_out, 0.25).unwrap();
-        // Medians 2.75 and 6; a quarter of the held-out distances is below 4.
+        // Medians 3.5 and 6; a quarter of the held-out distances is below 4, which is itself not near.
         let expected = Memorization {
-            median_ratio: 2.75 / 6.0,
-            near_share: 0.75,
+            median_ratio: 3.5 / 6.0,
+            near_share: 0.5,
             near_distance: 4.0,
             quantile: 0.25,
         };

@@ -199,9 +199,10 @@ mod tests {
         for (found, expected) in probe.weights.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-14, "{:?}", probe.weights);
         }
-        // Outputs are equal at z = 1, and there the first class is taken: up to x = 4.
+        // Outputs are equal at z = 1, which is x = 4.
         assert_eq!(probe.predict(&column(&[-3.0, 3.9, 4.1, 100.0])).unwrap(), [0, 0, 1, 1]);
         assert_eq!(probe.accuracy(&column(&[3.0, 5.0]), &[1, 1]).unwrap(), 0.5);
+        assert_eq!(first_largest(&[1.0, 3.0, 2.0, 3.0]), 1);
     }
 
     #[test]
