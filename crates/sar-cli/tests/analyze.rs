@@ -1,9 +1,11 @@
 //! `sar analyze`, run as a program.
 
+mod program;
+
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use program::does;
 use serde_json::Value;
 
 const TINY: [&str; 17] = [
@@ -26,34 +28,8 @@ const TINY: [&str; 17] = [
     "log.checkpoint_steps=1",
 ];
 
-/// Runs `sar` in a folder: its exit code, what it found, and what it said beside.
-fn sar(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
-fn does(folder: &Path, args: &[&str]) -> (String, String) {
-    let (code, stdout, stderr) = sar(folder, args);
-    assert_eq!(code, Some(0), "{args:?}: {stderr}");
-    (stdout, stderr)
-}
-
-/// Expects one error with all of `parts`, exit code 2, and no new file.
 fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
-    let count = || fs::read_dir(folder).unwrap().count();
-    let before = count();
-    let (code, stdout, error) = sar(folder, &[&["analyze"], args].concat());
-    assert_eq!(code, Some(2), "{args:?}: {error}");
-    let lines: Vec<&str> = error.trim_end().lines().collect();
-    let errors = lines.iter().filter(|line| line.starts_with("error: ")).count();
-    assert!(errors == 1 && lines[lines.len() - 1].starts_with("error: "), "{args:?}: {error}");
-    for part in parts {
-        assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
-    }
-    assert!(stdout.is_empty());
-    assert_eq!(count(), before, "{args:?} left something behind");
+    program::refuses(folder, &[&["analyze"], args].concat(), parts);
 }
 
 fn json(folder: &Path, name: &str) -> Value {

@@ -1,8 +1,9 @@
 //! `sar eval`, run as a program.
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use image::{Rgb, RgbImage};
 use sar_data::{Dataset, Emoji};
@@ -12,39 +13,12 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eval").join(name)
 }
 
-/// Runs `sar eval` in a folder: its exit code, what it found, and what it said beside.
-fn eval(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_sar"))
-        .current_dir(folder)
-        .arg("eval")
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 fn does(folder: &Path, args: &[&str]) -> (String, String) {
-    let (code, stdout, stderr) = eval(folder, args);
-    assert_eq!(code, Some(0), "{args:?}: {stderr}");
-    (stdout, stderr)
+    program::does(folder, &[&["eval"], args].concat())
 }
 
-/// Expects one error, the last line, with all of `parts`, exit code 2, and no new file.
 fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
-    let count = || fs::read_dir(folder).unwrap().count();
-    let before = count();
-    let (code, stdout, error) = eval(folder, args);
-    assert_eq!(code, Some(2), "{args:?}: {error}");
-    let lines: Vec<&str> = error.trim_end().lines().collect();
-    let errors = lines.iter().filter(|line| line.starts_with("error: ")).count();
-    assert!(errors == 1 && lines[lines.len() - 1].starts_with("error: "), "{args:?}: {error}");
-    for part in parts {
-        assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
-    }
-    assert!(stdout.is_empty());
-    assert_eq!(count(), before, "{args:?} left something behind");
-    println!("{}", lines[lines.len() - 1]);
+    program::refuses(folder, &[&["eval"], args].concat(), parts);
 }
 
 fn json(path: &Path) -> Value {
