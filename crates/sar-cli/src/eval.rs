@@ -22,6 +22,7 @@ use crate::device::{DeviceArg, Job};
 use crate::generation::{SamplerArgs, WeightsArgs, save};
 use crate::progress::clock;
 use reference::Source;
+use report::Report;
 use samples::{Weights, labels_among};
 use sweep::Sweep;
 
@@ -147,9 +148,17 @@ enum What {
 /// Images that were looked at.
 struct Seen {
     set: FeatureSet,
-    /// The classes that were asked for, or why they are not known.
-    labels: Result<Vec<usize>, String>,
+    /// The classes that were asked for, where they are known.
+    labels: Option<Vec<usize>>,
     shown: Vec<RgbImage>,
+}
+
+/// What all images amount to.
+struct Found {
+    report: Report,
+    rows: Vec<(String, Quality)>,
+    /// The images, or those of a sweep's first setting.
+    first: Seen,
 }
 
 impl Job for Eval {
@@ -165,65 +174,15 @@ impl Eval {
     fn eval<B: Backend>(self, device: &B::Device) -> Result<()> {
         let extractor = match &self.inception {
             Some(path) => {
-                Extractor::inception(path, self.protocol, device).context("--inception")?
+                Extractor::<B>::inception(path, self.protocol, device).context("--inception")?
             }
             None => Extractor::efficientnet_lite0(device),
         };
-        let pipeline = match &self.what {
-            What::Weights(weights) => {
-                let pipeline = weights.files.load::<B>(device)?;
-                Some(weights.files.in_precision(pipeline)?)
-            }
-            What::Images(_) => None,
+        let Found { report, rows, first } = match &self.what {
+            What::Images(pictures) => self.of_images(pictures, &extractor, device)?,
+            What::Weights(weights) => self.of_samples(weights, &extractor, device)?,
         };
-        let size = match (&self.what, &pipeline) {
-            (What::Images(pictures), _) => pictures.size(),
-            (What::Weights(weights), Some(pipeline)) => weights.size(pipeline)?,
-            (What::Weights(_), None) => unreachable!("loaded above"),
-        };
-        let opened = self.source.open(size)?;
         let stem = self.out.with_extension("");
-        let mut rows = Vec::new();
-        let (mut report, shown);
-        match (&self.what, &pipeline) {
-            (What::Images(pictures), _) => {
-                let n_classes = opened.classes.len();
-                ensure!(
-                    pictures.len() >= n_classes,
-                    "--images {}: {} images, fewer than the {n_classes} classes of the reference",
-                    pictures.name(),
-                    pictures.len()
-                );
-                let seen = look(pictures, &opened.classes, &extractor, self.keep, device)?;
-                let real = opened.look(&extractor, self.keep, device)?;
-                report = report::Report::new(&extractor, &real)?;
-                report.set("images", json!({ "source": pictures.name(), "size": size }));
-                rows.push(("images".to_owned(), report.add(&seen, &real, json!({}))?));
-                self.write_statistics(&seen.set)?;
-                shown = seen.shown;
-            }
-            (What::Weights(weights), Some(pipeline)) => {
-                let wanted = weights.wanted(pipeline);
-                let labels = labels_among(pipeline.classes(), &opened.classes, &wanted);
-                if let Err(why) = &labels {
-                    eprintln!("no class accuracy: {why}");
-                }
-                let real = opened.look(&extractor, self.keep, device)?;
-                report = report::Report::new(&extractor, &real)?;
-                report.set("images", weights.described(pipeline)?);
-                let mut first = None;
-                for (name, settings, sampler) in weights.samplers(pipeline) {
-                    let drawn = weights.sample(pipeline, sampler, &wanted, &extractor, device)?;
-                    let seen = Seen { set: drawn.0, labels: labels.clone(), shown: drawn.1 };
-                    rows.push((name, report.add(&seen, &real, settings)?));
-                    first.get_or_insert(seen);
-                }
-                let first = first.expect("one setting at least");
-                self.write_statistics(&first.set)?;
-                shown = first.shown;
-            }
-            (What::Weights(_), None) => unreachable!("loaded above"),
-        }
         let rows: Vec<(&str, &Quality)> =
             rows.iter().map(|(name, quality)| (name.as_str(), quality)).collect();
         print!("{}", report::table(&extractor, &rows, report.floor()));
@@ -234,12 +193,59 @@ impl Eval {
             write_bytes(&path, sweep.plot(&rows, &extractor)?.as_bytes())?;
             eprintln!("wrote {}", path.display());
         }
+        self.write_statistics(&first.set)?;
         write_bytes(&self.out, format!("{:#}\n", report.json()).as_bytes())?;
         let sheet = stem.with_extension("png");
-        let columns = shown.len().isqrt().max(1);
-        save(&grid(&shown, columns, 2, magnification(shown[0].width()).min(2)), &sheet)?;
+        let (shown, columns) = (&first.shown, first.shown.len().isqrt().max(1));
+        save(&grid(shown, columns, 2, magnification(shown[0].width()).min(2)), &sheet)?;
         eprintln!("wrote {} and {}", self.out.display(), sheet.display());
         Ok(())
+    }
+
+    fn of_images<B: Backend>(
+        &self,
+        pictures: &Pictures,
+        extractor: &Extractor<B>,
+        device: &B::Device,
+    ) -> Result<Found> {
+        let opened = self.source.open(pictures.size())?;
+        let n_classes = opened.classes.len();
+        ensure!(
+            pictures.len() >= n_classes,
+            "--images {}: {} images, fewer than the {n_classes} classes of the reference",
+            pictures.name(),
+            pictures.len()
+        );
+        let first = look(pictures, &opened.classes, extractor, self.keep, device)?;
+        let real = opened.look(extractor, self.keep, device)?;
+        let mut report = Report::new(extractor, &real)?;
+        report.set("images", json!({ "source": pictures.name(), "size": pictures.size() }));
+        let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
+        Ok(Found { report, rows, first })
+    }
+
+    fn of_samples<B: Backend>(
+        &self,
+        weights: &Weights,
+        extractor: &Extractor<B>,
+        device: &B::Device,
+    ) -> Result<Found> {
+        let pipeline = weights.files.in_precision(weights.files.load::<B>(device)?)?;
+        let opened = self.source.open(weights.size(&pipeline)?)?;
+        let wanted = weights.wanted(&pipeline);
+        let labels = said(labels_among(pipeline.classes(), &opened.classes, &wanted));
+        let real = opened.look(extractor, self.keep, device)?;
+        let mut report = Report::new(extractor, &real)?;
+        report.set("images", weights.described(&pipeline)?);
+        let (mut rows, mut first) = (Vec::new(), None);
+        for (name, settings, sampler) in weights.samplers(&pipeline) {
+            let looking = Looking::new(extractor, self.keep, device);
+            let (set, shown) = weights.sample(&pipeline, sampler, &wanted, looking)?;
+            let seen = Seen { set, labels: labels.clone(), shown };
+            rows.push((name, report.add(&seen, &real, settings)?));
+            first.get_or_insert(seen);
+        }
+        Ok(Found { report, rows, first: first.expect("one setting at least") })
     }
 
     fn write_statistics(&self, set: &FeatureSet) -> Result<()> {
@@ -277,10 +283,12 @@ fn look<B: Backend>(
         [] => Err("the reference has no classes".into()),
         classes => pictures.labels(classes),
     };
-    if let Err(why) = &labels {
-        eprintln!("no class accuracy: {why}");
-    }
-    Ok(Seen { set, labels, shown })
+    Ok(Seen { set, labels: said(labels), shown })
+}
+
+/// Labels, or none and a line that says why.
+fn said(labels: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
+    labels.inspect_err(|why| eprintln!("no class accuracy: {why}")).ok()
 }
 
 /// Says beforehand what features take.
@@ -318,9 +326,4 @@ impl Progress {
         let to_go = self.start.elapsed().mul_f64((self.total - done) as f64 / done as f64);
         eprintln!("{} {done} of {} images, {} to go", self.what, self.total, clock(to_go));
     }
-}
-
-/// What a measure of unknown labels is told.
-fn known(labels: &Result<Vec<usize>, String>) -> Option<&[usize]> {
-    labels.as_ref().ok().map(Vec::as_slice)
 }

@@ -63,6 +63,9 @@ pub struct Reference {
     probe: Option<Probe>,
 }
 
+/// Held-out and training images, and the labels of the former.
+type Sides<'a> = ([FeatureSet; 2], Option<&'a [usize]>);
+
 /// Features of training and held-out images.
 #[derive(Clone, Debug)]
 struct Parts {
@@ -109,11 +112,6 @@ impl Reference {
         Ok(Self { set, parts: Some(parts), probe })
     }
 
-    /// The features, or their moments.
-    pub fn set(&self) -> &FeatureSet {
-        &self.set
-    }
-
     /// Images beside this reference; `labels` are the classes that were asked for.
     ///
     /// # Errors
@@ -124,11 +122,7 @@ impl Reference {
         labels: Option<&[usize]>,
     ) -> Result<Quality, EvalError> {
         let mut quality = between(images, &self.set)?;
-        if let (Some(features), Some(probe), Some(labels)) =
-            (images.features(), &self.probe, labels)
-        {
-            quality.class_accuracy = Some(probe.accuracy(features, labels)?);
-        }
+        quality.class_accuracy = self.accuracy(images, labels)?;
         if let (Some(features), Some(parts)) = (images.features(), &self.parts)
             && !self.holds_out_copies()
         {
@@ -158,16 +152,18 @@ impl Reference {
         images: &FeatureSet,
         labels: Option<&[usize]>,
     ) -> Result<Glance, EvalError> {
-        let accuracy = match (images.features(), &self.probe, labels) {
-            (Some(features), Some(probe), Some(labels)) => Some(probe.accuracy(features, labels)?),
-            _ => None,
-        };
-        let kernel = match (images.features(), self.set.features()) {
-            (Some(images), Some(reference)) => Some(kernel_distance(reference, images)?),
-            _ => None,
-        };
-        let frechet = frechet(self.set.moments(), images.moments())?.distance;
-        Ok(Glance { frechet, kernel, class_accuracy: accuracy })
+        at_a_glance(images, &self.set, self.accuracy(images, labels)?)
+    }
+
+    /// The same of held-out images beside the training images, and how many there are; none where fewer than
+    /// two images are on either side.
+    ///
+    /// # Errors
+    /// As [`compare`](Self::compare).
+    pub fn floor_at_a_glance(&self) -> Result<Option<(usize, Glance)>, EvalError> {
+        let Some(([held_out, train], labels)) = self.sides()? else { return Ok(None) };
+        let glance = at_a_glance(&held_out, &train, self.accuracy(&held_out, labels)?)?;
+        Ok(Some((held_out.len(), glance)))
     }
 
     /// The floor: held-out real images beside the training images; none where fewer than two images are on either side.
@@ -175,25 +171,33 @@ impl Reference {
     /// # Errors
     /// If there are too few of either.
     pub fn floor(&self) -> Result<Option<Quality>, EvalError> {
-        let Some(parts) = &self.parts else { return Ok(None) };
-        if parts.held_out.len().min(parts.train.len()) < 2 {
-            return Ok(None);
-        }
-        let [held_out, train] = [&parts.held_out, &parts.train].map(FeatureSet::of);
-        let mut quality = between(&held_out?, &train?)?;
-        if let (Some(probe), Some(labels)) = (&self.probe, &parts.held_out_labels) {
-            quality.class_accuracy = Some(probe.accuracy(&parts.held_out, labels)?);
-        }
-        Ok(Some(quality))
+        let Some(([held_out, train], labels)) = self.sides()? else { return Ok(None) };
+        let class_accuracy = self.accuracy(&held_out, labels)?;
+        Ok(Some(Quality { class_accuracy, ..between(&held_out, &train)? }))
     }
 
-    /// For each image the nearest training image, by its place among these; none where they are not kept.
-    ///
-    /// # Errors
-    /// If the features are others.
-    pub fn nearest(&self, images: &FeatureSet) -> Result<Option<Vec<Nearest>>, EvalError> {
-        match (images.features(), &self.parts) {
-            (Some(features), Some(parts)) => Ok(Some(nearest(features, &parts.train)?)),
+    /// Held-out and training images, and the labels of the former.
+    fn sides(&self) -> Result<Option<Sides<'_>>, EvalError> {
+        let Some(Parts { train, held_out, held_out_labels, .. }) = &self.parts else {
+            return Ok(None);
+        };
+        if held_out.len().min(train.len()) < 2 {
+            return Ok(None);
+        }
+        let sides = [FeatureSet::of(held_out)?, FeatureSet::of(train)?];
+        Ok(Some((sides, held_out_labels.as_deref())))
+    }
+
+    /// How often the probe names the class, where all of it is there.
+    fn accuracy(
+        &self,
+        images: &FeatureSet,
+        labels: Option<&[usize]>,
+    ) -> Result<Option<f64>, EvalError> {
+        match (images.features(), &self.probe, labels) {
+            (Some(features), Some(probe), Some(labels)) => {
+                Ok(Some(probe.accuracy(features, labels)?))
+            }
             _ => Ok(None),
         }
     }
@@ -208,6 +212,20 @@ pub struct Glance {
     pub kernel: Option<f64>,
     /// How often a probe names the class that was asked for.
     pub class_accuracy: Option<f64>,
+}
+
+/// Distances alone.
+fn at_a_glance(
+    images: &FeatureSet,
+    reference: &FeatureSet,
+    class_accuracy: Option<f64>,
+) -> Result<Glance, EvalError> {
+    let kernel = match (reference.features(), images.features()) {
+        (Some(reference), Some(images)) => Some(kernel_distance(reference, images)?),
+        _ => None,
+    };
+    let frechet = frechet(reference.moments(), images.moments())?.distance;
+    Ok(Glance { frechet, kernel, class_accuracy })
 }
 
 /// All that needs no classes and no training images.

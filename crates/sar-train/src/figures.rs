@@ -1,6 +1,7 @@
 //! What a run measures and draws outside its stages.
 
 use burn::tensor::backend::AutodiffBackend;
+use sar_core::SeedTree;
 use sar_eval::TokenizerMeter;
 use sar_pipeline::{
     Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, grid, magnification,
@@ -10,6 +11,7 @@ use sar_tokenizer::Tokenizer;
 
 use crate::event::Event;
 use crate::held_out::{HeldOut, HeldOutMeter};
+use crate::recipe::EvaluationRecipe;
 use crate::report::TokenizerReport;
 use crate::run::{Inner, Run};
 use crate::{StageId, TrainError};
@@ -104,22 +106,34 @@ impl<A: AutodiffBackend> Run<'_, A> {
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<(), TrainError> {
         self.journal.observer.event(&Event::Working { what: "sampling" });
-        let evaluation = &self.recipe.evaluation;
-        let columns = evaluation.samples_per_class;
+        let columns = self.recipe.evaluation.samples_per_class;
         let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), self.device);
         let classes = backbone.classes.len().min(MOST_SAMPLED_CLASSES);
-        let wanted: Vec<(usize, usize)> =
-            (0..classes).flat_map(|class| (0..columns).map(move |i| (class, i))).collect();
-        let mut images = Vec::new();
-        // Two rows to an image: with its class and without.
-        for part in wanted.chunks(evaluation.batch_size.div_ceil(2)) {
-            let (scales, sampler) = (self.scales().clone(), evaluation.sampler);
-            let wanted = part.iter().copied();
-            images.extend(pipeline.sample(&Request::of(self.seed, wanted, scales, sampler)));
-        }
+        let wanted = wanted(classes, columns);
+        let images: Vec<RgbImage> = self.samples(&pipeline, self.seed, &wanted).flatten().collect();
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
         let path = self.journal.dir.write_png(name, &sheet)?;
         self.journal.wrote(&path);
         Ok(())
     }
+
+    /// Samples with the recipe's sampler, a batch at a time.
+    pub(crate) fn samples(
+        &self,
+        pipeline: &Pipeline<Inner<A>>,
+        root: SeedTree,
+        wanted: &[(usize, usize)],
+    ) -> impl Iterator<Item = Vec<RgbImage>> {
+        let EvaluationRecipe { batch_size, sampler, .. } = self.recipe.evaluation;
+        // Two rows to an image: with its class and without.
+        wanted.chunks(batch_size.div_ceil(2)).map(move |part| {
+            let scales = self.scales().clone();
+            pipeline.sample(&Request::of(root, part.iter().copied(), scales, sampler))
+        })
+    }
+}
+
+/// Class and number of each of so many samples of every class.
+pub(crate) fn wanted(classes: usize, per_class: usize) -> Vec<(usize, usize)> {
+    (0..classes).flat_map(|class| (0..per_class).map(move |i| (class, i))).collect()
 }

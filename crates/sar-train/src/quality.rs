@@ -7,11 +7,12 @@ use std::sync::Arc;
 use burn::tensor::backend::AutodiffBackend;
 use sar_data::Dataset;
 use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures, Reference};
-use sar_pipeline::{Pipeline, Request, TrainedBackbone, TrainedTokenizer};
+use sar_pipeline::{Pipeline, TrainedBackbone, TrainedTokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::event::Event;
+use crate::figures::wanted;
 use crate::recipe::SampleQuality;
 use crate::run::{Inner, Run};
 
@@ -199,20 +200,14 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let what = format!("looking at samples of the {what} weights");
         self.journal.observer.event(&Event::Working { what: &what });
         let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), self.device);
-        let evaluation = &self.recipe.evaluation;
-        let wanted: Vec<(usize, usize)> = (0..backbone.classes.len())
-            .flat_map(|class| (0..judge.per_class).map(move |i| (class, i)))
-            .collect();
+        let wanted = wanted(backbone.classes.len(), judge.per_class);
         let labels: Vec<usize> = wanted.iter().map(|(label, _)| *label).collect();
         let labels = (backbone.classes.len() > 1).then_some(labels.as_slice());
         let of_seed = |seed: u64| -> Result<Glance, TrainError> {
             let root = self.seed.child("quality").at(seed);
             let mut looking = Looking::new(&judge.extractor, Keep::Features, self.device);
-            // Two rows to an image: with its class and without.
-            for part in wanted.chunks(evaluation.batch_size.div_ceil(2)) {
-                let (scales, sampler) = (self.scales().clone(), evaluation.sampler);
-                let request = Request::of(root, part.iter().copied(), scales, sampler);
-                looking.add(&pipeline.sample(&request))?;
+            for images in self.samples(&pipeline, root, &wanted) {
+                looking.add(&images)?;
             }
             Ok(judge.reference.glance(&looking.finish()?, labels)?)
         };
@@ -229,14 +224,14 @@ impl<A: AutodiffBackend> Judge<A> {
         control: Option<&[Glance]>,
         classes: usize,
     ) -> Result<QualityReport, TrainError> {
-        let floor = self.reference.floor()?;
+        let floor = self.reference.floor_at_a_glance()?;
         Ok(QualityReport {
             extractor: [self.extractor.name().into(), self.extractor.hash().into()],
             samples: self.per_class * classes,
             seeds: self.seeds,
             reference: self.n_real,
-            floor: floor.map(|floor| Floor {
-                images: floor.n,
+            floor: floor.map(|(images, floor)| Floor {
+                images,
                 kid_effnetlite0: floor.kernel,
                 class_accuracy: floor.class_accuracy,
             }),

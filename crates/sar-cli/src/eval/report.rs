@@ -5,8 +5,8 @@ use burn::tensor::backend::Backend;
 use sar_eval::{Extractor, Quality};
 use serde_json::{Map, Value, json};
 
+use super::Seen;
 use super::reference::Real;
-use super::{Seen, known};
 use crate::table::aligned;
 
 /// What a run of `sar eval` found.
@@ -19,14 +19,22 @@ pub(super) struct Report {
 
 /// What figures of a network are called.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     EfficientNet,
     Inception,
 }
 
 impl Kind {
-    fn of<B: Backend>(extractor: &Extractor<B>) -> Self {
+    pub(super) fn of<B: Backend>(extractor: &Extractor<B>) -> Self {
         if extractor.name() == "efficientnet-lite0" { Self::EfficientNet } else { Self::Inception }
+    }
+
+    /// What people call its Fréchet distance.
+    pub(super) fn frechet(self) -> &'static str {
+        match self {
+            Self::EfficientNet => "FD-EffNetLite0",
+            Self::Inception => "FID",
+        }
     }
 
     /// Names of the Fréchet distance, the kernel distance and the sliced one.
@@ -70,7 +78,7 @@ impl Report {
 
     /// Compares images with the real ones; `settings` are what a sweep has chosen.
     pub(super) fn add(&mut self, seen: &Seen, real: &Real, settings: Value) -> Result<Quality> {
-        let quality = real.reference.compare(&seen.set, known(&seen.labels))?;
+        let quality = real.reference.compare(&seen.set, seen.labels.as_deref())?;
         if quality.rank_deficient && self.results.is_empty() {
             eprintln!(
                 "{} images or fewer than features: the Fréchet distance is far too large, and compares \
@@ -163,8 +171,7 @@ fn shown(kind: Kind, of: Option<&Quality>) -> Vec<(&'static str, String)> {
         None => "-".into(),
     };
     let mut all = Vec::new();
-    let frechet = if kind == Kind::Inception { "FID" } else { "FD-EffNetLite0" };
-    all.push((frechet, value(|of| Some(of.frechet), 2)));
+    all.push((kind.frechet(), value(|of| Some(of.frechet), 2)));
     if kind == Kind::Inception {
         all.push(("sFID", value(|of| of.frechet_of_places, 2)));
         all.push(("IS", value(|of| of.inception_score.map(|score| score.mean), 2)));

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
-use sar_eval::{Extractor, FeatureSet, Keep, Looking};
+use sar_eval::{FeatureSet, Looking};
 use sar_pipeline::{Pipeline, Request, RgbImage};
 use sar_rollout::Sampler;
 use serde_json::{Value, json};
@@ -69,12 +69,10 @@ impl Weights {
         pipeline: &Pipeline<B>,
         sampler: Sampler,
         wanted: &[(usize, usize)],
-        extractor: &Extractor<B>,
-        device: &B::Device,
+        mut looking: Looking<'_, B>,
     ) -> Result<(FeatureSet, Vec<RgbImage>)> {
         let (scales, root) = (self.settings.scales(pipeline)?, SeedTree::new(self.settings.seed));
         let mut progress = Progress::new("sampled", wanted.len());
-        let mut looking = Looking::new(extractor, Keep::Features, device);
         let (mut shown, mut done) = (Vec::new(), 0);
         for part in wanted.chunks(self.settings.batch) {
             let request = Request::of(root, part.iter().copied(), scales.clone(), sampler);

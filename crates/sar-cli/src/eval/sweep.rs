@@ -9,6 +9,7 @@ use sar_eval::{Extractor, Quality};
 use sar_rollout::{Choice, Sampler};
 use serde_json::{Value, json};
 
+use super::report::Kind;
 use crate::chart::{Curve, Horizontal, color, draw, legend};
 
 /// The most settings of one sweep.
@@ -145,9 +146,8 @@ impl Sweep {
     ) -> Result<String> {
         let (name, values) = &self.axes[0];
         let others = rows.len() / values.len();
-        let is_inception = extractor.name() != "efficientnet-lite0";
         let measures: [(&str, Measure); 4] = [
-            (if is_inception { "FID" } else { "FD-EffNetLite0" }, |of| Some(of.frechet)),
+            (Kind::of(extractor).frechet(), |of| Some(of.frechet)),
             ("KID x1000", |of| of.kernel.map(|kernel| 1000.0 * kernel)),
             ("class accuracy", |of| of.class_accuracy),
             ("recall", |of| of.recall),
