@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::AutodiffBackend;
 use sar_rollout::Choice;
 use sar_train::analysis::{Analysis, Analyzed, Settings, Target};
@@ -11,7 +11,7 @@ use sar_train::{Recipe, StageId};
 use sar_weights::write_bytes;
 
 use crate::device::{DeviceArg, Job};
-use crate::generation::{IN_THE_BOX, make_out, out_folder};
+use crate::generation::{make_out, out_folder};
 use crate::progress::Progress;
 use crate::table::aligned;
 use crate::{Verdict, analysis_plots};
@@ -39,7 +39,7 @@ checkpoints amid a stage there is nothing to plot over its steps.";
 #[command(after_help = NOTES)]
 pub(crate) struct Args {
     /// A run directory: its weights before and after SAR and of the control, and its checkpoints, on the
-    /// images of its recipe [default: the small emoji weights that come with the project]
+    /// images of its recipe.
     #[arg(long, value_name = "DIR", conflicts_with = "recipe")]
     run: Option<PathBuf>,
     /// Instead of a run: whose held-out images and scales are measured on.
@@ -102,11 +102,12 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     if let Some(json) = &json {
         ensure!(!json.exists(), "--json {}: exists already; choose another name", json.display());
     }
-    let target = match (recipe, tokenizer) {
-        (Some(recipe), Some(tokenizer)) => {
+    let target = match (recipe, tokenizer, run) {
+        (Some(recipe), Some(tokenizer), _) => {
             Target::of_files(Recipe::load(&recipe, &[])?, tokenizer, backbones, root)?
         }
-        _ => Target::of_run(&run.unwrap_or_else(|| IN_THE_BOX.into()))?,
+        (_, _, Some(run)) => Target::of_run(&run)?,
+        _ => bail!("name a --run, or a --recipe with --tokenizer and --backbone"),
     };
     let (evaluation, held_out) = (&target.recipe.evaluation, target.images.n_held_out());
     for (name, n) in [("--images", images), ("--gradient-images", gradient_images)] {

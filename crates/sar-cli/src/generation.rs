@@ -10,19 +10,16 @@ use sar_core::{ScaleSchedule, ScaleSize};
 use sar_model::Precision;
 use sar_pipeline::{Known, Pipeline, RgbImage, files_of_run, to_png};
 use sar_rollout::{Choice, Sampler};
-use sar_weights::{WeightsFile, write_bytes};
+use sar_weights::write_bytes;
 
 use crate::first_free;
-
-/// A run directory with small weights of the emoji.
-pub(crate) const IN_THE_BOX: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
+use crate::origin::Origin;
 
 /// Which weights.
 #[derive(clap::Args)]
 pub(crate) struct WeightsArgs {
     /// A run directory: its tokenizer and its refined backbone, else its pre-trained one [default: the
-    /// small emoji weights that come with the project]
+    /// small emoji weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Tokenizer weights, instead of the run's.
@@ -73,8 +70,8 @@ pub(crate) struct SamplerArgs {
 
 /// Weights that are looked for and found.
 pub(crate) struct Files {
-    tokenizer: PathBuf,
-    backbone: PathBuf,
+    tokenizer: Origin,
+    backbone: Origin,
     known: Known,
     pub(crate) precision: Precision,
 }
@@ -105,13 +102,13 @@ impl WeightsArgs {
             "--tokenizer and --backbone: both are needed, or a --run that has the other"
         );
         let known = Known { root, ..Known::default() };
-        let (tokenizer, backbone) = match (tokenizer, backbone) {
-            (Some(tokenizer), Some(backbone)) => (tokenizer, backbone),
-            (tokenizer, backbone) => {
-                let run = run.as_deref().unwrap_or(Path::new(IN_THE_BOX));
-                let [own_tokenizer, own_backbone] = files_of_run(run)?;
-                (tokenizer.unwrap_or(own_tokenizer), backbone.unwrap_or(own_backbone))
+        let (tokenizer, backbone) = match (tokenizer, backbone, run) {
+            (Some(tokenizer), Some(backbone), _) => (tokenizer.into(), backbone.into()),
+            (tokenizer, backbone, Some(run)) => {
+                let [own_tokenizer, own_backbone] = files_of_run(&run)?;
+                (tokenizer.unwrap_or(own_tokenizer).into(), backbone.unwrap_or(own_backbone).into())
             }
+            _ => (Origin::TOKENIZER, Origin::BACKBONE),
         };
         Ok(Files { tokenizer, backbone, known, precision })
     }
@@ -121,7 +118,7 @@ impl Files {
     /// Loads the weights, and says what was assumed of them.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Pipeline<B>> {
         let Self { tokenizer, backbone, known, precision: _ } = self;
-        let [tokenizer, backbone] = [WeightsFile::open(tokenizer)?, WeightsFile::open(backbone)?];
+        let [tokenizer, backbone] = [tokenizer.open()?, backbone.open()?];
         let pipeline = Pipeline::load(tokenizer, backbone, known, device)?;
         for note in pipeline.notes() {
             eprintln!("{note}");

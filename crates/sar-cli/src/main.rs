@@ -33,6 +33,7 @@ mod inspect;
 mod interrupt;
 mod job;
 mod npz;
+mod origin;
 mod pack;
 mod parity;
 mod previews;

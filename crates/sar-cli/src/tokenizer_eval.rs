@@ -12,12 +12,13 @@ use sar_pipeline::{
     Known, Model, RgbImage, TrainedTokenizer, reconstructions, to_tensor, tokenizer_of_run,
 };
 use sar_train::Recipe;
-use sar_weights::{WeightsFile, write_bytes};
+use sar_weights::write_bytes;
 use serde_json::{Value, json};
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
-use crate::generation::{IN_THE_BOX, make_out, out_folder, save};
+use crate::generation::{make_out, out_folder, save};
+use crate::origin::Origin;
 use crate::table::aligned;
 
 /// Side and scales of the published tokenizers.
@@ -41,7 +42,7 @@ This program holds the weights of EfficientNet-Lite0, Copyright (c) 2020 ML Illu
 #[command(after_help = NOTES)]
 pub(crate) struct Args {
     /// A run directory: its tokenizer, with the side and the scales of its recipe [default: the small emoji
-    /// weights that come with the project]
+    /// weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Tokenizer weights, instead of the run's: a run's, or a released file of VAR or FlexVAR.
@@ -90,15 +91,13 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         .transpose()?;
     let lpips = lpips.as_deref().map(two_files).transpose()?;
     let (tokenizer, recipe) = match (run, tokenizer) {
-        (run, None) => {
-            let run = run.unwrap_or_else(|| IN_THE_BOX.into());
-            (tokenizer_of_run(&run)?, recipe_of(&run)?)
-        }
-        (Some(run), Some(file)) => (file, recipe_of(&run)?),
+        (None, None) => (Origin::TOKENIZER, Some(Recipe::load(Origin::RECIPE, &[])?)),
+        (Some(run), None) => (tokenizer_of_run(&run)?.into(), recipe_of(&run)?),
+        (Some(run), Some(file)) => (file.into(), recipe_of(&run)?),
         // Its own run's, if it still lies there.
         (None, Some(file)) => {
             let recipe = file.parent().and_then(|folder| recipe_of(folder).ok().flatten());
-            (file, recipe)
+            (file.into(), recipe)
         }
     };
     device.run(Eval { tokenizer, recipe, root, images, side, scales, max, batch_size, lpips, out })
@@ -121,7 +120,7 @@ fn two_files(text: &str) -> Result<[PathBuf; 2]> {
 }
 
 struct Eval {
-    tokenizer: PathBuf,
+    tokenizer: Origin,
     recipe: Option<Recipe>,
     root: Option<String>,
     images: Option<PathBuf>,
@@ -145,10 +144,9 @@ impl Job for Eval {
 impl Eval {
     fn eval<B: Backend>(self, device: &B::Device) -> Result<()> {
         let known = Known { root: self.root.clone(), ..Known::default() };
-        let loaded =
-            TrainedTokenizer::<B>::load(WeightsFile::open(&self.tokenizer)?, &known, device)?;
+        let loaded = TrainedTokenizer::<B>::load(self.tokenizer.open()?, &known, device)?;
         for note in loaded.notes() {
-            eprintln!("{}: {note}", self.tokenizer.display());
+            eprintln!("{}: {note}", self.tokenizer.path().display());
         }
         let TrainedTokenizer { model, config } = loaded.value;
         // What lies beside a file may be a run of another tokenizer.
@@ -179,14 +177,14 @@ impl Eval {
         ensure!(
             figures.by_scale.iter().all(|scale| scale.psnr_db.is_finite()),
             "{}: its reconstructions are not finite numbers; are the weights whole?",
-            self.tokenizer.display()
+            self.tokenizer.path().display()
         );
 
         print!("{}", table(&figures));
         println!("{}", self.images_line(&images, &unreadable, enlarged, side));
         make_out(&self.out)?;
         let report = json!({
-            "tokenizer": self.tokenizer.display().to_string(),
+            "tokenizer": self.tokenizer.path().display().to_string(),
             "kind": Model::Tokenizer(config.clone()).kind(),
             "published": Model::Tokenizer(config).published_name(),
             "side": side,

@@ -165,6 +165,7 @@ fn what_cannot_be_analyzed() {
     };
     let in_the_box = asset("weights/emoji");
     let refuses = |args: &[&str], parts: &[&str]| refuses(folder, args, parts);
+    refuses(&[], &["name a --run", "--recipe"]);
     refuses(&["--run", "nowhere"], &["nowhere: holds no run", "recipe.toml"]);
     fs::create_dir(folder.join("run")).unwrap();
     let copy = |name: &str| {
@@ -174,11 +175,17 @@ fn what_cannot_be_analyzed() {
     refuses(&["--run", "run"], &["run: there is no tokenizer.safetensors"]);
     copy("tokenizer.safetensors");
     refuses(&["--run", "run"], &["run: there is no backbone-*.safetensors and no checkpoint"]);
-    refuses(&["--images", "9999"], &["--images 9999: recipe emoji holds out 190"]);
-    refuses(&["--gradient-images", "191"], &["--gradient-images 191", "190"]);
-    refuses(&["--out", "run"], &["--out run", "already holds files"]);
-    refuses(&["--json", "run/recipe.toml"], &["--json run/recipe.toml", "exists already"]);
-    refuses(&["--device", "abacus"], &["abacus", "flex"]);
+    refuses(
+        &["--run", &in_the_box, "--images", "9999"],
+        &["--images 9999: recipe emoji holds out 190"],
+    );
+    refuses(&["--run", &in_the_box, "--gradient-images", "191"], &["--gradient-images 191", "190"]);
+    refuses(&["--run", &in_the_box, "--out", "run"], &["--out run", "already holds files"]);
+    refuses(
+        &["--run", &in_the_box, "--json", "run/recipe.toml"],
+        &["--json run/recipe.toml", "exists already"],
+    );
+    refuses(&["--run", &in_the_box, "--device", "abacus"], &["abacus", "flex"]);
 
     let tokenizer = format!("{in_the_box}/tokenizer.safetensors");
     let backbone = format!("{in_the_box}/backbone-sar.safetensors");
