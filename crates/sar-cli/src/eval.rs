@@ -65,7 +65,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR|FILE.npz|RECIPE")]
     reference: Option<String>,
     /// Looks through the Inception network of FID instead of EfficientNet-Lite0:
-    /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or torch-fidelity's file.
+    /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid, torch-fidelity's file, or the graph of ADM's
+    /// evaluation, classify_image_graph_def.pb.
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
     /// How images come to that network: adm (also torch-fidelity's), or pytorch-fid.

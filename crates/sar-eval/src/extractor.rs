@@ -52,8 +52,8 @@ impl<B: Backend> Extractor<B> {
         let bytes =
             std::fs::read(path).map_err(|error| WeightsError::Read { path: path.into(), error })?;
         let hash = hash(&bytes);
-        drop(bytes);
-        let network = Network::Inception(Box::new(Inception::open(path, device)?), input);
+        let network = Inception::from_bytes(path, bytes, device)?;
+        let network = Network::Inception(Box::new(network), input);
         Ok(Self { network, hash })
     }
 

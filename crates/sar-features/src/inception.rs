@@ -4,6 +4,7 @@
 //! Shapes: b batch, c channels, h height, w width, f features of an image, s features of its places,
 //! k classes.
 
+mod graph;
 mod released;
 
 use std::path::Path;
@@ -111,25 +112,33 @@ impl<B: Backend> Inception<B> {
     pub const FEATURES: usize = FEATURES;
 
     /// Reads the weights from the file of pytorch-fid or torch-fidelity,
-    /// `pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`.
+    /// `pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`, or from the graph of
+    /// TensorFlow that ADM's evaluation runs, `classify_image_graph_def.pb`. They are told apart by their content.
     ///
     /// # Errors
     /// If the file cannot be read, or if a tensor is missing, misshapen, not finite or not part of the
     /// network. Torchvision's own weights, of another training and with 1000 classes, are misshapen.
     pub fn open(path: &Path, device: &B::Device) -> Result<Self, WeightsError> {
-        Self::load(WeightsFile::open(path)?, device)
+        let failed = |error| WeightsError::Read { path: path.into(), error };
+        Self::from_bytes(path, std::fs::read(path).map_err(failed)?, device)
     }
 
-    /// As [`open`](Self::open), from the bytes of a file.
+    /// As [`open`](Self::open), from the bytes of a file, which messages name by `path`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn from_bytes(bytes: Vec<u8>, device: &B::Device) -> Result<Self, WeightsError> {
-        Self::load(WeightsFile::from_bytes("inception", bytes)?, device)
-    }
-
-    fn load(file: WeightsFile, device: &B::Device) -> Result<Self, WeightsError> {
-        Ok(Released::load(file, device)?.fold())
+    pub fn from_bytes(
+        path: &Path,
+        bytes: Vec<u8>,
+        device: &B::Device,
+    ) -> Result<Self, WeightsError> {
+        let released = match graph::is_graph(&bytes) {
+            true => Released::bind(graph::parameters(path, &bytes)?, device),
+            false => {
+                Released::load(WeightsFile::from_bytes(&path.to_string_lossy(), bytes)?, device)
+            }
+        };
+        Ok(released?.fold())
     }
 
     /// The features of images that are [prepared](InceptionInput::prepare).

@@ -13,7 +13,7 @@ use sar_weights::NamedTensors;
 
 mod files;
 
-use files::{bytes, inception_weights, lpips_weights, vgg_weights};
+use files::{bytes, inception_graph, inception_weights, lpips_weights, vgg_weights};
 
 type A = Autodiff<Flex>;
 
@@ -137,11 +137,15 @@ fn every_61st(x: Tensor<Flex, 4>) -> Tensor<Flex, 1> {
 #[test]
 fn inception_computes_what_the_package_computes() {
     let (golden, device) = (Golden::read(), Default::default());
-    let net = Inception::<Flex>::from_bytes(bytes(&inception_weights(noise)), &device).unwrap();
-    let features = net.features(images([2, 3, 299, 299], 0.0123));
-    golden.check("inception_pool", features.pool_bf);
-    golden.check("inception_spatial", features.spatial_bs);
-    golden.check("inception_logits", features.logits_bk);
+    let weights = inception_weights(noise);
+    let files = [("inception.pth", bytes(&weights)), ("graph.pb", inception_graph(&weights))];
+    for (name, bytes) in files {
+        let net = Inception::<Flex>::from_bytes(name.as_ref(), bytes, &device).unwrap();
+        let features = net.features(images([2, 3, 299, 299], 0.0123));
+        golden.check("inception_pool", features.pool_bf);
+        golden.check("inception_spatial", features.spatial_bs);
+        golden.check("inception_logits", features.logits_bk);
+    }
 }
 
 /// Higher and narrower than the image was.

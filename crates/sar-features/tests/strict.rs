@@ -1,5 +1,7 @@
 //! Files that hold something else than a network are refused, and what they lack or have too much is named.
 
+use std::path::Path;
+
 use burn::tensor::TensorData;
 use burn_flex::Flex;
 use sar_features::{EfficientNetLite0, Inception, Lpips, Vgg16, WEIGHTS};
@@ -7,7 +9,7 @@ use sar_weights::{NamedTensors, WeightsError, WeightsFile};
 
 mod files;
 
-use files::{bytes, inception_weights, lpips_weights, vgg_weights};
+use files::{bytes, inception_graph, inception_weights, lpips_weights, vgg_weights};
 
 /// Takes a tensor away, adds one, and changes the shape of one, each of which has to be refused.
 fn check<T>(
@@ -91,6 +93,28 @@ fn inception() {
     whole.insert("Mixed_5b.branch1x1.bn.num_batches_tracked", TensorData::from([7i64]));
     whole.insert("AuxLogits.conv1.bn.running_var", TensorData::from([1f32]));
     whole.insert("AuxLogits.fc.weight", TensorData::from([[1f32]]));
-    let load = |bytes| Inception::<Flex>::from_bytes(bytes, &Default::default());
+    let path = Path::new("inception.pth");
+    let load = |bytes| Inception::<Flex>::from_bytes(path, bytes, &Default::default());
     check(&whole, ["Conv2d_1a_3x3.conv.weight", "Mixed_6d.branch7x7dbl_4.bn.running_var"], load);
+}
+
+#[test]
+fn a_graph_of_inception() {
+    let whole = inception_weights(|shape, _, _| vec![0.5; shape.iter().product()]);
+    let load = |bytes: &[u8]| {
+        Inception::<Flex>::from_bytes(Path::new("graph.pb"), bytes.to_vec(), &Default::default())
+    };
+    let graph = inception_graph(&whole);
+    load(&graph).unwrap();
+    let mut less = whole.clone();
+    less.remove("Mixed_7c.branch3x3dbl_3a.bn.running_mean").unwrap();
+    match load(&inception_graph(&less)).map(drop) {
+        Err(WeightsError::Mismatch { missing, unused, .. }) => {
+            assert_eq!(missing, ["Mixed_7c.branch3x3dbl_3a.bn.running_mean"]);
+            assert_eq!(unused, Vec::<String>::new());
+        }
+        result => panic!("{result:?}"),
+    }
+    let error = load(&graph[..graph.len() / 2]).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("graph.pb: no TensorFlow graph") && !error.contains('\n'), "{error}");
 }

@@ -3,7 +3,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use sar_weights::{Anchor, Layout, WeightsError, WeightsFile};
+use sar_weights::{Anchor, Layout, NamedTensors, WeightsError, WeightsFile, bind};
 
 use super::{Block, Branch, CLASSES, FEATURES, Inception};
 use crate::batch_norm::BatchNorm;
@@ -157,6 +157,11 @@ struct Classifier<B: Backend> {
 impl<B: Backend> Released<B> {
     pub(super) fn load(file: WeightsFile, device: &B::Device) -> Result<Self, WeightsError> {
         load(Self::new(device), file, &ANCHOR, &LAYOUT)
+    }
+
+    /// Of parameters that are all there and nothing else.
+    pub(super) fn bind(tensors: NamedTensors, device: &B::Device) -> Result<Self, WeightsError> {
+        bind(Self::new(device), tensors, &LAYOUT)
     }
 
     fn new(device: &B::Device) -> Self {

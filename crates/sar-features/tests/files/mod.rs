@@ -2,7 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
-use burn::tensor::TensorData;
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::Flex;
 use sar_weights::NamedTensors;
 
 const CHANNELS: [usize; 13] = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512];
@@ -69,4 +70,79 @@ pub(crate) fn inception_weights(values: impl Fn(&[usize], f64, f64) -> Vec<f32>)
     insert("fc.weight".to_owned(), &[1008, 2048], 0.0, 100.0, 0.05);
     insert("fc.bias".to_owned(), &[1008], 0.0, 101.0, 0.1);
     tensors
+}
+
+/// What the released TensorFlow graph calls these convolutions.
+const INCEPTION_GRAPH: &str = include_str!("inception_graph.txt");
+
+/// The weights of InceptionV3 as the constants of a TensorFlow graph, in protocol buffers' wire format.
+pub(crate) fn inception_graph(tensors: &NamedTensors) -> Vec<u8> {
+    let mut graph = Vec::new();
+    let mut constant = |name: String, data: &TensorData| {
+        let tensor =
+            [varint(1, 1), field(2, &shape(&data.shape)), field(4, data.as_bytes())].concat();
+        let value = attribute("value", &field(8, &tensor));
+        graph.extend(field(1, &[field(1, name.as_bytes()), field(2, b"Const"), value].concat()));
+    };
+    // What the graph has beside the network: a scalar.
+    constant("Sub/y".to_owned(), &TensorData::new(vec![128f32], [0; 0]));
+    for line in INCEPTION_GRAPH.lines() {
+        let (unit, name) = line.split_once(' ').unwrap();
+        for (part, theirs) in [
+            ("conv.weight", "conv2d_params"),
+            ("bn.weight", "batchnorm/gamma"),
+            ("bn.bias", "batchnorm/beta"),
+            ("bn.running_mean", "batchnorm/moving_mean"),
+            ("bn.running_var", "batchnorm/moving_variance"),
+        ] {
+            let Some(data) = tensors.get(&format!("{unit}.{part}")) else { continue };
+            let data =
+                if part == "conv.weight" { permuted(data, [2, 3, 1, 0]) } else { data.clone() };
+            constant(format!("{name}/{theirs}"), &data);
+        }
+    }
+    for (name, theirs) in [("fc.weight", "softmax/weights"), ("fc.bias", "softmax/biases")] {
+        let data = tensors.get(name).unwrap();
+        let data = if name == "fc.weight" { permuted(data, [1, 0]) } else { data.clone() };
+        constant(theirs.to_owned(), &data);
+    }
+    for line in INCEPTION_GRAPH.lines() {
+        let (_, name) = line.split_once(' ').unwrap();
+        let name = format!("{name}/batchnorm");
+        let scales = attribute("scale_after_normalization", &varint(5, 1));
+        let op = field(2, b"BatchNormWithGlobalNormalization");
+        graph.extend(field(1, &[field(1, name.as_bytes()), op, scales].concat()));
+    }
+    graph
+}
+
+fn permuted<const D: usize>(data: &TensorData, axes: [usize; D]) -> TensorData {
+    let x = Tensor::<Flex, D>::from_data(data.clone(), &Default::default());
+    x.permute(axes.map(|axis| axis as isize)).into_data()
+}
+
+fn shape(sides: &[usize]) -> Vec<u8> {
+    sides.iter().flat_map(|&side| field(2, &varint(1, side as u64))).collect()
+}
+
+fn attribute(name: &str, value: &[u8]) -> Vec<u8> {
+    field(5, &[field(1, name.as_bytes()), field(2, value)].concat())
+}
+
+fn field(number: u64, content: &[u8]) -> Vec<u8> {
+    [number_of((number << 3) | 2), number_of(content.len() as u64), content.to_vec()].concat()
+}
+
+fn varint(number: u64, value: u64) -> Vec<u8> {
+    [number_of(number << 3), number_of(value)].concat()
+}
+
+fn number_of(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 128 {
+        bytes.push(value as u8 | 128);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
 }
