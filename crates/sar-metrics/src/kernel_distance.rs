@@ -48,8 +48,7 @@ pub fn kernel_distance(reference: &Features, generated: &Features) -> Result<f64
 /// to the next.
 ///
 /// Subsets have rows in common, so that [`Spread::standard_error`] is too small where there are many of them.
-/// The draws are a pure function of `seed`, the numbers of rows and the subset's index. Where all subsets together
-/// have more pairs of rows than the sets themselves, the kernels of all pairs are computed once, if they fit 256 MB.
+/// The draws are a pure function of `seed`, the numbers of rows and the subset's index.
 ///
 /// # Errors
 /// If the two sets differ in their number of features or have fewer rows than a subset, a subset has fewer than
@@ -73,72 +72,15 @@ pub fn kernel_distance_by_subsets(
     for (what, set) in [("reference", reference), ("generated", generated)] {
         enough_rows(what, set.len(), size, "a subset")?;
     }
-    let draw = |index| {
-        [(reference, Purpose::ReferenceSubset), (generated, Purpose::GeneratedSubset)]
-            .map(|(set, purpose)| Draws::new(seed, purpose, index).sample(set.len(), size))
+    let of_subset = |index| {
+        let [x, y] = [(reference, Purpose::ReferenceSubset), (generated, Purpose::GeneratedSubset)]
+            .map(|(set, purpose)| {
+                set.select(Draws::new(seed, purpose, index).sample(set.len(), size))
+            });
+        unbiased(&x, &y)
     };
-    let (n, m) = (reference.len(), generated.len());
-    let (pairs, pairs_of_subsets) = (n * n + m * m + n * m, 3 * count * size * size);
-    let indices = (0..count).into_par_iter();
-    let values: Vec<f64> = if pairs <= MOST_KERNELS.min(pairs_of_subsets) {
-        let kernels = [(reference, reference), (generated, generated), (reference, generated)]
-            .map(|(x, y)| Kernels::new(x, y));
-        indices.map(|index| unbiased_of(&kernels, &draw(index))).collect()
-    } else {
-        let subset = |index| {
-            let [x, y] = draw(index);
-            unbiased(&reference.select(x), &generated.select(y))
-        };
-        indices.map(subset).collect()
-    };
+    let values: Vec<f64> = (0..count).into_par_iter().map(of_subset).collect();
     Ok(Spread::of(&values))
-}
-
-/// So many kernels are kept at most.
-const MOST_KERNELS: usize = 1 << 25;
-
-/// The kernels of all pairs of rows of two sets.
-struct Kernels {
-    values: Vec<f64>,
-    columns: usize,
-}
-
-impl Kernels {
-    fn new(x: &Features, y: &Features) -> Self {
-        let (dim, columns) = (x.dim(), y.len());
-        let mut values = vec![0.0; x.len() * columns];
-        for (first_row, first, rows) in of_two([x, y], &vec![0.0; dim], |x, y| {
-            let kernels: Vec<f64> = x.dots(&y).into_iter().map(|dot| kernel(dot, dim)).collect();
-            (
-                x.first,
-                y.first,
-                kernels.chunks_exact(y.rows).map(<[f64]>::to_vec).collect::<Vec<_>>(),
-            )
-        }) {
-            for (i, row) in rows.iter().enumerate() {
-                let start = (first_row + i) * columns + first;
-                values[start..start + row.len()].copy_from_slice(row);
-            }
-        }
-        Self { values, columns }
-    }
-
-    /// The sum over the pairs of some rows with some others, a row with itself left out if `apart`.
-    fn sum(&self, x: &[usize], y: &[usize], apart: bool) -> f64 {
-        let of_row = |&i: &usize| {
-            let row = &self.values[i * self.columns..(i + 1) * self.columns];
-            let others = y.iter().filter(|&&j| !(apart && i == j));
-            others.map(|&j| row[j]).sum::<f64>()
-        };
-        x.iter().map(of_row).sum()
-    }
-}
-
-/// The unbiased distance of rows of two sets, from the kernels within the one, the other, and between both.
-fn unbiased_of([within_x, within_y, between]: &[Kernels; 3], [x, y]: &[Vec<usize>; 2]) -> f64 {
-    let [n, m] = [x, y].map(|set| set.len() as f64);
-    within_x.sum(x, x, true) / (n * (n - 1.0)) + within_y.sum(y, y, true) / (m * (m - 1.0))
-        - 2.0 * between.sum(x, y, false) / (n * m)
 }
 
 fn unbiased(x: &Features, y: &Features) -> f64 {
@@ -171,9 +113,6 @@ fn kernel(dot: f64, dim: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Rows of more than one block.
-    const BLOCKS: usize = 700;
 
     fn rows<const N: usize, const D: usize>(values: [[f32; D]; N]) -> Features {
         Features::from_rows(D, values.concat()).unwrap()
@@ -242,20 +181,6 @@ mod tests {
         let found =
             kernel_distance_by_subsets(&all, &y, Subsets { size: 60, count: 1 }, 7).unwrap();
         assert_eq!(found.deviation, 0.0);
-    }
-
-    #[test]
-    fn kernels_kept_give_what_subsets_give() {
-        let (x, y) = (noise(BLOCKS, 3, 1), noise(90, 3, 2));
-        let kernels = [(&x, &x), (&y, &y), (&x, &y)].map(|(x, y)| Kernels::new(x, y));
-        for index in 0..4 {
-            let draw = |n, purpose| Draws::new(5, purpose, index).sample(n, 40);
-            let rows =
-                [draw(x.len(), Purpose::ReferenceSubset), draw(90, Purpose::GeneratedSubset)];
-            let expected = unbiased(&x.select(rows[0].clone()), &y.select(rows[1].clone()));
-            let found = unbiased_of(&kernels, &rows);
-            assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
-        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{
-    AttentionConfig, Visible, attention, convolve, double_sides, normalize, square_conv,
+    AttentionConfig, Visible, attention, convolve, double_sides, linear, normalize, square_conv,
 };
 
 use crate::Family;
@@ -102,21 +102,31 @@ impl<B: Backend> AttentionBlock<B> {
 
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, c, h, w] = x_bchw.dims();
-        let y = normalize(&self.norm, x_bchw.clone(), false);
-        let qkv = match &self.projections {
-            Projections::Separate(Separate { q, k, v }) => {
-                Tensor::cat([q, k, v].map(|one| convolve(one, y.clone())).to_vec(), 1)
-            }
-            Projections::Joint(joint) => convolve(joint, y),
-        };
         let n = h * w;
-        let qkv_r3c = qkv.reshape([b, 3 * c, n]).permute([2, 0, 1]).reshape([n * b, 3 * c]);
+        let y = normalize(&self.norm, x_bchw.clone(), false);
+        // Every position a row, all images of the first one after the other: what attention takes.
+        let y_rc = y.reshape([b, c, n]).permute([2, 0, 1]).reshape([n * b, c]);
+        let (weight_oc, bias_o) = match &self.projections {
+            Projections::Separate(Separate { q, k, v }) => {
+                let (weights, biases) = [q, k, v].map(of_points).into_iter().unzip();
+                (Tensor::cat(weights, 0), Tensor::cat(biases, 0))
+            }
+            Projections::Joint(joint) => of_points(joint),
+        };
+        let qkv_r3c = linear(y_rc, weight_oc.transpose(), bias_o);
         let temperature_1 = Tensor::full([1], (c as f64).powf(-0.5), &x_bchw.device());
         let config = AttentionConfig { batch: b, heads: 1, normalize: false };
         let out_rc = attention(qkv_r3c, temperature_1, &Visible::all(n), config);
         let out_bcn = out_rc.reshape([n, b, c]).permute([1, 2, 0]);
         x_bchw + convolve(&self.proj_out, out_bcn.reshape([b, c, h, w]))
     }
+}
+
+/// The weight, `[o, c]`, and the bias of a convolution of single positions.
+fn of_points<B: Backend>(conv: &Conv2d<B>) -> (Tensor<B, 2>, Tensor<B, 1>) {
+    let [o, c, ..] = conv.weight.dims();
+    let bias_o = conv.bias.as_ref().expect("a convolution with bias").val();
+    (conv.weight.val().reshape([o, c]), bias_o)
 }
 
 /// Halves the side: 3x3 convolution of stride 2, padded by one at the right and bottom only.

@@ -175,8 +175,8 @@ impl Correlation {
         if grad_out.is_empty() || len == 0 {
             return vec![0.0; len];
         }
-        // At least 256 pixels and at most 16 chunks.
-        let chunk = 256usize.div_ceil(height * width).max(self.batch.div_ceil(16)).min(self.batch);
+        // At least 256 pixels and at most 8 chunks: each has a gradient of its own to begin and to add.
+        let chunk = 256usize.div_ceil(height * width).max(self.batch.div_ceil(8)).min(self.batch);
         let pairs = self.in_pairs() && chunk * height * width >= PAIRS_TASK;
         let tiling = Tiling::new(*self, pairs);
         let products = tiling.products;
