@@ -99,19 +99,24 @@ fn transformer(c: &mut Criterion) {
         operator(c, name, products(i, o), shapes, |[x, w], [bias]| linear(x, w, bias));
     }
     let schedule = ScaleSchedule::preset("256px").expect("a known preset");
-    let ends: Vec<usize> =
-        schedule.ranges().flat_map(|range| vec![range.end; range.len()]).collect();
-    let seen: usize = ends.iter().sum();
-    let visible = Visible::new(ends);
-    let config = AttentionConfig { batch: BATCH, heads: HEADS, normalize: true };
-    // Two products forward; five backward, of which the scores are computed again.
-    let flops = |passes: u64| {
-        let products = if passes == 1 { 2 } else { 7 };
-        Throughput::Elements((products * 2 * BATCH * seen * DIM) as u64)
+    let seen_from = |first: fn(usize) -> usize| {
+        schedule.ranges().flat_map(move |range| vec![first(range.start)..range.end; range.len()])
     };
-    operator(c, "attention", flops, ([[ROWS, 3 * DIM]], [[HEADS]]), |[qkv], [temperature]| {
-        attention(qkv, temperature, &visible, config)
-    });
+    let config = AttentionConfig { batch: BATCH, heads: HEADS, normalize: true };
+    for (name, first) in
+        [("attention", (|_| 0) as fn(usize) -> usize), ("attention, own scale", |start| start)]
+    {
+        let seen: usize = seen_from(first).map(|range| range.len()).sum();
+        let visible = Visible::new(1, seen_from(first));
+        // Two products forward; five backward, of which the scores are computed again.
+        let flops = |passes: u64| {
+            let products = if passes == 1 { 2 } else { 7 };
+            Throughput::Elements((products * 2 * BATCH * seen * DIM) as u64)
+        };
+        operator(c, name, flops, ([[ROWS, 3 * DIM]], [[HEADS]]), |[qkv], [temperature]| {
+            attention(qkv, temperature, &visible, config)
+        });
+    }
     let rows = ([[ROWS, DIM], [BATCH, DIM], [BATCH, DIM]], NONE);
     operator(
         c,
@@ -136,10 +141,10 @@ fn transformer(c: &mut Criterion) {
     let (qkv, temperature) = (plain([ROWS, 3 * DIM]), plain([HEADS]));
     group.bench_function("all scales", |b| {
         b.iter(|| {
-            let mut cache = KeyValueCache::new(config, TOKENS);
+            let mut cache = KeyValueCache::new(config, 1, TOKENS);
             for range in schedule.ranges() {
                 let rows = qkv.clone().slice(range.start * BATCH..range.end * BATCH);
-                black_box(cache.attend(rows, temperature.clone()));
+                black_box(cache.attend(rows, temperature.clone(), range.end));
             }
         });
     });

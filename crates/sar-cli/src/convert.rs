@@ -199,5 +199,6 @@ fn known(
     });
     let scales = scales
         .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
-    Ok(Known { root, heads, classes: classes.transpose()?, scales: scales.transpose()? })
+    let (classes, scales) = (classes.transpose()?, scales.transpose()?);
+    Ok(Known { root, heads, classes, scales, ..Known::default() })
 }

@@ -337,6 +337,7 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
                 ("codebook", codebook(config.codebook_size, config.codebook_dim)),
                 ("shared_adaln", yes(shape.shared_adaln)),
                 ("qk_l2_norm", yes(shape.qk_l2_norm)),
+                ("sees", shape.visibility.to_string()),
                 ("positions", positions),
                 ("scales", scales.to_string()),
             ]

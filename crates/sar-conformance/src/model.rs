@@ -5,7 +5,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::{ScaleModel, ScaleSchedule, SeedTree};
-use sar_model::{Backbone, DropPath, FirstToken, LAYOUT, Pass, Precision};
+use sar_model::{Backbone, DropPath, FirstToken, LAYOUT, Pass, Precision, Visibility};
 use sar_weights::{bind, collect};
 
 use crate::host::{floats, largest, normals};
@@ -43,13 +43,77 @@ pub fn a_token_sees_its_own_and_coarser_scales_and_nothing_finer<B: Backend>(dev
     }
 }
 
+/// Where a scale sees some of the coarser ones, a changed input moves its own scale's logits and, through
+/// both blocks, those that lie at most twice as far as a block sees, and no other by a single bit.
+pub fn a_token_sees_the_scales_that_visibility_says<B: Backend>(device: &B::Device) {
+    let schedule: ScaleSchedule = "1_2_3_4_5_6".parse().expect("a valid schedule");
+    let x_blc = inputs(&schedule, device).expect("more than one scale");
+    for (visibility, reach) in [(Visibility::Own, 0), (Visibility::Last(1), 2)] {
+        let model = model_that_sees(visibility, true, device);
+        let run = |x_blc| logits(&model, &schedule, Some(x_blc), FirstToken::Start, None, device);
+        let plain = run(x_blc.clone());
+        for k in 1..schedule.len() {
+            let place = schedule.range(k).start - 1;
+            let bump = Tensor::<B, 3>::ones([2, 1, tiny::CHANNELS], device) * 2.0;
+            let at = [0..2, place..place + 1, 0..tiny::CHANNELS];
+            let changed = x_blc.clone().slice_assign(at, bump).into_data();
+            let moved = run(Tensor::from_data(changed, device)) - plain.clone();
+            for (other, range) in schedule.ranges().enumerate() {
+                let shift = largest(moved.clone().slice_dim(1, range));
+                match (k..=k + reach).contains(&other) {
+                    true => {
+                        assert!(shift > SEEN, "{visibility:?}: scale {other} missed {k}: {shift}")
+                    }
+                    false => assert_eq!(shift, 0.0, "{visibility:?}: scale {other} saw {k}"),
+                }
+            }
+        }
+    }
+}
+
+/// With one scale behind the class token there are no coarser scales to see: all kinds of visibility are
+/// the same, bit for bit.
+pub fn one_scale_behind_the_class_token_leaves_nothing_to_see<B: Backend>(device: &B::Device) {
+    let schedule: ScaleSchedule = "1_4".parse().expect("a valid schedule");
+    let run = |visibility| {
+        let model = model_that_sees::<B>(visibility, true, device);
+        let x_blc = inputs(&schedule, device);
+        let all = logits(&model, &schedule, x_blc.clone(), FirstToken::Start, None, device);
+        let cached = Tensor::cat(cached_logits(&model, &schedule, x_blc, device), 1);
+        (floats(all), floats(cached))
+    };
+    let full = run(Visibility::AllCoarser);
+    assert_eq!(full, run(Visibility::Own));
+    assert_eq!(full, run(Visibility::Last(1)));
+}
+
+fn model_that_sees<B: Backend>(
+    visibility: Visibility,
+    qk_l2_norm: bool,
+    device: &B::Device,
+) -> Backbone<B> {
+    let mut config = tiny::backbone_config(!qk_l2_norm, qk_l2_norm);
+    config.shape.visibility = visibility;
+    tiny::backbone_of(&config, device)
+}
+
 /// Scale by scale with a cache, or all scales at once through the mask: the same logits, for square
-/// scales, other aspect ratios and a single scale, in every variant of the backbone.
+/// scales, other aspect ratios and a single scale, in every variant of the backbone, whatever of the
+/// coarser scales is seen.
 pub fn a_cached_pass_is_the_parallel_pass<B: Backend>(device: &B::Device) {
-    for scales in ["1_2_3", "1_1x2_2x3_3x4", "1"] {
+    let (all, own) = (Visibility::AllCoarser, Visibility::Own);
+    for (scales, visibility) in [
+        ("1_2_3", all),
+        ("1_1x2_2x3_3x4", all),
+        ("1", all),
+        ("1", own),
+        ("1_2_3_4", own),
+        ("1_2_3_4", Visibility::Last(1)),
+        ("1_2_3_4", Visibility::Last(2)),
+    ] {
         let schedule: ScaleSchedule = scales.parse().expect("a valid schedule");
-        for (shared_adaln, qk_l2_norm) in [(false, true), (true, false)] {
-            let model = tiny::backbone::<B>(shared_adaln, qk_l2_norm, device);
+        for qk_l2_norm in [true, false] {
+            let model = model_that_sees::<B>(visibility, qk_l2_norm, device);
             let x_blc = inputs(&schedule, device);
             let all = logits(&model, &schedule, x_blc.clone(), FirstToken::Start, None, device);
             let cached = cached_logits(&model, &schedule, x_blc, device);
@@ -57,7 +121,7 @@ pub fn a_cached_pass_is_the_parallel_pass<B: Backend>(device: &B::Device) {
                 let expected = all.clone().slice_dim(1, range);
                 let bound = 1e-5 * largest(expected.clone()).max(1.0);
                 let apart = largest(logits - expected);
-                assert!(apart <= bound, "{scales}, scale {k}: {apart} apart");
+                assert!(apart <= bound, "{scales}, {visibility:?}, scale {k}: {apart} apart");
             }
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Shapes: b batch, l tokens, h heads, e head dimension, d = h e; rows r = l b, token-major.
 
+use std::ops::Range;
+
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::SeedTree;
@@ -80,22 +82,26 @@ pub fn adaptive_layer_norm_equals_f64<A: AutodiffBackend>(device: &A::Device) {
 
 /// Attention of several pyramids, with normalized queries and keys and without.
 pub fn attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
-    for (b, h, e, ends) in [
-        (1, 1, 1, vec![1]),
-        (2, 3, 4, vec![1, 5, 5, 5, 5]),
-        (3, 2, 8, vec![1, 5, 5, 5, 5, 11, 11, 11, 11, 11, 11]),
-        (1, 2, 5, vec![7; 7]),
+    let until = |ends: Vec<usize>| ends.into_iter().map(|end| 0..end).collect::<Vec<_>>();
+    for (b, h, e, prefix, ranges) in [
+        (1, 1, 1, 0, until(vec![1])),
+        (2, 3, 4, 0, until(vec![1, 5, 5, 5, 5])),
+        (3, 2, 8, 0, until(vec![1, 5, 5, 5, 5, 11, 11, 11, 11, 11, 11])),
+        (1, 2, 5, 0, until(vec![7; 7])),
+        // The class token and the own scale; then one scale before, too.
+        (2, 2, 4, 1, vec![0..1, 1..5, 1..5, 1..5, 1..5, 5..9, 5..9, 5..9, 5..9]),
+        (2, 2, 4, 1, vec![0..1, 0..3, 0..3, 1..5, 1..5, 3..8, 3..8, 3..8]),
     ] {
         for normalize in [true, false] {
-            let (l, d) = (ends.len(), h * e);
-            let visible = Visible::<A>::new(ends.clone());
+            let (l, d) = (ranges.len(), h * e);
+            let visible = Visible::<A>::new(prefix, ranges.clone());
             let config = AttentionConfig { batch: b, heads: h, normalize };
             let ours = |x: &[Tensor<A, 1>]| {
                 let qkv_r3d = x[0].clone().reshape([l * b, 3 * d]);
                 flat(attention(qkv_r3d, x[1].clone(), &visible, config))
             };
-            let exact = |x: &[Vec<f64>]| attended(&x[0], &x[1], &ends, config, e);
-            let what = format!("attention {b} {h} {e} {ends:?} {normalize}");
+            let exact = |x: &[Vec<f64>]| attended(&x[0], &x[1], (prefix, &ranges), config, e);
+            let what = format!("attention {b} {h} {e} {prefix} {ranges:?} {normalize}");
             check::<A>(&what, &[l * b * 3 * d, h], ours, exact, device);
         }
     }
@@ -108,39 +114,51 @@ pub fn attention_of_zeros_has_finite_gradients<A: AutodiffBackend>(device: &A::D
     qkv[..8].fill(0.0);
     let qkv_r3d = tensor::<A, 2>(qkv, [2, 12], device).require_grad();
     let temperature_h = tensor::<A, 1>(vec![2.0], [1], device);
-    let out = attention(qkv_r3d.clone(), temperature_h, &Visible::new(vec![1, 2]), config);
+    let out = attention(qkv_r3d.clone(), temperature_h, &Visible::new(0, [0..1, 0..2]), config);
     let gradients = out.square().sum().backward();
     let found = floats(qkv_r3d.grad(&gradients).expect("a gradient reaches the projection"));
     assert!(found.iter().all(|x| x.is_finite()), "{found:?}");
 }
 
-/// A pyramid attended to scale by scale is the pyramid attended to at once.
+/// A pyramid attended to scale by scale is the pyramid attended to at once, where all coarser scales are
+/// kept, none but the first token, or that and one scale before.
 pub fn cached_attention_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     let (b, h, e, scales) = (2, 3, 4, [1, 4, 9]);
     let (l, d) = (14, h * e);
-    let ends = [vec![1], vec![5; 4], vec![14; 9]].concat();
-    for normalize in [true, false] {
+    let seen = |starts: [usize; 3]| -> Vec<Range<usize>> {
+        let ends = [1, 5, 14];
+        (0..3).flat_map(|k| vec![starts[k]..ends[k]; scales[k]]).collect()
+    };
+    let cases = [([0, 0, 0], [1, 5, 0]), ([0, 1, 5], [0, 0, 0]), ([0, 0, 1], [1, 4, 0])];
+    for ((starts, windows), normalize) in
+        cases.into_iter().flat_map(|case| [(case, true), (case, false)])
+    {
+        let ranges = seen(starts);
         let config = AttentionConfig { batch: b, heads: h, normalize };
         let qkv = SeedTree::new(31).normals(l * b * 3 * d);
         let temperature = [0.7f32, 1.0, 2.0];
-        let expected = attended(&widened(&qkv), &widened(&temperature), &ends, config, e);
+        let expected = attended(&widened(&qkv), &widened(&temperature), (1, &ranges), config, e);
         let qkv_r3d = tensor::<A::InnerBackend, 2>(qkv, [l * b, 3 * d], device);
-        let mut cache = KeyValueCache::new(config, l);
+        let most = windows.into_iter().max().map_or(0, |window| (1 + window).min(5));
+        let mut cache = KeyValueCache::new(config, 1, most);
         let mut start = 0;
-        let scales = scales.map(|n| {
+        let scales = [0, 1, 2].map(|k| {
+            let n = scales[k];
             let rows = qkv_r3d.clone().slice_dim(0, start * b..(start + n) * b);
             start += n;
-            cache.attend(rows, tensor(temperature.to_vec(), [h], device))
+            cache.attend(rows, tensor(temperature.to_vec(), [h], device), windows[k])
         });
         let ours = floats(Tensor::cat(scales.to_vec(), 0));
-        assert_near(&format!("cached attention {normalize}"), &ours, &expected, 1e-5);
+        let what = format!("cached attention, keeping {windows:?}, {normalize}");
+        assert_near(&what, &ours, &expected, 1e-5);
+        assert_eq!(cache.tokens(), 1);
     }
 }
 
 fn attended(
     qkv: &[f64],
     temperature: &[f64],
-    ends: &[usize],
+    (prefix, ranges): (usize, &[Range<usize>]),
     config: AttentionConfig,
     e: usize,
 ) -> Vec<f64> {
@@ -154,18 +172,20 @@ fn attended(
         vector.iter().map(move |x| x / length)
     };
     let mut out = Vec::new();
-    for (token, &end) in ends.iter().enumerate() {
+    for (token, range) in ranges.iter().enumerate() {
+        let keys: Vec<usize> =
+            (0..ranges.len()).filter(|key| *key < prefix || range.contains(key)).collect();
         for image in 0..b {
             for (head, temperature) in temperature.iter().enumerate() {
-                let score = |key: usize| {
-                    let pairs = vector(token, image, 0, head).zip(vector(key, image, 1, head));
+                let score = |key: &usize| {
+                    let pairs = vector(token, image, 0, head).zip(vector(*key, image, 1, head));
                     (temperature * pairs.map(|(q, k)| q * k).sum::<f64>()).exp()
                 };
-                let scores: Vec<f64> = (0..end).map(score).collect();
+                let scores: Vec<f64> = keys.iter().map(score).collect();
                 let total: f64 = scores.iter().sum();
                 let mut sum = vec![0.0; e];
-                for (key, score) in scores.iter().enumerate() {
-                    for (sum, value) in sum.iter_mut().zip(vector(key, image, 2, head)) {
+                for (key, score) in keys.iter().zip(&scores) {
+                    for (sum, value) in sum.iter_mut().zip(vector(*key, image, 2, head)) {
                         *sum += score / total * value;
                     }
                 }

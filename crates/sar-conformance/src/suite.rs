@@ -50,7 +50,9 @@ macro_rules! tests {
             a_cached_pass_in_half_precision_is_nearly_the_parallel_pass,
             a_cached_pass_is_the_parallel_pass,
             a_token_sees_its_own_and_coarser_scales_and_nothing_finer,
+            a_token_sees_the_scales_that_visibility_says,
             dropped_branches_change_their_own_image_only,
+            one_scale_behind_the_class_token_leaves_nothing_to_see,
             the_start_position_is_in_the_first_token_of_teacher_forcing_only,
             weights_survive_the_way_out_and_in,
         ));

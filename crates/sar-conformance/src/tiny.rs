@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
-use sar_model::{Backbone, BackboneConfig, BackboneShape, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
 use sar_weights::fill;
 
@@ -13,7 +13,8 @@ pub(crate) const CHANNELS: usize = 5;
 /// Number of classes, the null class not counted.
 pub(crate) const CLASSES: usize = 3;
 
-fn backbone_config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
+/// The shape of [`backbone`].
+pub(crate) fn backbone_config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
     BackboneConfig {
         shape: BackboneShape {
             depth: 2,
@@ -22,6 +23,7 @@ fn backbone_config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
             mlp_ratio: 2,
             shared_adaln,
             qk_l2_norm,
+            visibility: Visibility::AllCoarser,
         },
         classes: CLASSES,
         codebook_size: CODES,
@@ -37,8 +39,12 @@ pub(crate) fn backbone<B: Backend>(
     qk_l2_norm: bool,
     device: &B::Device,
 ) -> Backbone<B> {
-    let config = backbone_config(shared_adaln, qk_l2_norm);
-    let model = Backbone::new(&config, device).expect("a valid configuration");
+    backbone_of(&backbone_config(shared_adaln, qk_l2_norm), device)
+}
+
+/// As [`backbone`], of another configuration.
+pub(crate) fn backbone_of<B: Backend>(config: &BackboneConfig, device: &B::Device) -> Backbone<B> {
+    let model = Backbone::new(config, device).expect("a valid configuration");
     let seed = SeedTree::new(3).child("backbone");
     fill(model, &sar_model::LAYOUT, |name, shape| {
         seed.child(name).normals(shape.iter().product()).into_iter().map(|x| 0.3 * x).collect()

@@ -7,15 +7,11 @@
 //! ```
 //! Lengths below 1e-12 count as 1e-12 (torch's `normalize`).
 
-use std::sync::OnceLock;
-
 use burn::tensor::activation::softmax;
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
+use crate::Visible;
 use crate::precision::{cast, widened};
-
-/// Added to the scores of tokens that must not be seen; its exponential is exactly zero.
-const HIDDEN: f32 = -1e9;
 
 /// How rows are attended to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,52 +22,6 @@ pub struct AttentionConfig {
     pub heads: usize,
     /// Whether queries and keys are l2-normalized.
     pub normalize: bool,
-}
-
-/// What every token sees: the tokens before an end.
-#[derive(Clone, Debug)]
-pub struct Visible<B: Backend> {
-    ends: Vec<usize>,
-    mask_ll: OnceLock<Tensor<B, 2>>,
-}
-
-impl<B: Backend> Visible<B> {
-    /// Token `t` sees the tokens `0..ends[t]`.
-    ///
-    /// # Panics
-    /// If an end is 0, is smaller than the one before, or lies beyond the tokens.
-    pub fn new(ends: Vec<usize>) -> Self {
-        assert!(ends.is_sorted(), "a token sees all that earlier ones see");
-        assert!(ends.first().is_none_or(|&first| first > 0), "every token sees one at least");
-        assert!(ends.last().is_none_or(|&last| last <= ends.len()), "tokens that are there");
-        Self { ends, mask_ll: OnceLock::new() }
-    }
-
-    /// Each of so many tokens sees all of them.
-    pub fn all(tokens: usize) -> Self {
-        Self::new(vec![tokens; tokens])
-    }
-
-    /// Number of tokens, l.
-    pub fn tokens(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// 0 where seen, [`HIDDEN`] elsewhere: `[l, l]`, query by key. None where all is seen.
-    fn mask(&self, device: &B::Device) -> Option<Tensor<B, 2>> {
-        let l = self.tokens();
-        if self.ends.first() == Some(&l) {
-            return None;
-        }
-        let build = || {
-            let mut mask = vec![HIDDEN; l * l];
-            for (row, &end) in mask.chunks_exact_mut(l).zip(&self.ends) {
-                row[..end].fill(0.0);
-            }
-            Tensor::from_data(TensorData::new(mask, [l, l]), device)
-        };
-        Some(self.mask_ll.get_or_init(build).clone().to_device(device))
-    }
 }
 
 /// Attends from every token to those that it sees.
@@ -94,7 +44,7 @@ pub fn attention<B: Backend>(
     assert_eq!(l, visible.tokens(), "tokens of the rows and of what they see");
     #[cfg(feature = "flex")]
     if crate::cpu::serves::<B>(&[qkv_r3d.dtype(), temperature_h.dtype()]) {
-        return crate::cpu::attention(qkv_r3d, temperature_h, &visible.ends, config);
+        return crate::cpu::attention(qkv_r3d, temperature_h, visible.seen(), config);
     }
     let AttentionConfig { batch: b, heads: h, .. } = config;
     let mask_ll = visible.mask(&qkv_r3d.device());
@@ -111,24 +61,49 @@ pub fn attention<B: Backend>(
     out_bhle.permute([2, 0, 1, 3]).reshape([l * b, h * e])
 }
 
-/// Keys and values of one block, allocated once for a whole pyramid.
+/// The keys and values of one block that tokens to come will see: those of a prefix and of the latest
+/// tokens before them. Allocated once.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache<B: Backend> {
     config: AttentionConfig,
+    prefix: usize,
     capacity: usize,
-    // Made for the first tokens; taken out while a scale is written, so that the write can happen in
-    // place.
+    // Made for the first tokens that are kept; taken out while it is written, so that the write can
+    // happen in place.
     k_v_bhle: Option<[Tensor<B, 4>; 2]>,
     filled: usize,
 }
 
+/// What becomes of a cache of `filled` tokens when others follow: of both, one after the other, the
+/// tokens before `prefix` stay and the `dropped` ones after these go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    pub(crate) filled: usize,
+    pub(crate) prefix: usize,
+    pub(crate) dropped: usize,
+    /// How many stay.
+    pub(crate) tokens: usize,
+}
+
 impl<B: Backend> KeyValueCache<B> {
-    /// An empty cache for `capacity` tokens.
-    pub fn new(config: AttentionConfig, capacity: usize) -> Self {
-        Self { config, capacity, k_v_bhle: None, filled: 0 }
+    /// An empty cache. The first `prefix` tokens always stay in it; `capacity` is the largest number of
+    /// tokens that stay at any time.
+    pub fn new(config: AttentionConfig, prefix: usize, capacity: usize) -> Self {
+        Self { config, prefix, capacity, k_v_bhle: None, filled: 0 }
     }
 
-    /// Appends `n` tokens, each of which sees all tokens so far and all new ones.
+    /// Number of tokens that are kept.
+    pub fn tokens(&self) -> usize {
+        self.filled
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.filled = 0;
+    }
+
+    /// Attends from `n` new tokens, each of which sees all tokens that are kept and all new ones. Then the
+    /// prefix and the latest `window` tokens are kept, or all, if that is less.
     ///
     /// # Shapes
     /// - `qkv_r3d`: `[n b, 3 d]`, as in [`attention`]
@@ -136,33 +111,68 @@ impl<B: Backend> KeyValueCache<B> {
     /// - output: `[n b, d]`
     ///
     /// # Panics
-    /// If the shapes do not fit, or the cache is full.
-    pub fn attend(&mut self, qkv_r3d: Tensor<B, 2>, temperature_h: Tensor<B, 1>) -> Tensor<B, 2> {
+    /// If the shapes do not fit, or more is to be kept than the cache is for.
+    pub fn attend(
+        &mut self,
+        qkv_r3d: Tensor<B, 2>,
+        temperature_h: Tensor<B, 1>,
+        window: usize,
+    ) -> Tensor<B, 2> {
         let [n, e] = tokens_and_head_dim(&qkv_r3d, &temperature_h, self.config);
-        let (start, end) = (self.filled, self.filled + n);
-        assert!(end <= self.capacity, "{end} tokens in a cache of {}", self.capacity);
+        let (filled, all) = (self.filled, self.filled + n);
+        let tokens = all.min(self.prefix + window);
+        let kept = Kept { filled, prefix: self.prefix, dropped: all - tokens, tokens };
+        assert!(tokens <= self.capacity, "{tokens} tokens in a cache of {}", self.capacity);
         let AttentionConfig { batch: b, heads: h, .. } = self.config;
         let (dtype, device) = (qkv_r3d.dtype(), qkv_r3d.device());
-        let zeros = || Tensor::zeros([b, h, self.capacity, e], (&device, dtype));
-        let [k_bhle, v_bhle] = self.k_v_bhle.take().unwrap_or_else(|| [zeros(), zeros()]);
-        self.filled = end;
+        // No tensor is empty.
+        let zeros = || Tensor::zeros([b, h, self.capacity.max(1), e], (&device, dtype));
+        let caches = self.k_v_bhle.take().unwrap_or_else(|| [zeros(), zeros()]);
+        self.filled = tokens;
         #[cfg(feature = "flex")]
-        if crate::cpu::serves_untracked::<B>(&[dtype, temperature_h.dtype(), k_bhle.dtype()]) {
-            let caches = [k_bhle, v_bhle];
+        if crate::cpu::serves_untracked::<B>(&[dtype, temperature_h.dtype(), caches[0].dtype()]) {
             let (out_rd, caches) =
-                crate::cpu::cached_attention(qkv_r3d, temperature_h, caches, start, self.config);
+                crate::cpu::cached_attention(qkv_r3d, temperature_h, caches, kept, self.config);
             self.k_v_bhle = Some(caches);
             return out_rd;
         }
-        let [q_bhle, new_k, new_v] = queries_keys_values(qkv_r3d, temperature_h, self.config);
-        let place = [0..b, 0..h, start..end, 0..e];
-        let k_bhle = k_bhle.slice_assign(place.clone(), new_k);
-        let v_bhle = v_bhle.slice_assign(place, new_v);
-        self.k_v_bhle = Some([k_bhle.clone(), v_bhle.clone()]);
-        let [k_bhle, v_bhle] = [k_bhle, v_bhle].map(|all| all.slice_dim(2, 0..end));
+        let [q_bhle, k_bhle, v_bhle] = queries_keys_values(qkv_r3d, temperature_h, self.config);
+        let [k_cache, v_cache] = caches;
+        let (k_bhle, k_cache) = kept.append(k_cache, k_bhle);
+        let (v_bhle, v_cache) = kept.append(v_cache, v_bhle);
+        self.k_v_bhle = Some([k_cache, v_cache]);
         let shares = softmax(widened(q_bhle.matmul(k_bhle.swap_dims(2, 3))), 3);
         let out_bhle = cast(shares, dtype).matmul(v_bhle);
         out_bhle.permute([2, 0, 1, 3]).reshape([n * b, h * e])
+    }
+}
+
+impl Kept {
+    /// All tokens, those of a cache and new ones, and the cache with those that stay.
+    fn append<B: Backend>(
+        self,
+        cache_bhle: Tensor<B, 4>,
+        new_bhle: Tensor<B, 4>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let Self { filled, prefix, dropped, tokens } = self;
+        let [b, h, n, e] = new_bhle.dims();
+        let all = filled + n;
+        if dropped == 0 {
+            let cache_bhle = cache_bhle.slice_assign([0..b, 0..h, filled..all, 0..e], new_bhle);
+            return (cache_bhle.clone().slice_dim(2, 0..all), cache_bhle);
+        }
+        let all_bhle = match filled {
+            0 => new_bhle,
+            _ => Tensor::cat(vec![cache_bhle.clone().slice_dim(2, 0..filled), new_bhle], 2),
+        };
+        if tokens == 0 {
+            return (all_bhle, cache_bhle);
+        }
+        let parts = [0..prefix, prefix + dropped..all].into_iter().filter(|part| !part.is_empty());
+        let parts = parts.map(|part| all_bhle.clone().slice_dim(2, part)).collect();
+        let place = [0..b, 0..h, 0..tokens, 0..e];
+        let cache_bhle = cache_bhle.slice_assign(place, Tensor::cat(parts, 2));
+        (all_bhle, cache_bhle)
     }
 }
 

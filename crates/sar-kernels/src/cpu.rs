@@ -23,6 +23,7 @@ mod testing;
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use self::kernel::{from_values, primitive, read, run, run_in_place};
+use crate::visible::Seen;
 use crate::{AdamWStep, AttentionConfig, GroupNormConfig};
 
 pub(crate) use self::attention::cached_attention;
@@ -78,13 +79,13 @@ pub(crate) fn gated_residual<B: Backend>(
 pub(crate) fn attention<B: Backend>(
     qkv_r3d: Tensor<B, 2>,
     temperature_h: Tensor<B, 1>,
-    ends: &[usize],
+    seen: &Seen,
     config: AttentionConfig,
 ) -> Tensor<B, 2> {
     let [rows, d3] = qkv_r3d.dims();
-    let kernel = attention::ScaleCausal {
+    let kernel = attention::Windowed {
         attention: attention::Attention::new(config, rows, d3),
-        visible: ends.iter().map(|&end| end as u32).collect(),
+        seen: seen.clone(),
     };
     run(kernel, [primitive(qkv_r3d), primitive(temperature_h)], [rows, d3 / 3])
 }

@@ -18,7 +18,7 @@
 //! | [`linear`] | every projection |
 //! | [`layer_norm_modulated`], [`gated_residual`] | adaptive layer norm |
 //! | [`gelu_tanh`] | the MLP |
-//! | [`attention`], [`KeyValueCache`] | scale-causal self-attention, whole pyramids and scale by scale |
+//! | [`attention`], [`KeyValueCache`] | self-attention over what is [`Visible`], whole pyramids and scale by scale |
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
 //! | [`square_conv`], [`convolve`], [`normalize`] | burn's layers, computed by these operators |
 //! | [`depthwise_conv2d`] | the networks that features come from |
@@ -43,10 +43,11 @@ mod group_norm;
 mod layers;
 mod linear;
 mod precision;
+mod visible;
 
 pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
-pub use attention::{AttentionConfig, KeyValueCache, Visible, attention};
+pub use attention::{AttentionConfig, KeyValueCache, attention};
 pub use conv::{conv2d, double_sides};
 #[cfg(feature = "flex")]
 pub use cpu::CpuLevel;
@@ -58,3 +59,4 @@ pub use group_norm::{GroupNormConfig, group_norm};
 pub use layers::{convolve, normalize, square_conv};
 pub use linear::linear;
 pub use precision::widened;
+pub use visible::Visible;

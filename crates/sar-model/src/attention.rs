@@ -1,27 +1,21 @@
-//! Scale-causal self-attention.
+//! Self-attention among the tokens that are visible.
 //!
 //! Shapes: b batch, l tokens, h heads, e head dimension, d = h e; rows r = l b, token-major.
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, backend::Backend};
-use sar_core::ScaleSchedule;
 use sar_kernels::{AttentionConfig, KeyValueCache, Visible, attention, linear, widened};
 
 use crate::BackboneConfig;
-
-/// A token sees every token of its own and of coarser scales.
-pub(crate) fn scale_causal<B: Backend>(schedule: &ScaleSchedule) -> Visible<B> {
-    let ends = schedule.ranges().flat_map(|range| std::iter::repeat_n(range.end, range.len()));
-    Visible::new(ends.collect())
-}
 
 /// How the tokens of a pass are attended to: all scales at once, or one after the other.
 pub(crate) enum AttentionMode<'a, B: Backend> {
     /// All tokens are in the pass; each attends to those of it that it may see.
     Parallel(&'a Visible<B>),
-    /// The tokens of one scale are new; each attends to the cached tokens and to all new ones.
-    Cached(&'a mut KeyValueCache<B>),
+    /// The tokens of one scale are new; each attends to the cached tokens and to all new ones. Then so many
+    /// of the latest tokens are kept, beside the class token.
+    Cached(&'a mut KeyValueCache<B>, usize),
 }
 
 /// Multi-head attention with learned query and value biases and no key bias.
@@ -69,14 +63,16 @@ impl<B: Backend> Attention<B> {
             AttentionMode::Parallel(visible) => {
                 attention(qkv_r3d, self.temperature_h(d), visible, self.config(batch))
             }
-            AttentionMode::Cached(cache) => cache.attend(qkv_r3d, self.temperature_h(d)),
+            AttentionMode::Cached(cache, window) => {
+                cache.attend(qkv_r3d, self.temperature_h(d), window)
+            }
         };
         apply(&self.proj, out_rd)
     }
 
-    /// The empty cache of a pyramid of `capacity` tokens.
+    /// An empty cache that keeps the class token and `capacity` tokens at most.
     pub(crate) fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache<B> {
-        KeyValueCache::new(self.config(batch), capacity)
+        KeyValueCache::new(self.config(batch), 1, capacity)
     }
 
     fn config(&self, batch: usize) -> AttentionConfig {

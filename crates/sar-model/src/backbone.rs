@@ -11,10 +11,11 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize};
 use sar_kernels::{KeyValueCache, layer_norm_modulated};
 
-use crate::attention::{AttentionMode, linear_layer, project, scale_causal};
+use crate::attention::{AttentionMode, linear_layer, project};
 use crate::block::{Block, EPSILON, Modulation};
 use crate::positions::Positions;
-use crate::{BackboneConfig, BackboneConfigError, DropPath};
+use crate::visibility::Sequence;
+use crate::{BackboneConfig, BackboneConfigError, DropPath, Visibility};
 
 /// What the first token is made of (the student's has no start position).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Backbone<B: Backend> {
     head_nm: HeadNorm<B>,
     head: Linear<B>,
     width: usize,
+    #[module(skip)]
+    visibility: Visibility,
 }
 
 /// The adaptive layer norm before the head.
@@ -90,6 +93,7 @@ impl<B: Backend> Backbone<B> {
             head_nm: HeadNorm { ada_lin: linear_layer(d, 2 * d, true, device) },
             head: linear_layer(d, config.codebook_size, true, device),
             width: d,
+            visibility: config.shape.visibility,
         })
     }
 
@@ -103,7 +107,7 @@ impl<B: Backend> Backbone<B> {
         self.class_emb.weight.shape()[0] - 1
     }
 
-    /// Predicts every scale from the inputs of all, through the scale-causal mask.
+    /// Predicts every scale from the inputs of all; a token sees what the weights' [`Visibility`] says.
     ///
     /// # Shapes
     /// - output: `[b, l, v]`, unnormalized log-probabilities
@@ -132,7 +136,7 @@ impl<B: Backend> Backbone<B> {
         };
         let mut x_rd = x_rd + per_token(self.positions(schedule), b);
 
-        let visible = scale_causal(schedule);
+        let visible = Sequence::new(schedule).visible(self.visibility);
         for (i, (block, modulation)) in self.blocks.iter().zip(condition.blocks).enumerate() {
             let modulation = match depth_drops {
                 Some(drops) => modulation.with_drops(drops.of_block(i, &device)),
@@ -220,11 +224,18 @@ fn per_token<B: Backend>(x_nd: Tensor<B, 2>, b: usize) -> Tensor<B, 2> {
 /// A pass that runs scale by scale.
 #[derive(Clone, Debug)]
 pub struct PartialPass<B: Backend> {
-    schedule: ScaleSchedule,
+    sequence: Sequence,
     next_scale: usize,
     condition: Condition<B>,
     positions_ld: Tensor<B, 2>,
     blocks: Vec<KeyValueCache<B>>,
+}
+
+impl<B: Backend> PartialPass<B> {
+    /// How many tokens each block keeps the keys and values of.
+    pub fn kept_tokens(&self) -> usize {
+        self.blocks.first().map_or(0, KeyValueCache::tokens)
+    }
 }
 
 impl<B: Backend> ScaleModel<B> for Backbone<B> {
@@ -236,9 +247,10 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
 
     fn begin(&self, labels_b: Tensor<B, 1, Int>, schedule: &ScaleSchedule) -> PartialPass<B> {
         let [b] = labels_b.dims();
-        let capacity = schedule.n_tokens();
+        let sequence = Sequence::new(schedule);
+        let capacity = sequence.most_kept(self.visibility);
         PartialPass {
-            schedule: schedule.clone(),
+            sequence,
             next_scale: 0,
             condition: self.condition(labels_b),
             positions_ld: self.positions(schedule),
@@ -250,7 +262,8 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
         let k = pass.next_scale;
         assert_eq!(input_bnc.is_none(), k == 0, "the first scale alone has no input");
         pass.next_scale += 1;
-        let range = pass.schedule.range(k);
+        let range = pass.sequence.range(k);
+        let window = pass.sequence.kept_after(k, self.visibility);
         let n = range.len();
         let x_rd = match input_bnc {
             Some(input_bnc) => self.embed(input_bnc),
@@ -260,7 +273,8 @@ impl<B: Backend> ScaleModel<B> for Backbone<B> {
         let mut x_rd = x_rd + per_token(pass.positions_ld.clone().slice_dim(0, range), b);
         for (i, block) in self.blocks.iter().enumerate() {
             let modulation = pass.condition.blocks[i].clone();
-            x_rd = block.forward(x_rd, b, modulation, AttentionMode::Cached(&mut pass.blocks[i]));
+            let mode = AttentionMode::Cached(&mut pass.blocks[i], window);
+            x_rd = block.forward(x_rd, b, modulation, mode);
         }
         let (scale, shift) = (&pass.condition.head_scale, &pass.condition.head_shift);
         let y_rd = layer_norm_modulated(x_rd, scale.clone(), shift.clone(), EPSILON);

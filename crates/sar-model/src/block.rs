@@ -114,7 +114,7 @@ impl<B: Backend> Block<B> {
         gated_residual(x_rd, self.ffn.forward(y), m.gamma2)
     }
 
-    /// The empty cache of a pyramid of `capacity` tokens.
+    /// An empty cache that keeps the class token and `capacity` tokens at most.
     pub(crate) fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache<B> {
         self.attn.cache(batch, capacity)
     }

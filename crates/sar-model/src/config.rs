@@ -3,6 +3,8 @@
 use sar_core::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 
+use crate::Visibility;
+
 /// Where positions come from, and with them the schedules that a backbone runs at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -35,6 +37,8 @@ pub struct BackboneShape {
     pub shared_adaln: bool,
     /// l2-normalized queries and keys with a learned temperature per head.
     pub qk_l2_norm: bool,
+    /// What a token sees of coarser scales.
+    pub visibility: Visibility,
 }
 
 /// What a backbone is made of: its shape, and what it is fed with.
@@ -73,6 +77,7 @@ impl BackboneShape {
             mlp_ratio: 4,
             shared_adaln: false,
             qk_l2_norm: true,
+            visibility: Visibility::AllCoarser,
         }
     }
 }
@@ -137,7 +142,10 @@ impl BackboneConfig {
                 return err(field, "must be positive".into());
             }
         }
-        let BackboneShape { width, heads, .. } = self.shape;
+        let BackboneShape { width, heads, visibility, .. } = self.shape;
+        if visibility == Visibility::Last(0) {
+            return err("visibility", "no scale before is \"own\"".into());
+        }
         if !width.is_multiple_of(heads) {
             return err("width", format!("{width} is not a multiple of heads ({heads})"));
         }

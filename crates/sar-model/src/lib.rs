@@ -10,6 +10,7 @@ mod init;
 mod positions;
 mod precision;
 mod released;
+mod visibility;
 
 pub use backbone::{Backbone, FirstToken, PartialPass, Pass};
 pub use config::{BackboneConfig, BackboneConfigError, BackboneShape, PositionsConfig};
@@ -17,3 +18,4 @@ pub use drop_path::DropPath;
 pub use init::{Init, init};
 pub use precision::{Precision, UnknownPrecision};
 pub use released::{ANCHOR, Hints, LAYOUT};
+pub use visibility::Visibility;

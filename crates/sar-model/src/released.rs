@@ -5,7 +5,7 @@ use burn::tensor::TensorData;
 use sar_core::ScaleSchedule;
 use sar_weights::{Anchor, Layout, NamedTensors, Shapes};
 
-use crate::{BackboneConfig, BackboneShape, PositionsConfig};
+use crate::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 
 /// The released names and layout.
 pub const LAYOUT: Layout = Layout {
@@ -34,6 +34,9 @@ pub struct Hints {
     pub heads: Option<usize>,
     /// The scales, of which learned positions show the number of tokens and levels only.
     pub scales: Option<ScaleSchedule>,
+    /// What a token sees of coarser scales, which no tensor shows; all of them, as in the released files,
+    /// if nobody says.
+    pub visibility: Option<Visibility>,
 }
 
 impl BackboneConfig {
@@ -94,6 +97,7 @@ impl BackboneConfig {
             mlp_ratio: hidden / width,
             shared_adaln: shapes.contains("shared_ada_lin.1.weight"),
             qk_l2_norm,
+            visibility: hints.visibility.unwrap_or(Visibility::AllCoarser),
         };
         let config = Self { shape, classes, codebook_size, codebook_dim, positions };
         config.validate().map_err(|error| error.to_string())?;
@@ -109,7 +113,10 @@ impl BackboneConfig {
             .enumerate()
             .flat_map(|(k, range)| range.map(move |_| k as i64))
             .collect();
-        let hidden = |query: usize, key: usize| levels[key] > levels[query];
+        let first_seen = |level: i64| self.shape.visibility.first_seen(level as usize) as i64;
+        let hidden = |query: usize, key: usize| {
+            levels[key] > levels[query] || (key > 0 && levels[key] < first_seen(levels[query]))
+        };
         let bias = (0..l * l).map(|i| if hidden(i / l, i % l) { f32::NEG_INFINITY } else { 0.0 });
         let bias = TensorData::new(bias.collect::<Vec<f32>>(), [1, 1, l, l]);
         buffers.insert("attn_bias_for_masking", bias);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use sar_core::{ScaleModel, ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::{
     Backbone, BackboneConfig, BackboneShape, DropPath, FirstToken, Init, Pass, PositionsConfig,
-    init,
+    Visibility, init,
 };
 
 type B = Flex;
@@ -19,12 +19,22 @@ fn per_token(scales: &ScaleSchedule) -> PositionsConfig {
 
 /// Weights with open residual branches, so that every part shows in the logits.
 fn backbone(positions: PositionsConfig, shared_adaln: bool, qk_l2_norm: bool) -> Backbone<B> {
-    let shape =
-        BackboneShape { depth: 2, width: 16, heads: 2, mlp_ratio: 2, shared_adaln, qk_l2_norm };
-    let config =
-        BackboneConfig { shape, classes: 3, codebook_size: 11, codebook_dim: 5, positions };
+    let config = config(positions, shared_adaln, qk_l2_norm);
     let open = Init { adaln_gamma: 0.5 };
     init(&config, open, SeedTree::new(3), &Default::default()).unwrap()
+}
+
+fn config(positions: PositionsConfig, shared_adaln: bool, qk_l2_norm: bool) -> BackboneConfig {
+    let shape = BackboneShape {
+        depth: 2,
+        width: 16,
+        heads: 2,
+        mlp_ratio: 2,
+        shared_adaln,
+        qk_l2_norm,
+        ..BackboneShape::published(2)
+    };
+    BackboneConfig { shape, classes: 3, codebook_size: 11, codebook_dim: 5, positions }
 }
 
 fn labels() -> Tensor<B, 1, Int> {
@@ -109,6 +119,32 @@ fn other_schedules_are_refused_in_one_line() {
     let error = config.check_scales(&other).unwrap_err().to_string();
     assert_eq!(error, "scales: 1_3: this model runs at 1_2_3 only (VAR)");
     assert!(BackboneConfig::flexvar(16).check_scales(&other).is_ok());
+}
+
+/// A Markov sampler keeps the class token's keys and values alone.
+#[test]
+fn a_partial_pass_keeps_what_later_scales_see() {
+    let schedule: ScaleSchedule = "1_2_3_4".parse().unwrap();
+    let kept = |visibility| {
+        let mut config = config(GRID, false, true);
+        config.shape.visibility = visibility;
+        let seed = SeedTree::new(3);
+        let device = Default::default();
+        let model = init::<B>(&config, Init { adaln_gamma: 0.5 }, seed, &device).unwrap();
+        let x = inputs(&schedule).unwrap();
+        let mut cache = model.begin(labels(), &schedule);
+        let ranges = schedule.ranges().enumerate();
+        let kept = ranges.map(|(k, range)| {
+            let input = (k > 0).then(|| x.clone().slice_dim(1, range.start - 1..range.end - 1));
+            model.step(&mut cache, input);
+            cache.kept_tokens()
+        });
+        kept.collect::<Vec<_>>()
+    };
+    assert_eq!(kept(Visibility::AllCoarser), [1, 5, 14, 1]);
+    assert_eq!(kept(Visibility::Own), [1, 1, 1, 1]);
+    assert_eq!(kept(Visibility::Last(1)), [1, 5, 10, 1]);
+    assert_eq!(kept(Visibility::Last(2)), [1, 5, 14, 1]);
 }
 
 fn schedules() -> impl Strategy<Value = ScaleSchedule> {

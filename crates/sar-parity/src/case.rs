@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sar_core::ScaleSchedule;
-use sar_model::{BackboneConfig, BackboneShape, PositionsConfig};
+use sar_model::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 use sar_rollout::Guidance;
 use sar_tokenizer::{Family, Phi, TokenizerConfig};
 use sar_weights::{NamedTensors, WeightsError};
@@ -139,8 +139,12 @@ struct TokenizerFile {
 
 #[derive(Deserialize)]
 struct ModelFile {
-    #[serde(flatten)]
-    shape: BackboneShape,
+    depth: usize,
+    width: usize,
+    heads: usize,
+    mlp_ratio: usize,
+    shared_adaln: bool,
+    qk_l2_norm: bool,
     classes: usize,
     norm_eps: f64,
     position_grid: Option<usize>,
@@ -220,7 +224,15 @@ impl File {
             codebook_dim: t.codebook_dim,
         };
         let backbone = BackboneConfig {
-            shape: m.shape,
+            shape: BackboneShape {
+                depth: m.depth,
+                width: m.width,
+                heads: m.heads,
+                mlp_ratio: m.mlp_ratio,
+                shared_adaln: m.shared_adaln,
+                qk_l2_norm: m.qk_l2_norm,
+                visibility: Visibility::AllCoarser,
+            },
             classes: m.classes,
             codebook_size: t.codebook_size,
             codebook_dim: t.codebook_dim,

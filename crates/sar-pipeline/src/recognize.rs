@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
-use sar_model::{Backbone, BackboneConfig, Hints, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig, Hints, PositionsConfig, Visibility};
 use sar_rollout::Sampler;
 use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
 use sar_weights::{
     Anchor, Layout, Located, NamedTensors, ParameterInfo, WeightsError, WeightsFile, parameters,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::PipelineError;
 use crate::weights::published_sampler;
@@ -49,6 +49,8 @@ pub struct Known {
     pub classes: Option<Vec<String>>,
     /// The scales that a backbone is sampled with.
     pub scales: Option<ScaleSchedule>,
+    /// What a token of a backbone sees of coarser scales, where its file does not say.
+    pub visibility: Option<Visibility>,
 }
 
 /// A model and what belongs to it.
@@ -146,7 +148,7 @@ impl Recognized {
         located: Located,
         known: &Known,
     ) -> Result<Self, PipelineError> {
-        let described: Option<BackboneConfig> = of_metadata(file, CONFIG)?;
+        let described: Option<Described> = of_metadata(file, CONFIG)?;
         let mut scales = known.scales.clone();
         if scales.is_none() {
             scales = of_metadata(file, SCALES)?;
@@ -155,12 +157,20 @@ impl Recognized {
             scales = scales_of_levels(file, &located)?;
         }
         let hints = Hints {
-            heads: known.heads.or(described.map(|config| config.shape.heads)),
+            heads: known.heads.or(described.as_ref().map(|config| config.heads)),
             scales: scales.clone(),
+            visibility: match described {
+                Some(described) => described.visibility.or(Some(Visibility::AllCoarser)),
+                None => known.visibility,
+            },
         };
         let path = file.path().to_owned();
         let (config, mut assumed) = BackboneConfig::recognize(located.shapes(), &hints)
             .map_err(|reason| WeightsError::Unrecognized { path: path.clone(), reason })?;
+        if hints.visibility.is_none() && file.metadata().contains_key(KIND) {
+            // Released files say nothing of themselves, and need not.
+            assumed.push("that a token sees all coarser scales".into());
+        }
         let scales = scales.unwrap_or_else(|| {
             let scales = config.published_scales();
             if let PositionsConfig::Grid { .. } = config.positions {
@@ -269,6 +279,14 @@ impl Model {
             Self::Backbone { config, scales, .. } => config.buffers(scales),
         }
     }
+}
+
+/// What tensors do not show of a backbone, in the metadata of its file. Those written before there was a
+/// choice do not speak of what a token sees.
+#[derive(Deserialize)]
+struct Described {
+    heads: usize,
+    visibility: Option<Visibility>,
 }
 
 /// The scales by VAR's buffer `lvl_1L`, which has the number of its scale for every token.

@@ -5,7 +5,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_kernels::cross_entropy;
-use sar_model::{Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig};
+use sar_model::{
+    Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig, Visibility,
+};
 
 use crate::host::{apart, floats, indices, int_tensor, tensor, values};
 use crate::probe::{Outcome, Precision, Probe};
@@ -68,6 +70,7 @@ fn run<A: AutodiffBackend>(device: &A::Device) -> Computed {
             mlp_ratio: 4,
             shared_adaln: false,
             qk_l2_norm: true,
+            visibility: Visibility::AllCoarser,
         },
         classes: 10,
         codebook_size: 256,

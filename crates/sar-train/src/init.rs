@@ -101,6 +101,7 @@ impl<B: Backend> Given<B> {
                     root: root.clone(),
                     heads: Some(config.shape.heads),
                     scales: of_recipe.then(|| recipe.scales().clone()),
+                    visibility: Some(config.shape.visibility),
                     ..Known::default()
                 };
                 let loaded = TrainedBackbone::load(WeightsFile::open(path)?, &known, device)?;

@@ -10,7 +10,7 @@ use burn_flex::Flex;
 use sar_core::{CodePyramid, ScaleSchedule, ScaleSize, SeedTree};
 use sar_loss::{Reduction, StudentTarget};
 use sar_model::{
-    Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig,
+    Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig, Visibility,
 };
 use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
 use sar_train::backbone_loss::backbone_loss;
@@ -88,8 +88,17 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let shape =
-            BackboneShape { width: 16, heads: 2, mlp_ratio: 2, ..BackboneShape::published(2) };
+        Self::that_sees(seed, Visibility::AllCoarser)
+    }
+
+    fn that_sees(seed: u64, visibility: Visibility) -> Self {
+        let shape = BackboneShape {
+            width: 16,
+            heads: 2,
+            mlp_ratio: 2,
+            visibility,
+            ..BackboneShape::published(2)
+        };
         let config = BackboneConfig {
             shape,
             classes: CLASSES,
@@ -273,6 +282,25 @@ fn each_target_of_the_student() {
         let found = world.parts(&sar(Predictions::TeacherArgmax, target), 0.0);
         check_parts(&found, teacher_loss, student_loss);
     }
+}
+
+/// Where a scale sees the class token and itself alone, a transition is the same in a sequence of its own
+/// as among the others.
+#[test]
+fn transitions_of_a_markov_model_do_not_depend_on_the_sequence_that_they_are_in() {
+    let losses = |visibility: Visibility| {
+        let world = World::that_sees(1, visibility);
+        [Transitions::All, Transitions::Separate].map(|together| {
+            let mut objective = sar(Predictions::TeacherArgmax, StudentTarget::TeacherTokens);
+            let Objective::Sar { transitions, .. } = &mut objective else { unreachable!() };
+            *transitions = together;
+            world.parts(&objective, 0.0)[1].1
+        })
+    };
+    let [all, separate] = losses(Visibility::Own);
+    near(all, separate);
+    let [all, separate] = losses(Visibility::AllCoarser);
+    assert!((all - separate).abs() > 1e-3, "{all} {separate}");
 }
 
 /// Gradients of the whole objective are those of a sum in which the target is a constant.

@@ -3,7 +3,8 @@
 //! A tile is one head of one image. Its keys and values are packed once; its queries are taken in
 //! blocks, whose scores lie transposed, `[keys, queries]`, so that `LANES` queries are the lanes of
 //! vectors: the softmax then runs down the lanes, and all products are sums of a number times a
-//! vector. Keys that no query of a block sees are not touched. Rows of results are written in place:
+//! vector. Keys that no query of a block sees are not touched: what a block sees is a prefix and a
+//! range, or one range. Rows of results are written in place:
 //! row `token`, piece `tile` of an output `[tokens, tiles, head_dim]` are handed to the tile as a
 //! list of slices.
 
@@ -19,6 +20,8 @@ use std::ops::Range;
 use super::kernel::{Gradient, Kernel, Pass, from_values, primitive, run_in_place};
 use super::simd::{LANES, sum_of, vectorized};
 use crate::AttentionConfig;
+use crate::attention::Kept;
+use crate::visible::{Seen, Span};
 use burn::tensor::{Tensor, backend::Backend};
 
 type Lanes = [f32; LANES];
@@ -87,15 +90,9 @@ impl Attention {
         assert!(l > 0 && temperature.len() == self.heads, "attention");
     }
 
-    fn check_visible(&self, visible: &[u32]) {
-        let l = self.tokens;
-        assert!(
-            visible.len() == l
-                && visible.is_sorted()
-                && visible[0] > 0
-                && visible[l - 1] as usize <= l,
-            "visible keys"
-        );
+    fn check_seen(&self, seen: &Seen) {
+        assert_eq!(seen.spans.len(), self.tokens, "visible keys");
+        seen.check();
     }
 
     #[inline(always)]
@@ -144,6 +141,14 @@ impl Attention {
     }
 }
 
+/// The keys that a block of queries sees, each part behind how many there are before it: those of the
+/// prefix, and from the first start to the last end. Where these meet they are one part.
+fn keys_of(prefix: usize, spans: &[Span]) -> impl Iterator<Item = (usize, Range<usize>)> + Clone {
+    let (start, end) = (spans[0].start as usize, spans[spans.len() - 1].end as usize);
+    let prefix = if start <= prefix { start } else { prefix };
+    [(0, 0..prefix), (prefix, start..end)].into_iter().filter(|(_, keys)| !keys.is_empty())
+}
+
 impl<'a> Part<'a> {
     /// q, k and v of a tile.
     fn of_projection(x: &'a [f32], tile: usize) -> [Self; 3] {
@@ -165,10 +170,9 @@ impl Rows {
         Self { data, width }
     }
 
-    fn write(&self, out: &mut [f32], len: usize) {
-        for (out, row) in out.chunks_exact_mut(len).zip(self.data.chunks_exact(self.width)) {
-            out.copy_from_slice(&row.as_flattened()[..len]);
-        }
+    /// A row without what fills it up.
+    fn row(&self, at: usize, len: usize) -> &[f32] {
+        &self.data[at * self.width..][..self.width].as_flattened()[..len]
     }
 
     /// For every `LANES` rows (the last ones filled up with zeros) the vectors of their columns.
@@ -188,36 +192,35 @@ impl Rows {
 
 /// `[qkv (l b, 3 d), temperature (h)]`
 #[derive(Clone, Debug)]
-pub(super) struct ScaleCausal {
+pub(super) struct Windowed {
     pub(super) attention: Attention,
-    /// The end of what each token sees.
-    pub(super) visible: Vec<u32>,
+    pub(super) seen: Seen,
 }
 
-impl Kernel<2> for ScaleCausal {
+impl Kernel<2> for Windowed {
     type Saved = Saved;
     const READS: [bool; 2] = [true, true];
     const READS_OUTPUT: bool = true;
 
     fn forward(&self, [qkv, temperature]: [&[f32]; 2]) -> (Vec<f32>, Saved) {
-        self.attention.forward(qkv, temperature, &self.visible)
+        self.attention.forward(qkv, temperature, &self.seen)
     }
 
     fn backward(&self, pass: Pass<'_, Saved, 2>) -> [Option<Gradient>; 2] {
         let ([qkv, temperature], Pass { output, saved, gradient, .. }) = (pass.inputs, pass);
         let (of_qkv, of_temperature) =
-            self.attention.backward(qkv, temperature, &self.visible, output, saved, gradient);
+            self.attention.backward(qkv, temperature, &self.seen, output, saved, gradient);
         [Some(Gradient::New(of_qkv)), Some(Gradient::New(of_temperature))]
     }
 }
 
 /// Attends from new tokens to those in the caches `[b, h, capacity, e]` of keys and values and to
-/// themselves, and appends them at `filled`.
+/// themselves, and leaves in the caches what stays.
 pub(crate) fn cached_attention<B: Backend>(
     qkv_r3d: Tensor<B, 2>,
     temperature_h: Tensor<B, 1>,
     caches_bhle: [Tensor<B, 4>; 2],
-    filled: usize,
+    kept: Kept,
     config: AttentionConfig,
 ) -> (Tensor<B, 2>, [Tensor<B, 4>; 2]) {
     let [rows, d3] = qkv_r3d.dims();
@@ -226,8 +229,8 @@ pub(crate) fn cached_attention<B: Backend>(
     let (out, caches_bhle) = run_in_place(
         [primitive(qkv_r3d), primitive(temperature_h)],
         caches_bhle,
-        |[qkv, temperature], [keys, values]| {
-            attention.append_and_attend(qkv, temperature, keys, values, capacity, filled)
+        |[qkv, temperature], caches| {
+            attention.attend_and_keep(qkv, temperature, caches, capacity, kept)
         },
     );
     (from_values(out, [rows, d3 / 3]), caches_bhle)

@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::product::{hide, product};
-use super::{Attention, KEYS, Lanes, Part, Rows, SHORTEST, Saved};
+use super::{Attention, KEYS, Lanes, Part, Rows, SHORTEST, Saved, keys_of};
 use crate::cpu::rows::{add, sum_in_order};
 use crate::cpu::simd::{LANES, exp, sum_of_pairs, vectorized};
+use crate::visible::{Seen, Span};
 
 /// Vectors of queries in a block.
 const BACKWARD: usize = 4;
@@ -18,7 +19,7 @@ impl Attention {
         &self,
         qkv: &[f32],
         temperature: &[f32],
-        visible: &[u32],
+        seen: &Seen,
         out: &[f32],
         saved: &Saved,
         grad: &[f32],
@@ -26,7 +27,7 @@ impl Attention {
         const N: usize = BACKWARD * LANES;
         let (l, e, h) = (self.tokens, self.head_dim, self.heads);
         self.check(qkv, temperature);
-        self.check_visible(visible);
+        self.check_seen(seen);
         assert!(
             out.len() == l * self.tiles() * e && grad.len() == out.len(),
             "gradient of attention"
@@ -64,10 +65,10 @@ impl Attention {
                             || sum_of_pairs(out, grad, |x, y| x * y),
                         );
                     }
-                    let (saved, visible) = (&saved[tokens.clone()], &visible[tokens.clone()]);
-                    let rows = [&q, &k, &v, &grad];
+                    let seen = (seen.prefix, &seen.spans[tokens.clone()]);
+                    let (rows, saved) = ([&q, &k, &v, &grad], &saved[tokens.clone()]);
                     let gkv = [&mut *gk, &mut *gv];
-                    let g = self.attend_backward(rows, saved, means, visible, gkv, &mut scratch);
+                    let g = self.attend_backward(rows, saved, means, seen, gkv, &mut scratch);
                     for ((token, gq), g) in tokens.zip(gq).zip(g.chunks_exact(self.width())) {
                         let q = self.row(q_part, token);
                         gtemperature += self.project(q, &g.as_flattened()[..e], factor, gq);
@@ -100,24 +101,29 @@ impl Attention {
         [q, k, v, grad]: [&Rows; 4],
         saved: &[f32],
         means: [Lanes; BACKWARD],
-        visible: &[u32],
+        (prefix, spans): (usize, &[Span]),
         [gk, gv]: [&mut [Lanes]; 2],
         [p, d]: &mut [Vec<Lanes>; 2],
     ) -> Vec<Lanes> {
         const N: usize = BACKWARD * LANES;
-        let (n, e, width) = (visible.len(), self.head_dim, self.width());
+        let (n, e, width) = (spans.len(), self.head_dim, self.width());
         let mut lse = [[0.0; LANES]; BACKWARD];
         lse.as_flattened_mut()[..n].copy_from_slice(saved);
         let (q_lanes, grad_lanes) = (q.transposed(), grad.transposed());
         let mut gq = vec![[0.0; LANES]; n * width];
-        let all = visible[n - 1] as usize;
-        for start in (0..all).step_by(KEYS) {
-            let keys = start..all.min(start + KEYS);
+        let pieces = keys_of(prefix, spans).flat_map(|(_, keys)| {
+            let end = keys.end;
+            keys.step_by(KEYS).map(move |start| start..end.min(start + KEYS))
+        });
+        for keys in pieces {
+            let start = keys.start;
             let at = start * width;
             let (k, v) = (&k.data[at..], &v.data[at..]);
-            for (lane, visible) in visible.chunks(LANES).enumerate() {
+            for (lane, spans) in spans.chunks(LANES).enumerate() {
                 let (p, d) = (&mut p[lane..], &mut d[lane..]);
-                let seen = (visible[visible.len() - 1] as usize).clamp(start, keys.end) - start;
+                let end = spans[spans.len() - 1].end as usize;
+                let is_early = prefix <= start && keys.end <= spans[0].start as usize;
+                let seen = if is_early { 0 } else { end.clamp(start, keys.end) - start };
                 let lanes = lane * width * LANES..;
                 let (q, grad) = (&q_lanes[lanes.clone()], &grad_lanes[lanes]);
                 product::<true>(false, p, BACKWARD, seen, k.as_flattened(), width * LANES, q, 1, e);
@@ -136,7 +142,7 @@ impl Attention {
                 vectorized(
                     #[inline(always)]
                     || {
-                        hide(p, BACKWARD, visible, keys.clone());
+                        hide(p, BACKWARD, prefix, spans, keys.start..start + seen);
                         let rows = p.chunks_mut(BACKWARD).zip(d.chunks_mut(BACKWARD));
                         for (j, (p, d)) in rows.take(keys.len()).enumerate() {
                             if j >= seen {

@@ -8,15 +8,26 @@ use pulp::{Simd, WithSimd};
 use super::Lanes;
 use crate::cpu::level::arch;
 use crate::cpu::simd::LANES;
+use crate::visible::Span;
 
 /// Sets the scores of `keys` (vectors `stride` apart) that their queries do not see.
 #[inline(always)]
-pub(super) fn hide(scores: &mut [Lanes], stride: usize, visible: &[u32], keys: Range<usize>) {
-    let first = (visible[0] as usize).max(keys.start);
-    for key in first..keys.end {
+pub(super) fn hide(
+    scores: &mut [Lanes],
+    stride: usize,
+    prefix: usize,
+    spans: &[Span],
+    keys: Range<usize>,
+) {
+    let last_start = spans[spans.len() - 1].start as usize;
+    let first_end = spans[0].end as usize;
+    // Keys that come too early for some query, then those that come too late for some.
+    let early = keys.start.max(prefix)..keys.end.min(last_start);
+    let late = keys.start.max(first_end).max(early.end)..keys.end;
+    for key in early.chain(late) {
         let scores = &mut scores[(key - keys.start) * stride];
-        for (score, &visible) in scores.iter_mut().zip(visible) {
-            if key >= visible as usize {
+        for (score, span) in scores.iter_mut().zip(spans) {
+            if key < span.start as usize || key >= span.end as usize {
                 *score = f32::NEG_INFINITY;
             }
         }

@@ -1,14 +1,21 @@
 use super::*;
 use crate::cpu::testing::*;
 
-/// Query t of a scale sees all scales up to its own.
-fn visible_of(scales: &[usize]) -> Vec<u32> {
-    let mut sum = 0;
-    let scales = scales.iter().flat_map(|s| {
-        sum += s * s;
-        vec![sum as u32; s * s]
+/// Each of so many tokens of every scale sees a prefix, its own scale and `before` coarser ones.
+fn windows(prefix: usize, scales: &[usize], before: usize) -> Seen {
+    let start = |k: usize| -> usize { scales[..k].iter().sum() };
+    let spans = (0..scales.len()).flat_map(|k| {
+        let from = start(k.saturating_sub(before));
+        let start_of = if from <= prefix { 0 } else { from };
+        let span = Span { start: start_of as u32, end: start(k + 1).max(prefix) as u32 };
+        vec![span; scales[k]]
     });
-    scales.collect()
+    Seen { prefix, spans: spans.collect() }
+}
+
+/// Query t of a scale sees all scales up to its own.
+fn visible_of(scales: &[usize]) -> Seen {
+    windows(0, &scales.iter().map(|s| s * s).collect::<Vec<_>>(), scales.len())
 }
 
 /// Output, gradient of qkv and of the temperature, all by the definition.
@@ -16,7 +23,7 @@ fn exact(
     a: &Attention,
     qkv: &[f64],
     temperature: &[f64],
-    visible: &[u32],
+    seen: &Seen,
     grad: &[f64],
 ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let (b, l, h, e) = (a.batch, a.tokens, a.heads, a.head_dim);
@@ -34,23 +41,24 @@ fn exact(
         let t = temperature[head];
         let (mut gq, mut gk) = (vec![vec![0.0; e]; l], vec![vec![0.0; e]; l]);
         for i in 0..l {
-            let n = visible[i] as usize;
-            let score = |j: usize| t * dot(q[i], k[j]) / (length(q[i]) * length(k[j]));
-            let scores: Vec<f64> = (0..n).map(score).collect();
+            let sees = |j: &usize| *j < seen.prefix || seen.spans[i].range().contains(j);
+            let keys: Vec<usize> = (0..l).filter(sees).collect();
+            let score = |j: &usize| t * dot(q[i], k[*j]) / (length(q[i]) * length(k[*j]));
+            let scores: Vec<f64> = keys.iter().map(score).collect();
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - m).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|s| (s - m).exp() / sum).collect();
             let g = &grad[((i * b + image) * h + head) * e..][..e];
             let out = &mut out[((i * b + image) * h + head) * e..][..e];
-            for j in 0..n {
-                (0..e).for_each(|c| out[c] += p[j] * v[j][c]);
+            for (&j, p) in keys.iter().zip(&p) {
+                (0..e).for_each(|c| out[c] += p * v[j][c]);
             }
             let mean = dot(g, out);
-            for j in 0..n {
-                let d = p[j] * (dot(g, v[j]) - mean);
-                gtemperature[head] += d * scores[j] / t;
+            for ((&j, p), score) in keys.iter().zip(&p).zip(&scores) {
+                let d = p * (dot(g, v[j]) - mean);
+                gtemperature[head] += d * score / t;
                 for c in 0..e {
-                    gqkv[at(j, image, 2, head) + c] += p[j] * g[c];
+                    gqkv[at(j, image, 2, head) + c] += p * g[c];
                     gq[i][c] += d * t * k[j][c] / length(k[j]);
                     gk[j][c] += d * t * q[i][c] / length(q[i]);
                 }
@@ -75,9 +83,9 @@ fn example(
     heads: usize,
     head_dim: usize,
     normalize: bool,
-    visible: &[u32],
+    seen: &Seen,
 ) -> (Attention, [Vec<f32>; 3]) {
-    let tokens = visible.len();
+    let tokens = seen.spans.len();
     let n = batch * tokens * heads * head_dim;
     let temperature = random(heads, 3).iter().map(|x| 3.0 + 2.0 * x).collect();
     let a = Attention { batch, tokens, heads, head_dim, normalize };
@@ -86,14 +94,23 @@ fn example(
 
 #[test]
 fn against_the_formula() {
-    let causal: Vec<u32> = (1..=70).collect();
     let patterns = [
-        vec![1],
+        visible_of(&[1]),
         visible_of(&[1, 2, 3]),
-        vec![5; 5],
-        causal,
+        windows(0, &[5], 0),
+        windows(0, &[1; 70], 70),
         visible_of(&[1, 2, 3, 4, 6, 9]),
         visible_of(&[12]),
+        // A prefix and the own scale: within a vector of queries, and many of them.
+        windows(1, &[1, 4, 9], 0),
+        windows(1, &[1, 4, 9, 16, 36, 81, 100], 0),
+        windows(1, &[1, 4, 9, 16, 36, 81], 1),
+        windows(1, &[1, 4, 9, 16, 36, 81], 2),
+        // More than one token before, longer than a piece of keys, and a gap of some.
+        windows(100, &[100, 30, 130, 7], 0),
+        windows(3, &[3, 1, 1, 1, 2, 2, 150, 40], 1),
+        windows(5, &[2, 3, 4], 0),
+        windows(0, &[3, 40, 7], 0),
     ];
     for visible in &patterns {
         for (b, h, e) in [(1, 1, 4), (2, 3, 8), (3, 1, 64), (1, 2, 17)] {
@@ -153,21 +170,30 @@ fn extremes() {
 
 #[test]
 fn cache_agrees_with_the_mask() {
-    let scales = [1, 2, 3, 5, 9];
-    let visible = visible_of(&scales);
-    let (b, h, e, capacity) = (2, 3, 8, 130);
-    let (a, [qkv, temperature, _]) = example(b, h, e, true, &visible);
-    let want = a.forward(&qkv, &temperature, &visible).0;
-    let mut caches = [(); 2].map(|()| vec![f32::NAN; b * h * capacity * e]);
-    let mut filled = 0;
-    for n in scales.map(|s| s * s) {
-        let step = Attention { tokens: n, ..a };
-        let row = b * h * e;
-        let qkv = &qkv[3 * row * filled..][..3 * row * n];
-        let [k, v] = &mut caches;
-        let got = step.append_and_attend(qkv, &temperature, k, v, capacity, filled);
-        assert_close("cached", &got, &wide(&want[row * filled..][..row * n]), 1e-6);
-        filled += n;
+    let scales = [1, 4, 9, 25, 81];
+    for (prefix, before) in [(0, 5), (0, 0), (1, 0), (1, 1), (1, 2), (3, 1)] {
+        let visible = windows(prefix, &scales, before);
+        let start = |k: usize| scales[..k].iter().sum::<usize>();
+        let (b, h, e, capacity) = (2, 3, 8, 130);
+        let (a, [qkv, temperature, _]) = example(b, h, e, true, &visible);
+        let want = a.forward(&qkv, &temperature, &visible).0;
+        let mut caches = [(); 2].map(|()| vec![f32::NAN; b * h * capacity * e]);
+        let mut filled = 0;
+        for (k, n) in scales.into_iter().enumerate() {
+            let step = Attention { tokens: n, ..a };
+            let row = b * h * e;
+            let qkv = &qkv[3 * row * start(k)..][..3 * row * n];
+            // The scales that the next one sees, or none.
+            let next = (k + 1 < scales.len())
+                .then(|| start(k + 1) - start((k + 1).saturating_sub(before)));
+            let tokens = (filled + n).min(prefix + next.unwrap_or(0));
+            let kept = Kept { filled, prefix, dropped: filled + n - tokens, tokens };
+            let [k_cache, v_cache] = &mut caches;
+            let got = step.attend_and_keep(qkv, &temperature, [k_cache, v_cache], capacity, kept);
+            assert_close("cached", &got, &wide(&want[row * start(k)..][..row * n]), 1e-6);
+            filled = tokens;
+        }
+        assert_eq!(filled, prefix);
     }
 }
 
