@@ -338,6 +338,7 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
                 ("shared_adaln", yes(shape.shared_adaln)),
                 ("qk_l2_norm", yes(shape.qk_l2_norm)),
                 ("sees", shape.visibility.to_string()),
+                ("first scale", shape.first_scale.to_string()),
                 ("positions", positions),
                 ("scales", scales.to_string()),
             ]

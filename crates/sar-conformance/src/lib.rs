@@ -31,6 +31,7 @@
 //! | [`operators`] | the operators of `sar-kernels` and their gradients, against f64 on the host | `A: AutodiffBackend` |
 //! | [`large`] | operations at the sizes that fast kernels are chosen for, against f64 on the host | `B: Backend` |
 //! | [`model`] | the backbone: who sees whom, cached equals parallel | `B: Backend` |
+//! | [`first_scale`] | a first scale of several tokens, masked or in a random order | `B: Backend` |
 //! | [`rollout`] | generation: independent of the batch, equal to the parallel pass | `B: Backend` |
 //! | [`training`] | gradients against finite differences, optimizer, a falling loss | `A: AutodiffBackend` |
 //! | [`parity`] | the golden cases of the released PyTorch code, forward, backward, AdamW, sampling | `A: AutodiffBackend` |
@@ -42,6 +43,7 @@ mod host;
 mod suite;
 mod tiny;
 
+pub mod first_scale;
 pub mod kernels;
 pub mod large;
 pub mod model;

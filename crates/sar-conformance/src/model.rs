@@ -237,7 +237,7 @@ fn logits<B: Backend>(
     model: &Backbone<B>,
     schedule: &ScaleSchedule,
     inputs_blc: Option<Tensor<B, 3>>,
-    first: FirstToken,
+    first: FirstToken<B>,
     depth_drops: Option<&DropPath>,
     device: &B::Device,
 ) -> Tensor<B, 3> {

@@ -23,6 +23,16 @@ pub fn alone(law: impl FnOnce()) {
 /// Each part becomes a module of its name. [The crate](crate) says more.
 #[macro_export]
 macro_rules! tests {
+    (@part $backend:ty, first_scale) => {
+        $crate::tests!(@part $backend, first_scale(
+            a_masked_scale_step_by_step_is_the_parallel_pass,
+            a_scale_in_random_order_is_causal,
+            a_scale_in_random_order_token_by_token_is_the_parallel_pass,
+            greedy_tokens_in_random_order_are_what_the_parallel_pass_predicts,
+            one_step_over_a_masked_scale_is_one_parallel_step,
+            samples_of_any_first_scale_do_not_depend_on_their_batch,
+        ));
+    };
     (@part $backend:ty, kernels) => {
         $crate::tests!(@part $backend, kernels(
             bicubic_equals_published_numbers,
@@ -118,7 +128,9 @@ macro_rules! tests {
         }
     };
     ($backend:ty) => {
-        $crate::tests!($backend; kernels, large, operators, model, rollout, training, parity);
+        $crate::tests!(
+            $backend; kernels, large, operators, model, first_scale, rollout, training, parity
+        );
     };
     ($backend:ty; $($part:ident $(($($law:ident),+ $(,)?))?),+ $(,)?) => {
         $( $crate::tests!(@part $backend, $part $(($($law),+))?); )+
@@ -134,6 +146,7 @@ mod tests {
     #[test]
     fn every_law_is_in_the_list() {
         for part in [
+            include_str!("first_scale.rs"),
             include_str!("kernels.rs"),
             include_str!("large.rs"),
             include_str!("model.rs"),

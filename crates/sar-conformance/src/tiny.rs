@@ -1,7 +1,7 @@
 //! The models that the laws are checked on: a few thousand parameters, none of them near zero.
 
 use burn::tensor::backend::Backend;
-use sar_core::SeedTree;
+use sar_core::{FirstScale, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
 use sar_weights::fill;
@@ -24,6 +24,7 @@ pub(crate) fn backbone_config(shared_adaln: bool, qk_l2_norm: bool) -> BackboneC
             shared_adaln,
             qk_l2_norm,
             visibility: Visibility::AllCoarser,
+            first_scale: FirstScale::ClassToken {},
         },
         classes: CLASSES,
         codebook_size: CODES,

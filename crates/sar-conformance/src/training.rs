@@ -6,9 +6,10 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use sar_core::{CodePyramid, Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
+use sar_core::first_scale::{MaskLoss, MaskShare, Reveal};
+use sar_core::{CodePyramid, Filter, FirstScale, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::Reduction;
-use sar_model::{Backbone, Precision};
+use sar_model::{Backbone, Precision, Visibility};
 use sar_tokenizer::{Perturbation, Tokenizer, codebook};
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::gradients::{Gradients, clip_factor};
@@ -37,16 +38,38 @@ const UNREGULARIZED: Regularization = Regularization {
     reduction: Reduction::MeanTokens,
 };
 
-/// Teacher forcing, every parameter of both variants of the backbone.
+/// Teacher forcing, every parameter of the variants of the backbone, of the kinds of visibility and of
+/// first scales.
 pub fn gradients_of_the_backbone_equal_finite_differences<A: AutodiffBackend>(device: &A::Device) {
     let tokenizer = tiny::tokenizer::<Inner<A>>(device);
     let batch = token_batch::<Inner<A>>(0..3, device);
-    for (shared_adaln, qk_l2_norm) in [(false, true), (true, false)] {
-        let model = tiny::backbone::<Inner<A>>(shared_adaln, qk_l2_norm, device);
+    let masked = |loss| FirstScale::Masked {
+        share: MaskShare::Cosine,
+        loss,
+        steps: 2,
+        reveal: Reveal::Random,
+    };
+    let coarse = TokenBatch { schedule: "2_3".parse().expect("a valid schedule"), ..batch.clone() };
+    let coarse = TokenBatch {
+        tokens_bl: coarse.tokens_bl.clone().repeat_dim(1, 2).slice_dim(1, 0..13),
+        ..coarse
+    };
+    for (shared_adaln, visibility, first_scale) in [
+        (false, Visibility::AllCoarser, FirstScale::ClassToken {}),
+        (true, Visibility::Own, FirstScale::ClassToken {}),
+        (false, Visibility::Last(1), FirstScale::ClassToken {}),
+        (false, Visibility::Own, masked(MaskLoss::Masked)),
+        (true, Visibility::AllCoarser, masked(MaskLoss::All)),
+        (false, Visibility::AllCoarser, FirstScale::RandomOrder {}),
+    ] {
+        let mut config = tiny::backbone_config(shared_adaln, !shared_adaln);
+        (config.shape.visibility, config.shape.first_scale) = (visibility, first_scale);
+        let model = tiny::backbone_of::<Inner<A>>(&config, device);
+        let batch = if first_scale.is_behind_the_class_token() { &coarse } else { &batch };
         let loss = |model: &Backbone<A>| {
             let objective = Objective::TeacherForcing;
             let step = SeedTree::new(0);
-            backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device).loss
+            backbone_loss(model, &tokenizer, batch, &objective, &UNREGULARIZED, step, device).loss
         };
         assert_differences::<A, Backbone<A>>(model, &sar_model::LAYOUT, loss, device);
     }

@@ -2,7 +2,11 @@
 
 use burn::backend::Autodiff;
 
-sar_conformance::tests!(Autodiff<burn_wgpu::Wgpu>; kernels, large, operators, model, parity(flexvar_tiny), training(
+sar_conformance::tests!(Autodiff<burn_wgpu::Wgpu>; kernels, large, operators, model, first_scale(
+    a_masked_scale_step_by_step_is_the_parallel_pass,
+    a_scale_in_random_order_token_by_token_is_the_parallel_pass,
+    one_step_over_a_masked_scale_is_one_parallel_step,
+), parity(flexvar_tiny), training(
     adamw_equals_its_equations,
     clipping_limits_the_norm,
     gradients_of_resampling_are_its_transpose,

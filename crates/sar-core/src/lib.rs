@@ -2,6 +2,7 @@
 //! as tensors, class names, and what a model and a tokenizer are to a rollout. No input or output happens here.
 
 pub mod classes;
+pub mod first_scale;
 pub mod pixels;
 pub mod resample;
 pub mod rng;
@@ -10,6 +11,7 @@ pub mod scales;
 pub mod schedule_sampler;
 
 pub use classes::{ClassError, find_class};
+pub use first_scale::FirstScale;
 pub use resample::{Filter, resample};
 pub use rng::SeedTree;
 pub use roles::{CodePyramid, ScaleModel, paint_all};

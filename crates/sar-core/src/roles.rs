@@ -8,7 +8,7 @@
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-use crate::ScaleSchedule;
+use crate::{FirstScale, ScaleSchedule};
 
 /// A transformer that predicts each scale from the coarser ones, one scale at a time.
 pub trait ScaleModel<B: Backend> {
@@ -18,13 +18,45 @@ pub trait ScaleModel<B: Backend> {
     /// The label of the unconditional class.
     fn null_class(&self) -> usize;
 
+    /// How the tokens of the first scale come about: as the class token's, unless a model says otherwise.
+    fn first_scale(&self) -> FirstScale {
+        FirstScale::ClassToken {}
+    }
+
     /// Starts a pass over `schedule` for `labels_b` with an empty cache of the pass's full length.
     fn begin(&self, labels_b: Tensor<B, 1, Int>, schedule: &ScaleSchedule) -> Self::Cache;
 
-    /// Runs the next scale only; call it once per scale, in order.
+    /// Predicts places of a first scale that is not the class token's from those that were revealed so far.
+    /// Call it before every step that reveals some, and once at least.
     ///
     /// # Shapes
-    /// - `input_bnc`: `None` for the first scale, else `[b, n, c]`, the input of that scale
+    /// - `places`: for each of b rows p places of the scale, row-major; one where they follow each other
+    /// - output: `[b, p, v]`, unnormalized log-probabilities
+    ///
+    /// # Panics
+    /// If the first scale is the class token's.
+    fn predict(&self, _: &mut Self::Cache, _places: &[Vec<usize>]) -> Tensor<B, 3> {
+        panic!("the class token's scale is predicted in one step")
+    }
+
+    /// Says what stands at places of such a first scale.
+    ///
+    /// # Shapes
+    /// - `places`: for each of b rows p places of the scale, row-major; where they follow each other, those
+    ///   that were predicted last
+    /// - `codes_bpc`: `[b, p, c]`
+    ///
+    /// # Panics
+    /// If the first scale is the class token's.
+    fn reveal(&self, _: &mut Self::Cache, _places: &[Vec<usize>], _codes_bpc: Tensor<B, 3>) {
+        panic!("the class token's scale has nothing to reveal")
+    }
+
+    /// Runs the next scale only; call it once per scale, in order, the first one apart if it is predicted
+    /// and revealed.
+    ///
+    /// # Shapes
+    /// - `input_bnc`: `None` for the class token's scale, else `[b, n, c]`, the input of that scale
     /// - output: `[b, n, v]`, unnormalized log-probabilities
     fn step(&self, cache: &mut Self::Cache, input_bnc: Option<Tensor<B, 3>>) -> Tensor<B, 3>;
 }

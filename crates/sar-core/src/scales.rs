@@ -43,12 +43,6 @@ pub enum ScheduleError {
     /// No scale at all.
     #[error("a scale schedule needs at least one scale, e.g. 1_2_3_4")]
     Empty,
-    /// The first scale is not a single token.
-    #[error("scales start at 1 (the class token's scale), found {found}")]
-    First {
-        /// The first scale as written.
-        found: ScaleSize,
-    },
     /// A scale does not grow.
     #[error("scales must increase: {next} after {previous} (scale {index} of the list)")]
     NotIncreasing {
@@ -77,7 +71,8 @@ pub enum ScheduleError {
     },
 }
 
-/// An increasing list of token-map sizes that starts at a single token (VAR, section 3.1).
+/// An increasing list of token-map sizes (VAR, section 3.1). It starts at a single token, the class token's,
+/// unless a model's [first scale](crate::FirstScale) is another.
 ///
 /// Written and serialized as `1_2_3_4`, with `HxW` for scales that are not square: `1_2x3_4x6`.
 ///
@@ -115,12 +110,12 @@ impl ScaleSchedule {
     /// A schedule of the given sizes.
     ///
     /// # Errors
-    /// If the list is empty, does not start at 1x1, or a scale has fewer rows, fewer columns or not
-    /// more tokens than the one before.
+    /// If the list is empty, or a scale has fewer rows, fewer columns or not more tokens than the one
+    /// before.
     pub fn new(sizes: Vec<ScaleSize>) -> Result<Self, ScheduleError> {
         let first = *sizes.first().ok_or(ScheduleError::Empty)?;
-        if first != ScaleSize::square(1) {
-            return Err(ScheduleError::First { found: first });
+        if first.tokens() == 0 || first.height.max(first.width) > Self::MAX_SIDE {
+            return Err(ScheduleError::Unreadable { text: first.to_string() });
         }
         for (index, pair) in sizes.windows(2).enumerate() {
             let (previous, next) = (pair[0], pair[1]);
@@ -156,8 +151,8 @@ impl ScaleSchedule {
         }
     }
 
-    /// The same scales stretched so that the last has another size; scales that rounding makes equal
-    /// are one. FlexVAR samples at any of them, at other resolutions and aspect ratios.
+    /// The same scales stretched so that the last has another size; the class token's stays 1x1, and scales
+    /// that rounding makes equal are one. FlexVAR samples at any of them, at other resolutions and aspect ratios.
     ///
     /// ```
     /// use sar_core::ScaleSchedule;
@@ -177,8 +172,9 @@ impl ScaleSchedule {
         let stretch = |side: usize, to: usize, from: usize| {
             ((2 * side * to + from) / (2 * from)).clamp(1, to)
         };
-        let mut sizes: Vec<ScaleSize> = vec![ScaleSize::square(1)];
-        for size in &self.sizes[1..] {
+        let of_class = usize::from(self.sizes[0] == ScaleSize::square(1));
+        let mut sizes = self.sizes[..of_class].to_vec();
+        for size in &self.sizes[of_class..] {
             sizes.push(ScaleSize {
                 height: stretch(size.height, last.height, from.height),
                 width: stretch(size.width, last.width, from.width),
@@ -242,7 +238,7 @@ impl ScaleSchedule {
     /// If `k` is 0 or not below [`len`](Self::len).
     pub fn transition(&self, k: usize) -> Self {
         assert!(k > 0, "scale 0 has no transition into it");
-        Self { sizes: vec![self.sizes[0], self.sizes[k]] }
+        Self { sizes: vec![ScaleSize::square(1), self.sizes[k]] }
     }
 }
 
@@ -328,7 +324,6 @@ mod tests {
             assert!(!error.contains('\n'));
         };
         check("", "at least one scale");
-        check("2_3", "start at 1");
         check("1_3_3", "3 after 3 (scale 2");
         check("1_4_3", "3 after 4");
         check("1_2x5_4x4", "4 after 2x5");
@@ -353,6 +348,9 @@ mod tests {
         check("1_2_3_4", "2", "1_2");
         check("1", "3x2", "1_3x2");
         check("256px", "16x24", "1_2x3_3x5_4x6_5x8_6x9_8x12_10x15_13x20_16x24");
+        // A first scale that is not the class token's is stretched, too.
+        check("4_5_6_8", "8x12", "4x6_5x8_6x9_8x12");
+        check("4_5_6_8", "16", "8_10_12_16");
         let zero = ScaleSize { height: 0, width: 4 };
         assert!("1_2".parse::<ScaleSchedule>().unwrap().with_last(zero).is_err());
     }

@@ -33,7 +33,7 @@ pub enum TrainingSchedule {
         scales: ScaleSchedule,
         /// Probability of the fixed list (published: 0.05).
         fixed_probability: f64,
-        /// Coarsest sides, always present (published: 1, 2).
+        /// Coarsest sides, always present (published: 1, 2; with a masked first scale 4, 5, 6).
         head: Vec<usize>,
         /// Where the middle sides come from (published: five of 3..=10, two of 11..=15).
         pools: Vec<SidePool>,
@@ -112,8 +112,8 @@ impl TrainingSchedule {
         if let Some(x) = drop_thresholds.iter().find(|x| !(0.0..=1.0).contains(*x)) {
             return Err(format!("drop_thresholds: {x} is not between 0 and 1"));
         }
-        if head.first() != Some(&1) {
-            return Err("head: must start at 1".into());
+        if head.is_empty() {
+            return Err("head: must have a side, the first scale's".into());
         }
         if *last > ScaleSchedule::MAX_SIDE {
             return Err(format!("last: {last} is more than {}", ScaleSchedule::MAX_SIDE));

@@ -1,6 +1,6 @@
 //! What a backbone is made of.
 
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule, ScaleSize};
 use serde::{Deserialize, Serialize};
 
 use crate::Visibility;
@@ -39,6 +39,8 @@ pub struct BackboneShape {
     pub qk_l2_norm: bool,
     /// What a token sees of coarser scales.
     pub visibility: Visibility,
+    /// How the tokens of the first scale come about.
+    pub first_scale: FirstScale,
 }
 
 /// What a backbone is made of: its shape, and what it is fed with.
@@ -78,6 +80,7 @@ impl BackboneShape {
             shared_adaln: false,
             qk_l2_norm: true,
             visibility: Visibility::AllCoarser,
+            first_scale: FirstScale::ClassToken {},
         }
     }
 }
@@ -107,8 +110,16 @@ impl BackboneConfig {
     /// Checks that images can be sampled at a schedule.
     ///
     /// # Errors
-    /// If positions were learned for another schedule alone.
+    /// If positions were learned for another schedule alone, or the first scale is the class token's and
+    /// not 1x1.
     pub fn check_scales(&self, schedule: &ScaleSchedule) -> Result<(), BackboneConfigError> {
+        let first = schedule.size(0);
+        if !self.shape.first_scale.is_behind_the_class_token() && first != ScaleSize::square(1) {
+            let problem = format!(
+                "{schedule}: this model's scales start at 1 (the class token's scale), not at {first}"
+            );
+            return Err(BackboneConfigError { field: "scales", problem });
+        }
         match &self.positions {
             PositionsConfig::PerToken { scales } if scales != schedule => {
                 let problem = format!("{schedule}: this model runs at {scales} only (VAR)");
@@ -142,7 +153,10 @@ impl BackboneConfig {
                 return err(field, "must be positive".into());
             }
         }
-        let BackboneShape { width, heads, visibility, .. } = self.shape;
+        let BackboneShape { width, heads, visibility, first_scale, .. } = self.shape;
+        if matches!(first_scale, FirstScale::Masked { steps: 0, .. }) {
+            return err("first_scale.steps", "must be positive".into());
+        }
         if visibility == Visibility::Last(0) {
             return err("visibility", "no scale before is \"own\"".into());
         }

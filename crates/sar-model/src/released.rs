@@ -1,8 +1,11 @@
 //! The files of the released backbones: names and layout, how a configuration is recognized in them,
 //! and the buffers that they hold beside the parameters. SAR's have FlexVAR's layout.
 
+use std::mem::discriminant;
+
 use burn::tensor::TensorData;
-use sar_core::ScaleSchedule;
+use sar_core::first_scale::{MaskLoss, MaskShare, Reveal};
+use sar_core::{FirstScale, ScaleSchedule};
 use sar_weights::{Anchor, Layout, NamedTensors, Shapes};
 
 use crate::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
@@ -10,6 +13,9 @@ use crate::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 /// The released names and layout.
 pub const LAYOUT: Layout = Layout {
     renames: &[
+        ("first.start", "pos_start"),
+        ("first.mask", "mask_token"),
+        ("first.instruction", "pos_instruction"),
         ("positions.grid", "pos_1LC"),
         ("positions.token", "pos_1LC"),
         ("positions.level", "lvl_embed"),
@@ -37,6 +43,8 @@ pub struct Hints {
     /// What a token sees of coarser scales, which no tensor shows; all of them, as in the released files,
     /// if nobody says.
     pub visibility: Option<Visibility>,
+    /// How the first scale is trained and sampled, of which tensors show the kind only.
+    pub first_scale: Option<FirstScale>,
 }
 
 impl BackboneConfig {
@@ -90,6 +98,7 @@ impl BackboneConfig {
             }
             ref other => return Err(format!("pos_1LC is {other:?}, neither a grid nor a list")),
         };
+        let first_scale = first_scale(&shapes, hints, &mut assumed)?;
         let shape = BackboneShape {
             depth,
             width,
@@ -98,15 +107,20 @@ impl BackboneConfig {
             shared_adaln: shapes.contains("shared_ada_lin.1.weight"),
             qk_l2_norm,
             visibility: hints.visibility.unwrap_or(Visibility::AllCoarser),
+            first_scale,
         };
         let config = Self { shape, classes, codebook_size, codebook_dim, positions };
         config.validate().map_err(|error| error.to_string())?;
         Ok((config, assumed))
     }
 
-    /// What a released file holds beside the parameters, for a model that is trained at `scales`.
+    /// What a released file holds beside the parameters, for a model that is trained at `scales`; nothing
+    /// where the first scale is not the class token's, which the released classes do not know.
     pub fn buffers(&self, scales: &ScaleSchedule) -> NamedTensors {
         let mut buffers = NamedTensors::new();
+        if self.shape.first_scale.is_behind_the_class_token() {
+            return buffers;
+        }
         let l = scales.n_tokens();
         let levels: Vec<i64> = scales
             .ranges()
@@ -133,6 +147,9 @@ impl BackboneConfig {
     /// The scales that a model of this configuration was published with.
     pub fn published_scales(&self) -> ScaleSchedule {
         match &self.positions {
+            PositionsConfig::Grid { .. } if self.shape.first_scale.is_behind_the_class_token() => {
+                ScaleSchedule::squares(&[4, 5, 6, 8, 10, 13, 16]).expect("sides that increase")
+            }
             PositionsConfig::Grid { .. } => ScaleSchedule::preset("256px").expect("a known preset"),
             PositionsConfig::PerToken { scales } => scales.clone(),
         }
@@ -154,6 +171,37 @@ impl BackboneConfig {
             ("var-d30", var(30)),
             ("var-d36-s", var_d36_s),
         ]
+    }
+}
+
+/// How the first scale comes about, by the vector that is learned for it.
+fn first_scale(
+    shapes: &Shapes,
+    hints: &Hints,
+    assumed: &mut Vec<String>,
+) -> Result<FirstScale, String> {
+    let masked = FirstScale::Masked {
+        share: MaskShare::TruncatedNormal,
+        loss: MaskLoss::Masked,
+        steps: 8,
+        reveal: Reveal::Random,
+    };
+    let shown = match () {
+        () if shapes.contains("mask_token") => masked,
+        () if shapes.contains("pos_instruction") => FirstScale::RandomOrder {},
+        () => FirstScale::ClassToken {},
+    };
+    match hints.first_scale {
+        Some(said) if discriminant(&said) != discriminant(&shown) => {
+            Err(format!("the first scale is {shown}, not {said}"))
+        }
+        Some(said) => Ok(said),
+        None => {
+            if shown == masked {
+                assumed.push(format!("a first scale that is {shown}, as published"));
+            }
+            Ok(shown)
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule};
 use sar_kernels::Visible;
 use serde::{Deserialize, Serialize};
 
@@ -49,13 +49,22 @@ impl fmt::Display for Visibility {
 /// The tokens of a sequence, scale by scale. The first of all is the class token, which every token sees.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
-    /// How many belong to each scale.
+    /// How many belong to each scale, the class token to the first.
     scales: Vec<usize>,
+    /// Whether a token of the first scale sees those before it alone.
+    is_causal: bool,
 }
 
 impl Sequence {
-    pub(crate) fn new(schedule: &ScaleSchedule) -> Self {
-        Self { scales: schedule.sizes().iter().map(|size| size.tokens()).collect() }
+    /// The sequence of all scales: the first is the class token's, or stands behind it.
+    pub(crate) fn new(schedule: &ScaleSchedule, first: FirstScale) -> Self {
+        let mut scales: Vec<usize> = schedule.sizes().iter().map(|size| size.tokens()).collect();
+        match first {
+            FirstScale::ClassToken {} => {}
+            FirstScale::Masked { .. } => scales[0] += 1,
+            FirstScale::RandomOrder {} => scales[0] = 1 + 2 * scales[0],
+        }
+        Self { scales, is_causal: first == FirstScale::RandomOrder {} }
     }
 
     /// Where scale `k` lies.
@@ -68,7 +77,8 @@ impl Sequence {
     pub(crate) fn visible<B: Backend>(&self, visibility: Visibility) -> Visible<B> {
         let ranges = (0..self.scales.len()).flat_map(|k| {
             let seen = self.range(visibility.first_seen(k)).start..self.range(k).end;
-            std::iter::repeat_n(seen, self.scales[k])
+            let is_causal = self.is_causal && k == 0;
+            (0..self.scales[k]).map(move |t| if is_causal { 0..t + 1 } else { seen.clone() })
         });
         Visible::new(1, ranges)
     }
@@ -87,7 +97,9 @@ impl Sequence {
     /// The most tokens that are kept at any time, the class token among them.
     pub(crate) fn most_kept(&self, visibility: Visibility) -> usize {
         let kept = |k| (1 + self.kept_after(k, visibility)).min(self.range(k).end);
-        (0..self.scales.len()).map(kept).max().unwrap_or(0)
+        let after = (0..self.scales.len()).map(kept).max().unwrap_or(0);
+        // Those of a first scale that comes token by token see all before them.
+        if self.is_causal { after.max(self.scales[0]) } else { after }
     }
 }
 
@@ -97,7 +109,8 @@ mod tests {
 
     #[test]
     fn what_is_kept_by_hand() {
-        let sequence = Sequence::new(&"1_2_3_4".parse().unwrap());
+        let class = FirstScale::ClassToken {};
+        let sequence = Sequence::new(&"1_2_3_4".parse().unwrap(), class);
         let kept = |visibility| {
             let after = [0, 1, 2, 3].map(|k| sequence.kept_after(k, visibility));
             (after, sequence.most_kept(visibility))
@@ -107,5 +120,10 @@ mod tests {
         assert_eq!(kept(Visibility::Last(1)), ([1, 4, 9, 0], 10));
         assert_eq!(kept(Visibility::Last(2)), ([1, 5, 13, 0], 14));
         assert_eq!(kept(Visibility::Last(9)), kept(Visibility::AllCoarser));
+        let sequence = Sequence::new(&"2_3".parse().unwrap(), FirstScale::RandomOrder {});
+        assert_eq!(sequence.kept_after(0, Visibility::Own), 0);
+        assert_eq!(sequence.kept_after(0, Visibility::AllCoarser), 9);
+        assert_eq!([0, 1].map(|k| sequence.range(k)), [0..9, 9..18]);
+        assert_eq!(sequence.most_kept(Visibility::Own), 9);
     }
 }

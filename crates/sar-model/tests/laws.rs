@@ -51,7 +51,7 @@ fn logits(
     model: &Backbone<B>,
     schedule: &ScaleSchedule,
     inputs_blc: Option<Tensor<B, 3>>,
-    first: FirstToken,
+    first: FirstToken<B>,
     depth_drops: Option<&DropPath>,
 ) -> Tensor<B, 3> {
     model.forward(Pass { labels_b: labels(), inputs_blc, schedule, first, depth_drops })

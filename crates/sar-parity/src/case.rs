@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule};
 use sar_model::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 use sar_rollout::Guidance;
 use sar_tokenizer::{Family, Phi, TokenizerConfig};
@@ -232,6 +232,7 @@ impl File {
                 shared_adaln: m.shared_adaln,
                 qk_l2_norm: m.qk_l2_norm,
                 visibility: Visibility::AllCoarser,
+                first_scale: FirstScale::ClassToken {},
             },
             classes: m.classes,
             codebook_size: t.codebook_size,

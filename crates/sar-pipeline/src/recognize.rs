@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule};
 use sar_model::{Backbone, BackboneConfig, Hints, PositionsConfig, Visibility};
 use sar_rollout::Sampler;
 use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
@@ -51,6 +51,8 @@ pub struct Known {
     pub scales: Option<ScaleSchedule>,
     /// What a token of a backbone sees of coarser scales, where its file does not say.
     pub visibility: Option<Visibility>,
+    /// How the first scale of a backbone is trained and sampled, where its file does not say.
+    pub first_scale: Option<FirstScale>,
 }
 
 /// A model and what belongs to it.
@@ -159,9 +161,13 @@ impl Recognized {
         let hints = Hints {
             heads: known.heads.or(described.as_ref().map(|config| config.heads)),
             scales: scales.clone(),
-            visibility: match described {
+            visibility: match &described {
                 Some(described) => described.visibility.or(Some(Visibility::AllCoarser)),
                 None => known.visibility,
+            },
+            first_scale: match &described {
+                Some(described) => described.first_scale.or(Some(FirstScale::ClassToken {})),
+                None => known.first_scale,
             },
         };
         let path = file.path().to_owned();
@@ -282,11 +288,12 @@ impl Model {
 }
 
 /// What tensors do not show of a backbone, in the metadata of its file. Those written before there was a
-/// choice do not speak of what a token sees.
+/// choice do not speak of what a token sees, and of a first scale.
 #[derive(Deserialize)]
 struct Described {
     heads: usize,
     visibility: Option<Visibility>,
+    first_scale: Option<FirstScale>,
 }
 
 /// The scales by VAR's buffer `lvl_1L`, which has the number of its scale for every token.

@@ -2,7 +2,8 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
-use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
+use sar_core::first_scale::{MaskLoss, MaskShare, Reveal};
+use sar_core::{FirstScale, ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, Init, PositionsConfig};
 use sar_pipeline::{
     EditSettings, Mask, Part, Pipeline, Request as Sampling, RgbImage, TrainedBackbone,
@@ -23,7 +24,11 @@ struct Models {
 }
 
 fn models(family: Family) -> Models {
-    let scales: ScaleSchedule = "1_2_4_8".parse().unwrap();
+    models_of(family, FirstScale::ClassToken {}, "1_2_4_8")
+}
+
+fn models_of(family: Family, first_scale: FirstScale, scales: &str) -> Models {
+    let scales: ScaleSchedule = scales.parse().unwrap();
     let tokenizer = TokenizerConfig {
         family,
         base_channels: 32,
@@ -33,7 +38,7 @@ fn models(family: Family) -> Models {
         codebook_size: 32,
         codebook_dim: 16,
     };
-    let shape = BackboneShape { width: 24, heads: 2, ..BackboneShape::published(2) };
+    let shape = BackboneShape { width: 24, heads: 2, first_scale, ..BackboneShape::published(2) };
     let positions = match family {
         Family::Flexvar => PositionsConfig::Grid { side: 32 },
         Family::Var { .. } => PositionsConfig::PerToken { scales: scales.clone() },
@@ -63,6 +68,19 @@ fn flexvar() -> Models {
 
 fn var() -> Models {
     models(Family::Var { phi: Phi::Shared(2) })
+}
+
+/// First scales of several tokens, of both kinds.
+fn coarse() -> [Models; 2] {
+    let masked = FirstScale::Masked {
+        share: MaskShare::TruncatedNormal,
+        loss: MaskLoss::Masked,
+        steps: 3,
+        reveal: Reveal::Confident,
+    };
+    let random = FirstScale::RandomOrder {};
+    let family = Family::Var { phi: Phi::Shared(2) };
+    [models_of(Family::Flexvar, masked, "3_5_8"), models_of(family, random, "2x3_4_8")]
 }
 
 const SAMPLER: Sampler =
@@ -126,7 +144,7 @@ fn tokens_outside_the_region_are_exactly_those_of_the_source() {
 
 #[test]
 fn keeping_nothing_or_everything() {
-    for models in [flexvar(), var()] {
+    for models in [flexvar(), var()].into_iter().chain(coarse()) {
         let Models { tokenizer, backbone, scales, .. } = &models;
         let size = ScaleSize::square(16);
         let source = source(&models, scales);
@@ -155,6 +173,44 @@ fn keeping_nothing_or_everything() {
             assert_eq!(found, ids(source.clone()));
             canvas.into_data().assert_eq(&expected.clone().into_data(), true);
         }
+    }
+}
+
+/// Tokens of a first scale are kept from the start: those that are drawn see them.
+#[test]
+fn a_coarse_first_scale_keeps_tokens_and_draws_the_others_around_them() {
+    for models in coarse() {
+        let Models { tokenizer, backbone, scales, .. } = &models;
+        let size = ScaleSize::square(16);
+        let region = Region::new(size, |x, _| x < 5);
+        let anew = region.at(scales.size(0));
+        let n = anew.len();
+        let source = source(&models, scales);
+        let device = Default::default();
+        let labels = [1; 24];
+        let streams: Vec<SeedTree> = (0..24).map(|i| SeedTree::new(5).at(i)).collect();
+        let tokens = |source_1l: Tensor<B, 2, Int>| {
+            let kept = KeptTokens::new(source_1l.repeat_dim(0, 24), scales, &region, 0);
+            let (labels, streams) = (&labels[..], &streams[..]);
+            let sampler = SAMPLER;
+            let request = Request { labels, streams, schedule: scales, sampler, kept: Some(&kept) };
+            let generated = generate_watched(backbone, tokenizer, request, &device, |_, _| {});
+            ids(generated.tokens[0].clone())
+        };
+        let found = tokens(source.clone());
+        for image in found.chunks(n) {
+            for (place, token) in image.iter().enumerate() {
+                assert!(anew[place] || *token == ids(source.clone())[place], "place {place}");
+            }
+        }
+        // Another token that is kept changes what is drawn.
+        let other = (source.clone() + 1).remainder_scalar(32);
+        let drawn = |tokens: Vec<i64>| -> Vec<i64> {
+            tokens.into_iter().enumerate().filter(|(i, _)| anew[i % n]).map(|(_, t)| t).collect()
+        };
+        let (here, there) = (drawn(found), drawn(tokens(other)));
+        assert!(!here.is_empty() && here.len() < 24 * n);
+        assert_ne!(here, there);
     }
 }
 

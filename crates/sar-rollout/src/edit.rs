@@ -66,6 +66,8 @@ pub struct KeptTokens<B: Backend> {
 struct KeptScale<B: Backend> {
     tokens_bn: Tensor<B, 2, Int>,
     keep_bn: Tensor<B, 2, Bool>,
+    /// A row of that.
+    keep: Vec<bool>,
 }
 
 impl<B: Backend> KeptTokens<B> {
@@ -89,8 +91,10 @@ impl<B: Backend> KeptTokens<B> {
             } else {
                 region.at(schedule.size(k)).into_iter().map(|anew| !anew).collect()
             };
-            let keep_n = Tensor::<B, 1, Bool>::from_data(TensorData::new(keep, [n]), &device);
+            let data = TensorData::new(keep.clone(), [n]);
+            let keep_n = Tensor::<B, 1, Bool>::from_data(data, &device);
             KeptScale {
+                keep,
                 tokens_bn: tokens_bl.clone().slice_dim(1, range),
                 keep_bn: keep_n.reshape([1, n]).expand([b, n]),
             }
@@ -98,9 +102,23 @@ impl<B: Backend> KeptTokens<B> {
         Self { scales: scales.collect() }
     }
 
+    /// Whether scale `k` keeps its token at a place.
+    pub(crate) fn keeps(&self, k: usize, place: usize) -> bool {
+        self.scales[k].keep[place]
+    }
+
+    /// The source's tokens of scale `k` at p places of each image, `[b, p]`.
+    pub(crate) fn tokens_at(&self, k: usize, places: &[Vec<usize>]) -> Tensor<B, 2, Int> {
+        let tokens_bn = self.scales[k].tokens_bn.clone();
+        let places_bp: Vec<i64> = places.iter().flatten().map(|place| *place as i64).collect();
+        let places_bp = TensorData::new(places_bp, [places.len(), places[0].len()]);
+        let places_bp = Tensor::from_data(places_bp, &tokens_bn.device());
+        tokens_bn.gather(1, places_bp)
+    }
+
     /// The tokens of scale `k`, with the kept ones in their places.
     pub(crate) fn tokens(&self, k: usize, drawn_bn: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
-        let KeptScale { tokens_bn, keep_bn } = &self.scales[k];
+        let KeptScale { tokens_bn, keep_bn, .. } = &self.scales[k];
         drawn_bn.mask_where(keep_bn.clone(), tokens_bn.clone())
     }
 
@@ -111,7 +129,7 @@ impl<B: Backend> KeptTokens<B> {
         drawn_bnc: Tensor<B, 3>,
         pyramid: &P,
     ) -> Tensor<B, 3> {
-        let KeptScale { tokens_bn, keep_bn } = &self.scales[k];
+        let KeptScale { tokens_bn, keep_bn, .. } = &self.scales[k];
         let [b, n, c] = drawn_bnc.dims();
         let keep_bnc = keep_bn.clone().reshape([b, n, 1]).expand([b, n, c]);
         drawn_bnc.mask_where(keep_bnc, pyramid.look_up(tokens_bn.clone()))

@@ -1,4 +1,4 @@
-//! Generation scale by scale with a cache.
+//! Generation scale by scale with a cache; a first scale of several tokens takes several steps.
 //!
 //! Shapes: b images, n tokens of one scale, c code channels, v codes.
 
@@ -10,6 +10,7 @@ use crate::draw::{argmax, draw, gumbel_softmax};
 use crate::edit::KeptTokens;
 use crate::filter::Filters;
 use crate::guidance::{Guidance, guide};
+use crate::reveal::reveal_first;
 
 /// How a token is chosen from its logits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,31 +82,55 @@ impl Choice {
         schedule: &ScaleSchedule,
         k: usize,
     ) -> Chosen<B> {
-        let [b, n, v] = logits_bnv.dims();
-        let device = logits_bnv.device();
-        let logits_rv = logits_bnv.reshape([b * n, v]);
+        let [b, n, _] = logits_bnv.dims();
+        let r = k as f64 / (schedule.len() - 1).max(1) as f64;
+        let streams: Vec<_> = streams.iter().map(|stream| (*stream, k as u64)).collect();
+        self.choose_at(&vec![(0..n).collect(); b], logits_bnv, &streams, r)
+    }
+
+    /// Chooses for some places of a scale, p for each image.
+    ///
+    /// # Shapes
+    /// - `logits_bpv`: `[b, p, v]`
+    /// - `streams`: one stream per image, and the number of its draw there
+    /// - `r`: how far the pyramid is, in [0, 1]
+    pub(crate) fn choose_at<B: Backend>(
+        self,
+        places: &[Vec<usize>],
+        logits_bpv: Tensor<B, 3>,
+        streams: &[(SeedTree, u64)],
+        r: f64,
+    ) -> Chosen<B> {
+        let [b, p, v] = logits_bpv.dims();
+        let device = logits_bpv.device();
+        let logits_rv = logits_bpv.reshape([b * p, v]);
+        // So many uniform numbers of each place.
         let uniforms = |purpose: &str, n: usize| -> Vec<f32> {
-            let of_scale = streams.iter().map(|stream| stream.child(purpose).at(k as u64));
-            of_scale.flat_map(|stream| stream.uniforms(n)).collect()
+            let images = streams.iter().zip(places);
+            let draws = images.flat_map(|((stream, at), places)| {
+                let stream = stream.child(purpose).at(*at);
+                let numbers = move |place: &usize| (place * n) as u64..((place + 1) * n) as u64;
+                places.iter().flat_map(numbers).map(move |i| stream.uniform(i))
+            });
+            draws.collect()
         };
         let tokens_r = match self {
             Self::Argmax => argmax(logits_rv),
             Self::Sample { top_k, top_p } => {
-                let uniforms = TensorData::new(uniforms("draw", n), [b * n]);
+                let uniforms = TensorData::new(uniforms("draw", 1), [b * p]);
                 let uniforms = Tensor::from_data(uniforms, &device);
                 draw(Filters { top_k, top_p }.apply(logits_rv), uniforms)
             }
             Self::MoreSmooth { top_k, top_p } => {
-                let r = k as f64 / (schedule.len() - 1).max(1) as f64;
-                let uniforms = TensorData::new(uniforms("gumbel", n * v), [b * n, v]);
+                let uniforms = TensorData::new(uniforms("gumbel", v), [b * p, v]);
                 let uniforms = Tensor::from_data(uniforms, &device);
                 let logits_rv = Filters { top_k, top_p }.apply(logits_rv) * (1.0 + r);
                 let temperature = (0.27 * (1.0 - 0.95 * r)).max(0.005);
                 let weights_rv = gumbel_softmax(logits_rv, uniforms, temperature);
-                return Chosen::Mixture(weights_rv.reshape([b, n, v]));
+                return Chosen::Mixture(weights_rv.reshape([b, p, v]));
             }
         };
-        Chosen::Tokens(tokens_r.reshape([b, n]))
+        Chosen::Tokens(tokens_r.reshape([b, p]))
     }
 }
 
@@ -198,7 +223,8 @@ where
     let Request { labels, streams, schedule, sampler, kept } = request;
     assert_eq!(labels.len(), streams.len(), "one stream per label");
     let b = labels.len();
-    let guided = !sampler.guidance.is_off(schedule);
+    let first_scale = model.first_scale();
+    let guided = !sampler.guidance.is_off(schedule, first_scale);
     let mut rows: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
     if guided {
         rows.resize(2 * b, model.null_class() as i64);
@@ -211,17 +237,28 @@ where
     let mut tokens = Vec::with_capacity(schedule.len());
     let mut input: Option<Tensor<B, 3>> = None;
     let mut last_logits = None;
-    for k in 0..schedule.len() {
-        let mut logits_bnv = model.step(&mut cache, input.take());
-        if guided {
+    let guided_by = |t: f64, logits_bnv: Tensor<B, 3>| match guided {
+        true => {
             let cond = logits_bnv.clone().slice_dim(0, 0..b);
             let uncond = logits_bnv.slice_dim(0, b..2 * b);
-            logits_bnv = guide(cond, uncond, sampler.guidance.strength(k, schedule));
+            guide(cond, uncond, t)
         }
-        let chosen = sampler.choice.choose(logits_bnv.clone(), streams, schedule, k);
+        false => logits_bnv,
+    };
+    for k in 0..schedule.len() {
+        let (mut codes_bnc, mut tokens_bn, logits_bnv);
+        if k == 0 && first_scale.is_behind_the_class_token() {
+            let first = reveal_first(model, pyramid, &mut cache, &request, guided, guided_by);
+            (tokens_bn, codes_bnc, logits_bnv) =
+                (first.tokens_bn, first.codes_bnc, first.logits_bnv);
+        } else {
+            let t = sampler.guidance.strength(k, schedule);
+            logits_bnv = guided_by(t, model.step(&mut cache, input.take()));
+            let chosen = sampler.choice.choose(logits_bnv.clone(), streams, schedule, k);
+            codes_bnc = chosen.codes(pyramid);
+            tokens_bn = chosen.tokens();
+        }
         last_logits = Some(logits_bnv);
-        let mut codes_bnc = chosen.codes(pyramid);
-        let mut tokens_bn = chosen.tokens();
         if let Some(kept) = kept {
             codes_bnc = kept.codes(k, codes_bnc, pyramid);
             tokens_bn = kept.tokens(k, tokens_bn);

@@ -3,7 +3,7 @@
 //! Shapes: b batch, n tokens of one scale, v codes.
 
 use burn::tensor::{Tensor, backend::Backend};
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
 /// Mixes conditional and unconditional logits by classifier-free guidance.
@@ -86,9 +86,24 @@ impl Guidance {
         }
     }
 
-    /// Whether no scale is guided, so that the unconditional half need not run.
-    pub fn is_off(self, schedule: &ScaleSchedule) -> bool {
-        (0..schedule.len()).all(|k| self.strength(k, schedule) == 0.0)
+    /// The strength in step `t` of `steps`, from 1, of a first scale that is behind the class token:
+    /// that of [`HalfRamp`](Self::HalfRamp) over the steps, unless the rule is constant.
+    pub fn first_strength(self, t: usize, steps: usize) -> f64 {
+        match self {
+            Self::Constant { scale } => scale - 1.0,
+            Self::Ramp { scale } | Self::FlexRamp { scale, .. } | Self::HalfRamp { scale } => {
+                0.5 * scale * (1.0 + t as f64 / steps as f64)
+            }
+        }
+    }
+
+    /// Whether nothing is guided, so that the unconditional half need not run.
+    pub fn is_off(self, schedule: &ScaleSchedule, first_scale: FirstScale) -> bool {
+        let first = match first_scale.is_behind_the_class_token() {
+            true => self.first_strength(1, 1),
+            false => 0.0,
+        };
+        first == 0.0 && (0..schedule.len()).all(|k| self.strength(k, schedule) == 0.0)
     }
 }
 
@@ -112,8 +127,15 @@ mod tests {
         assert_eq!(flex.strength(14, &zero_shot), 3.0);
         let single: ScaleSchedule = "1".parse().unwrap();
         assert_eq!(flex.strength(0, &single), 0.0);
-        assert!(Guidance::Constant { scale: 1.0 }.is_off(&schedule));
-        assert!(!flex.is_off(&schedule));
+        let (class, random) = (FirstScale::ClassToken {}, FirstScale::RandomOrder {});
+        for first_scale in [class, random] {
+            assert!(Guidance::Constant { scale: 1.0 }.is_off(&schedule, first_scale));
+            assert!(!flex.is_off(&schedule, first_scale));
+        }
+        assert!(flex.is_off(&single, class) && !flex.is_off(&single, random));
+        let within = |g: Guidance| [1, 2, 3, 4].map(|t| g.first_strength(t, 4));
+        assert_eq!(within(Guidance::Ramp { scale: 2.0 }), [1.25, 1.5, 1.75, 2.0]);
+        assert_eq!(within(Guidance::Constant { scale: 3.0 }), [2.0; 4]);
     }
 
     #[test]

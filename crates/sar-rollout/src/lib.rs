@@ -9,6 +9,7 @@ pub mod edit;
 pub mod filter;
 pub mod generate;
 pub mod guidance;
+mod reveal;
 pub mod stagger;
 
 // What a model of one's own implements and hands in.

@@ -19,6 +19,11 @@
 //! Where only some scales are the model's own ([`StudentContext`]), the others add their true codes. A
 //! transition that is a sequence of its own has the map of the whole pyramid before it.
 //!
+//! A first scale of several tokens behind the class token has no coarser scale that the student could
+//! meet: it has no student term. Its f^_1 is what one step of its decoding makes of the teacher pass: where
+//! a token was masked the prediction, elsewhere the true one that stood there. In the student's sequence of
+//! all scales it stands as in the teacher's, so that finer scales see of it what they always see.
+//!
 //! Shapes: b batch, l tokens of the pyramid, n tokens of one scale, c code channels.
 
 use std::ops::Range;
@@ -86,12 +91,22 @@ pub enum Predictions {
 /// One student sequence.
 #[derive(Clone, Debug)]
 pub struct StudentPass<B: Backend> {
-    /// The scales of the sequence: the class token, then the predicted ones.
+    /// The scales of the sequence: the first, then the predicted ones.
     pub schedule: ScaleSchedule,
-    /// Their inputs, `[b, l' - 1, c]`.
+    /// Whether the first is the pyramid's, as it is in the teacher pass; else it is that of the bare class
+    /// token.
+    pub has_first_scale: bool,
+    /// The inputs of the predicted scales, `[b, l' - n, c]`.
     pub inputs_blc: Tensor<B, 3>,
-    /// The tokens of the full pyramid that it predicts; the class token's logits are dropped.
+    /// The tokens of the full pyramid that it predicts; the first scale's logits are dropped.
     pub predicts: Range<usize>,
+}
+
+impl<B: Backend> StudentPass<B> {
+    /// Where the sequence predicts: all but its first scale.
+    pub fn places(&self) -> Range<usize> {
+        self.schedule.range(0).end..self.schedule.n_tokens()
+    }
 }
 
 /// The student's sequences for given predictions.
@@ -122,14 +137,16 @@ pub fn stagger<B: Backend, P: CodePyramid<B>>(
     let (inputs, _) = paint_all(pyramid, schedule, context_bl);
     let single = |k: usize| StudentPass {
         schedule: schedule.transition(k),
+        has_first_scale: false,
         inputs_blc: inputs[k - 1].clone(),
         predicts: schedule.range(k),
     };
     match transitions {
         Transitions::All => vec![StudentPass {
             schedule: schedule.clone(),
+            has_first_scale: true,
             inputs_blc: Tensor::cat(inputs, 1),
-            predicts: 1..schedule.n_tokens(),
+            predicts: schedule.range(0).end..schedule.n_tokens(),
         }],
         Transitions::Last => vec![single(n_scales - 1)],
         Transitions::OneRandom => {

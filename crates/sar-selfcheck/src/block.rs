@@ -3,7 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
-use sar_core::{ScaleSchedule, SeedTree};
+use sar_core::{FirstScale, ScaleSchedule, SeedTree};
 use sar_kernels::cross_entropy;
 use sar_model::{
     Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig, Visibility,
@@ -71,6 +71,7 @@ fn run<A: AutodiffBackend>(device: &A::Device) -> Computed {
             shared_adaln: false,
             qk_l2_norm: true,
             visibility: Visibility::AllCoarser,
+            first_scale: FirstScale::ClassToken {},
         },
         classes: 10,
         codebook_size: 256,

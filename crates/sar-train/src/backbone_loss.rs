@@ -5,14 +5,14 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
-use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, FirstScale, ScaleModel, ScaleSchedule, SeedTree};
 use sar_loss::{StudentTarget, Target, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, DropPath, FirstToken, Pass};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
 
 use crate::objective::{ConditionDraw, Objective, Regularization};
 use crate::step::{ByScale, Terms};
-use crate::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
+use crate::tokens::{FirstGiven, Masking, TokenBatch, argmax_tokens, inputs, labels_tensor};
 
 /// The loss of a backbone on a batch.
 ///
@@ -46,17 +46,19 @@ where
         (rate > 0.0).then(|| DropPath::draw(rate, model.depth(), &streams))
     };
 
+    let given = FirstGiven::of(model.first_scale(), pyramid, batch, Masking::Drawn);
+    let first = || FirstToken::from_inner(given.token.clone());
     let labels_b = condition("condition");
     let teacher_blv = model.forward(Pass {
         labels_b: labels_b.clone(),
         inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()).map(Tensor::from_inner),
         schedule,
-        first: FirstToken::Start,
+        first: first(),
         depth_drops: drops("teacher").as_ref(),
     });
     let truth_bl = Tensor::<A, 2, Int>::from_inner(batch.tokens_bl.clone());
     let smoothing = regularization.label_smoothing;
-    let token_loss_bl = cross_entropy(teacher_blv.clone(), truth_bl, smoothing);
+    let token_loss_bl = given.weigh(cross_entropy(teacher_blv.clone(), truth_bl, smoothing));
     let scales = by_scale(token_loss_bl.clone().inner(), schedule);
     let teacher_loss = regularization.reduction.apply(token_loss_bl, schedule);
     let mut parts = vec![("teacher", teacher_loss.clone().inner())];
@@ -73,7 +75,7 @@ where
         return Terms { loss: teacher_loss, parts, scales };
     };
     let predicted_bl =
-        predict(model, pyramid, batch, *predictions, teacher_blv.clone().inner(), device);
+        predict(model, pyramid, batch, &given, *predictions, teacher_blv.clone().inner(), device);
     let passes = stagger(
         pyramid,
         schedule,
@@ -101,15 +103,17 @@ where
         (StudentTarget::GroundTruth, _) => Target::Tokens(batch.tokens_bl.clone()),
     };
     let losses = passes.into_iter().map(|pass| {
+        let begins_as_the_teachers = pass.has_first_scale && given.is_behind_the_class_token();
+        let places = pass.places();
         let logits_blv = model.forward(Pass {
             labels_b: student_labels_b.clone(),
             inputs_blc: Some(Tensor::from_inner(pass.inputs_blc)),
             schedule: &pass.schedule,
-            first: FirstToken::Bare,
+            first: if begins_as_the_teachers { first() } else { FirstToken::Bare },
             depth_drops: student_drops.as_ref(),
         });
-        // The class token's own logits are dropped.
-        let student_blv = logits_blv.slice_dim(1, 1..pass.schedule.n_tokens());
+        // The first scale's own logits are dropped.
+        let student_blv = logits_blv.slice_dim(1, places);
         student_forcing(student_blv, target.of_tokens(pass.predicts))
     });
     let student_loss = mean_tokens(Tensor::cat(losses.collect(), 1));
@@ -125,11 +129,13 @@ fn by_scale<B: Backend>(loss_bl: Tensor<B, 2>, schedule: &ScaleSchedule) -> BySc
     scales.map(|(&size, range)| (size, mean_tokens(loss_bl.clone().slice_dim(1, range)))).collect()
 }
 
-/// The rollout's tokens, `[b, l]`: no gradient flows through them.
+/// The rollout's tokens, `[b, l]`: no gradient flows through them. Those of a first scale that were shown to
+/// the teacher pass are the true ones.
 fn predict<A, P>(
     model: &Backbone<A>,
     pyramid: &P,
     batch: &TokenBatch<A::InnerBackend>,
+    given: &FirstGiven<A::InnerBackend>,
     predictions: Predictions,
     teacher_blv: Tensor<A::InnerBackend, 3>,
     device: &A::Device,
@@ -140,7 +146,9 @@ where
 {
     let schedule = &batch.schedule;
     match predictions {
-        Predictions::TeacherArgmax => argmax_tokens(teacher_blv),
+        Predictions::TeacherArgmax => {
+            given.behind_what_is_shown(argmax_tokens(teacher_blv), &batch.tokens_bl)
+        }
         Predictions::TeacherSample { sampler } => {
             // Both halves of the guided pass in evaluation mode: guidance of a condition that was
             // dropped for one of them would mix two nulls.
@@ -150,14 +158,15 @@ where
                     labels_b: labels_tensor(labels.into_iter(), device),
                     inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()),
                     schedule,
-                    first: FirstToken::Start,
+                    first: given.token.clone(),
                     depth_drops: None,
                 })
             };
             let cond_blv = run(batch.labels.clone());
-            let uncond_blv = (!sampler.guidance.is_off(schedule))
+            let uncond_blv = (!sampler.guidance.is_off(schedule, FirstScale::ClassToken {}))
                 .then(|| run(vec![model.classes(); batch.labels.len()]));
-            choose_by_scale(cond_blv, uncond_blv, batch, sampler)
+            let predicted_bl = choose_by_scale(cond_blv, uncond_blv, batch, sampler);
+            given.behind_what_is_shown(predicted_bl, &batch.tokens_bl)
         }
         Predictions::FullRollout { sampler } => {
             let inner = model.valid();

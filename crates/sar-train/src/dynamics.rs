@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
-use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use sar_loss::{StatsByScale, cross_entropy, mean_tokens};
 use sar_model::{Backbone, FirstToken, Pass};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::held_out::{HeldOutMeter, Interval, Losses, bootstrap, logits_in, mean};
 use crate::step::{Terms, accumulate};
-use crate::tokens::{TokenBatch, inputs, labels_tensor};
+use crate::tokens::{FirstGiven, Masking, TokenBatch, inputs, labels_tensor};
 
 /// No guidance: the conditional logits alone.
 const UNGUIDED: Guidance = Guidance::Constant { scale: 1.0 };
@@ -285,15 +285,17 @@ where
     let n_images: usize = batches.iter().map(|batch| batch.labels.len()).sum();
     let all_inputs: Vec<_> =
         batches.iter().map(|batch| inputs(pyramid, schedule, batch.tokens_bl.clone())).collect();
+    let n_first = schedule.size(0).tokens();
     let of_scale = |(k, range): (usize, Range<usize>)| {
         let sizes = schedule.sizes()[..=k].to_vec();
         let scales = &ScaleSchedule::new(sizes).expect("the beginning of a schedule");
         let parts = batches.iter().zip(&all_inputs).map(|(batch, inputs_blc)| Part::<A> {
             labels_b: labels_tensor(batch.labels.iter().copied(), device),
+            first: FirstGiven::of(model.first_scale(), pyramid, batch, Masking::All).token,
             inputs_blc: inputs_blc
                 .as_ref()
                 .filter(|_| k > 0)
-                .map(|inputs_blc| inputs_blc.clone().slice_dim(1, 0..range.end - 1)),
+                .map(|inputs_blc| inputs_blc.clone().slice_dim(1, 0..range.end - n_first)),
             truth_bn: batch.tokens_bl.clone().slice_dim(1, range.clone()),
             // Batches may be of several sizes, and their mean counts each the same.
             weight: (batch.labels.len() * batches.len()) as f64 / n_images as f64,
@@ -303,7 +305,7 @@ where
                 labels_b: Tensor::from_inner(part.labels_b),
                 inputs_blc: part.inputs_blc.map(Tensor::from_inner),
                 schedule: scales,
-                first: FirstToken::Start,
+                first: FirstToken::from_inner(part.first),
                 depth_drops: None,
             });
             let logits_bnv = logits_blv.slice_dim(1, range.clone());
@@ -321,6 +323,7 @@ where
 /// What the loss of one scale is made of, for a part of the images.
 struct Part<A: AutodiffBackend> {
     labels_b: Tensor<A::InnerBackend, 1, Int>,
+    first: FirstToken<A::InnerBackend>,
     /// Those of the scales up to this one.
     inputs_blc: Option<Tensor<A::InnerBackend, 3>>,
     truth_bn: Tensor<A::InnerBackend, 2, Int>,

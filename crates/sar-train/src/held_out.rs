@@ -6,21 +6,22 @@
 //!               predictions behind the first token that sampling uses
 //! exposure_gap  student_loss - teacher_loss over scales 1..K-1
 //! ```
-//! Each is a mean over images with a bootstrap 95 % interval over images.
+//! A masked first scale is masked whole, as in the first step of its decoding; one of random order is behind
+//! its true tokens, in an order of each image's own. Each is a mean over images with a bootstrap 95 % interval over images.
 //!
 //! Shapes: b batch, l tokens.
 
 use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
-use sar_core::{CodePyramid, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use sar_data::{DataError, Loader};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
-use sar_model::{Backbone, FirstToken, Pass};
+use sar_model::{Backbone, Pass};
 use sar_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::tokens::{TokenBatch, argmax_tokens, inputs, labels_tensor};
+use crate::tokens::{FirstGiven, Masking, TokenBatch, argmax_tokens, inputs, labels_tensor};
 
 /// A mean with its bootstrap 95 % interval.
 pub type Interval = [f64; 2];
@@ -260,7 +261,7 @@ pub(crate) fn logits_in<B: Backend, P: CodePyramid<B>>(
         labels_b: labels_tensor(batch.labels.iter().copied(), device),
         inputs_blc: inputs(pyramid, &batch.schedule, context_bl),
         schedule: &batch.schedule,
-        first: FirstToken::Start,
+        first: FirstGiven::of(model.first_scale(), pyramid, batch, Masking::All).token,
         depth_drops: None,
     })
 }

@@ -1,8 +1,10 @@
 //! The weights that a recipe's stages start from, read and checked before anything is written.
 
+use std::mem::discriminant;
+
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
-use sar_core::SeedTree;
+use sar_core::{FirstScale, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
 use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
@@ -102,6 +104,7 @@ impl<B: Backend> Given<B> {
                     heads: Some(config.shape.heads),
                     scales: of_recipe.then(|| recipe.scales().clone()),
                     visibility: Some(config.shape.visibility),
+                    first_scale: Some(config.shape.first_scale),
                     ..Known::default()
                 };
                 let loaded = TrainedBackbone::load(WeightsFile::open(path)?, &known, device)?;
@@ -164,19 +167,25 @@ impl Adaptation<'_> {
                  pretrain.init_from.adapt = [\"codes\"]"
             ));
         }
-        let same = BackboneConfig {
+        let mut same = BackboneConfig {
             classes: config.classes,
             codebook_size: config.codebook_size,
             codebook_dim: config.codebook_dim,
             ..theirs.clone()
         };
+        // How a first scale of the same kind is trained and sampled is no property of the weights.
+        let is_same = |a: &FirstScale, b| discriminant(a) == discriminant(b);
+        if is_same(&same.shape.first_scale, &config.shape.first_scale) {
+            same.shape.first_scale = config.shape.first_scale;
+        }
         if let Some((field, file, recipe)) = difference(&same, config) {
             return Err(format!(
                 "has backbone.{field} = {file}, the recipe {recipe}; set the recipe's to the file's"
             ));
         }
         if !other_classes && !other_codes {
-            return Ok((given.model.clone(), Vec::new()));
+            let model = given.model.clone().with_first_scale(config.shape.first_scale);
+            return Ok((model, Vec::new()));
         }
         let fresh = fresh().map_err(|error| error.to_string())?;
         let mut tensors = collect(&given.model, &LAYOUT);

@@ -1,6 +1,6 @@
 //! What a backbone is trained for, as data.
 
-use sar_core::ScaleSchedule;
+use sar_core::{FirstScale, ScaleSchedule};
 use sar_loss::{Reduction, StudentTarget};
 use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
 use serde::{Deserialize, Serialize};
@@ -91,7 +91,7 @@ impl Objective {
         let rollout = match predictions {
             Predictions::TeacherArgmax => 0.0,
             Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler } => {
-                if sampler.guidance.is_off(schedule) {
+                if sampler.guidance.is_off(schedule, FirstScale::ClassToken {}) {
                     1.0
                 } else {
                     2.0

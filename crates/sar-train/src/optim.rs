@@ -27,7 +27,8 @@ pub struct AdamWConfig {
 }
 
 /// Parameters that are never decayed: biases, 1-D tensors, and these.
-const UNDECAYED: [&str; 5] = ["pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul"];
+const UNDECAYED: [&str; 7] =
+    ["pos_1LC", "pos_start", "mask_token", "pos_instruction", "lvl_embed", "ada_gss", "scale_mul"];
 
 /// Whether a parameter belongs to the decayed group.
 pub fn is_decayed(name: &str, shape: &[usize]) -> bool {

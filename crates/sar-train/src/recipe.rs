@@ -494,6 +494,15 @@ mod tests {
         check(&["backbone.heads=5"], &["backbone.width", "heads (5)"]);
         check(&["backbone.schedule.scales=1_3_2"], &["backbone.schedule", "2 after 3"]);
         check(&["backbone.schedule.scales=1_2_9"], &["larger than the latent"]);
+        check(
+            &["backbone.schedule.scales=4_8"],
+            &["backbone.schedule.scales", "start at 1", "masked"],
+        );
+        check(&["backbone.visibility={ last = 0 }"], &["backbone.visibility", "own"]);
+        let masked = "backbone.first_scale={ kind = \"masked\", share = \"cosine\", loss = \"all\", steps = 17, \
+                      reveal = \"random\" }";
+        check(&["backbone.schedule.scales=4_8", masked], &["backbone.first_scale.steps", "16"]);
+        check(&["backbone.first_scale={ kind = \"masked\" }"], &["backbone", "share"]);
         check(&["data.side=30"], &["data.side", "30"]);
         check(&["pretrain.optimization.grad_accum_steps=5"], &["grad_accum_steps", "5"]);
         check(&["sar.objective.student_target=nothing"], &["sar.objective", "nothing"]);

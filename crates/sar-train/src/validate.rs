@@ -1,6 +1,6 @@
 //! What a recipe's types cannot say: ranges, and values that contradict each other.
 
-use sar_core::{ScaleSize, TrainingSchedule};
+use sar_core::{FirstScale, ScaleSize, TrainingSchedule};
 use sar_discriminator::DiscriminatorConfigError;
 use sar_loss::Reduction;
 use sar_model::Init;
@@ -216,6 +216,7 @@ fn of_adversary(adversary: &Adversary, steps: u64) -> Result<(), Problem> {
 fn of_family(recipe: &Recipe) -> Result<(), Problem> {
     let Recipe { tokenizer, backbone, .. } = recipe;
     let is_fixed = matches!(backbone.schedule, TrainingSchedule::Fixed { .. });
+    of_first_scale(backbone)?;
     match backbone.positions {
         PositionsRecipe::Grid { .. } => {}
         PositionsRecipe::PerToken {} => check(
@@ -251,6 +252,35 @@ fn of_family(recipe: &Recipe) -> Result<(), Problem> {
                 Phi::Shared(_) => Ok(()),
             }
         }
+    }
+}
+
+/// The scales begin with what the first scale is.
+fn of_first_scale(backbone: &BackboneRecipe) -> Result<(), Problem> {
+    let scales = backbone.schedule.fixed();
+    match backbone.shape.first_scale {
+        FirstScale::ClassToken {} => {
+            let problem = |first: String| {
+                format!(
+                    "must start at 1 (the class token's scale), not at {first}; for others choose \
+                     backbone.first_scale = {{ kind = \"masked\", .. }} or {{ kind = \"random-order\" }}"
+                )
+            };
+            let first = scales.size(0);
+            let one = ScaleSize::square(1);
+            check(first == one, "backbone.schedule.scales", &problem(first.to_string()))?;
+            match &backbone.schedule {
+                TrainingSchedule::Random { head, .. } if head.first() != Some(&1) => {
+                    let first = head.first().map_or(String::new(), usize::to_string);
+                    check(false, "backbone.schedule.head", &problem(first))
+                }
+                _ => Ok(()),
+            }
+        }
+        FirstScale::Masked { share: _, loss: _, steps, reveal: _ } => {
+            in_range(steps, 1, scales.size(0).tokens(), "backbone.first_scale.steps")
+        }
+        FirstScale::RandomOrder {} => Ok(()),
     }
 }
 

@@ -7,7 +7,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
-use sar_core::{CodePyramid, ScaleSchedule, ScaleSize, SeedTree};
+use sar_core::first_scale::{MaskLoss, MaskShare, Reveal, order};
+use sar_core::{CodePyramid, FirstScale, ScaleSchedule, ScaleSize, SeedTree};
 use sar_loss::{Reduction, StudentTarget};
 use sar_model::{
     Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig, Visibility,
@@ -92,11 +93,16 @@ impl World {
     }
 
     fn that_sees(seed: u64, visibility: Visibility) -> Self {
+        Self::of(seed, visibility, FirstScale::ClassToken {}, "1_2_2x3")
+    }
+
+    fn of(seed: u64, visibility: Visibility, first_scale: FirstScale, scales: &str) -> Self {
         let shape = BackboneShape {
             width: 16,
             heads: 2,
             mlp_ratio: 2,
             visibility,
+            first_scale,
             ..BackboneShape::published(2)
         };
         let config = BackboneConfig {
@@ -115,7 +121,7 @@ impl World {
             let size = if name == "word_embed.weight" { 1.5 } else { 0.4 };
             weights.child(name).normals(n).into_iter().map(|x| size * x).collect()
         });
-        let schedule: ScaleSchedule = "1_2_2x3".parse().unwrap();
+        let schedule: ScaleSchedule = scales.parse().unwrap();
         let draws = SeedTree::new(seed);
         let l = schedule.n_tokens() as u64;
         let truth = |image: u64| (0..l).map(move |t| draws.at(image).below(t, CODES)).collect();
@@ -173,7 +179,7 @@ impl World {
         labels: &[usize],
         tokens: &[Vec<usize>],
         n_scales: usize,
-        first: FirstToken,
+        first: FirstToken<Bk>,
     ) -> Tensor<Bk, 3> {
         let schedule = ScaleSchedule::new(self.schedule.sizes()[..n_scales].to_vec()).unwrap();
         let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
@@ -187,7 +193,7 @@ impl World {
         })
     }
 
-    fn logits(&self, labels: &[usize], tokens: &[Vec<usize>], first: FirstToken) -> Logits {
+    fn logits(&self, labels: &[usize], tokens: &[Vec<usize>], first: FirstToken<B>) -> Logits {
         on_host(self.pass(&self.model, labels, tokens, self.schedule.len(), first))
     }
 }
@@ -301,6 +307,103 @@ fn transitions_of_a_markov_model_do_not_depend_on_the_sequence_that_they_are_in(
     near(all, separate);
     let [all, separate] = losses(Visibility::AllCoarser);
     assert!((all - separate).abs() > 1e-3, "{all} {separate}");
+}
+
+/// Of a masked first scale the masked tokens count, or all; the student meets it as the teacher does, and
+/// what stands in it for the scale behind it is predicted where it was masked.
+#[test]
+fn a_masked_first_scale_by_hand() {
+    for (loss, together) in [
+        (MaskLoss::Masked, Transitions::All),
+        (MaskLoss::All, Transitions::All),
+        (MaskLoss::Masked, Transitions::Last),
+    ] {
+        let share = MaskShare::Cosine;
+        let first = FirstScale::Masked { share, loss, steps: 2, reveal: Reveal::Random };
+        let world = World::of(4, Visibility::AllCoarser, first, "2_2x3_3");
+        let (n, l) = (4, world.schedule.n_tokens());
+        let masks: Vec<Vec<bool>> =
+            world.streams.iter().map(|stream| share.mask(n, stream.child("mask"))).collect();
+        assert!(masks.iter().flatten().any(|masked| !masked), "{masks:?}");
+        let codes = world.truth.iter().flat_map(|tokens| {
+            tokens[..n].iter().flat_map(|token| (0..CHANNELS).map(|c| code(*token, c)))
+        });
+        let codes = TensorData::new(codes.collect::<Vec<_>>(), [3, n, CHANNELS]);
+        let device = Default::default();
+        let given = FirstToken::Masked {
+            codes_bnc: Tensor::from_data(codes, &device),
+            masked_bn: Tensor::from_data(TensorData::new(masks.concat(), [3, n]), &device),
+        };
+        let teacher = world.logits(&world.labels, &world.truth, given.clone());
+        // Those that count share the weight of the scale.
+        let weight = |i: usize, t: usize| match masks[i].get(t) {
+            Some(masked) if loss == MaskLoss::Masked => {
+                let count = masks[i].iter().filter(|masked| **masked).count();
+                if *masked { n as f64 / count as f64 } else { 0.0 }
+            }
+            _ => 1.0,
+        };
+        let weighted = |i: usize, t: usize| {
+            certain(&world.truth)(i, t).into_iter().map(|p| p * weight(i, t)).collect()
+        };
+        let teacher_loss = mean_loss(&teacher, 0..l, weighted);
+
+        let mut predicted = most_probable(&teacher);
+        for (i, mask) in masks.iter().enumerate() {
+            let shown = (0..n).filter(|t| !mask[*t]);
+            shown.for_each(|t| predicted[i][t] = world.truth[i][t]);
+        }
+        let mut objective = sar(Predictions::TeacherArgmax, StudentTarget::TeacherTokens);
+        let Objective::Sar { transitions, .. } = &mut objective else { unreachable!() };
+        *transitions = together;
+        let student_loss = match together {
+            Transitions::All => {
+                let student = world.logits(&world.labels, &predicted, given);
+                mean_loss(&student, n..l, certain(&predicted))
+            }
+            // Behind the class token alone.
+            _ => {
+                let last = world.schedule.range(2);
+                let inputs: Tensor<B, 3> = world.inputs(&predicted, 3);
+                let labels = TensorData::new(vec![0i64, 1, 2], [3]);
+                let student = on_host(world.model.forward(Pass {
+                    labels_b: Tensor::from_data(labels, &device),
+                    inputs_blc: Some(inputs.slice_dim(1, last.start - n..last.end - n)),
+                    schedule: &"1_3".parse().unwrap(),
+                    first: FirstToken::Bare,
+                    depth_drops: None,
+                }));
+                let targets: Tokens =
+                    predicted.iter().map(|tokens| [&[0], &tokens[last.clone()]].concat()).collect();
+                mean_loss(&student, 1..10, certain(&targets))
+            }
+        };
+        check_parts(&world.parts(&objective, 0.0), teacher_loss, student_loss);
+    }
+}
+
+/// Tokens of a first scale in random order are each predicted behind the true ones before.
+#[test]
+fn a_first_scale_in_random_order_by_hand() {
+    let world = World::of(5, Visibility::Own, FirstScale::RandomOrder {}, "2_3");
+    let (n, l) = (4, world.schedule.n_tokens());
+    let codes = world.truth.iter().flat_map(|tokens| {
+        tokens[..n].iter().flat_map(|token| (0..CHANNELS).map(|c| code(*token, c)))
+    });
+    let codes = TensorData::new(codes.collect::<Vec<_>>(), [3, n, CHANNELS]);
+    let given = FirstToken::Ordered {
+        codes_bnc: Tensor::from_data(codes, &Default::default()),
+        orders: world.streams.iter().map(|stream| order(n, *stream)).collect(),
+    };
+    let teacher = world.logits(&world.labels, &world.truth, given.clone());
+    let predicted = most_probable(&teacher);
+    let student = world.logits(&world.labels, &predicted, given);
+    let objective = sar(Predictions::TeacherArgmax, StudentTarget::TeacherTokens);
+    check_parts(
+        &world.parts(&objective, 0.0),
+        mean_loss(&teacher, 0..l, certain(&world.truth)),
+        mean_loss(&student, n..l, certain(&predicted)),
+    );
 }
 
 /// Gradients of the whole objective are those of a sum in which the target is a constant.

@@ -205,6 +205,62 @@ fn var_trains_through_the_whole_chain_and_resumes() {
     assert_eq!(outcome(&whole), outcome(&pieces));
 }
 
+/// Masks and orders are drawn for the image and the step, whenever a run stopped; samples come out of a first
+/// scale of either kind, from its file alone.
+#[test]
+fn coarse_first_scales_train_through_the_whole_chain_and_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, first_scale, visibility, more) in [
+        (
+            "masked",
+            "{ kind = \"masked\", share = \"truncated-normal\", loss = \"masked\", steps = 3, reveal = \
+             \"confident\" }",
+            "own",
+            &["sar.objective.transitions=separate"][..],
+        ),
+        (
+            "random-order",
+            "{ kind = \"random-order\" }",
+            "{ last = 1 }",
+            &[
+                "tokenizer.model.family={ kind = \"var\", phi = { shared = 2 } }",
+                "tokenizer.loss.coarse=0",
+                "backbone.positions={ kind = \"per-token\" }",
+                "sar.control=true",
+            ],
+        ),
+    ] {
+        let first_scale = format!("backbone.first_scale={first_scale}");
+        let visibility = format!("backbone.visibility={visibility}");
+        let mut settings = vec![&first_scale[..], &visibility, "backbone.schedule.scales=2_3_4"];
+        settings.extend(more);
+        let recipe = tiny(&settings);
+        let whole = folder.path().join(format!("{name}-whole"));
+        let pieces = folder.path().join(format!("{name}-pieces"));
+        run_undisturbed(&recipe, &whole);
+        let mut resume = false;
+        while stopped_after(&recipe, &pieces, 5, resume) {
+            resume = true;
+        }
+        assert_same(&whole, &pieces);
+
+        let pipeline = Pipeline::<Flex>::open_run(&whole, &Default::default()).unwrap();
+        assert!(pipeline.notes().is_empty(), "{:?}", pipeline.notes());
+        let shape = pipeline.backbone().config.shape;
+        assert_eq!(
+            (shape.first_scale, shape.visibility),
+            (recipe.backbone.shape.first_scale, recipe.backbone.shape.visibility)
+        );
+        let (one, two) = (pipeline.request(2, 1, 7), pipeline.request(2, 2, 7));
+        let images = pipeline.sample(&two);
+        assert_eq!(pipeline.sample(&one)[0], images[0]);
+        assert_ne!(images[0], images[1]);
+        let mut previews = 0;
+        pipeline.sample_previews(&two, |_, _| previews += 1);
+        assert_eq!(previews, 3);
+    }
+}
+
 /// Of a residual tokenizer, with dropout and replaced codes; the discriminator begins amid the stage, so that
 /// checkpoints are from before and after.
 #[test]
