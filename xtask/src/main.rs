@@ -23,12 +23,13 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 15] = [
+const VERBS: [Verb; 16] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
     Verb { name: "eval", about: "measure how good images are beside real ones", run: sar::forward },
     Verb { name: "tokenizer-eval", about: "measure what a tokenizer loses on a folder of images", run: sar::forward },
+    Verb { name: "study", about: "train many arms from the same weights and compare them with a control, over seeds", run: sar::forward },
     Verb { name: "analyze", about: "measure how a run's weights behave at every scale, before, during and after SAR", run: sar::forward },
     Verb { name: "edit", about: "draw parts of an image anew", run: sar::forward },
     Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
@@ -76,7 +77,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<14} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample, pack, eval, tokenizer-eval, analyze, edit, convert, inspect and parity go to the binary `sar`, built for the";
+    text += "\n\ntrain, sample, pack, eval, tokenizer-eval, study, analyze, edit, convert, inspect and parity go to the binary `sar`, built for the";
     text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1);
 --fusion builds wgpu and cuda with burn's fusion.";
     text

@@ -27,15 +27,22 @@ pub(crate) struct Horizontal<'l> {
 /// A curve of so few points shows them.
 const MARKED: usize = 12;
 
-const COLORS: [RGBColor; 5] = [
+const COLORS: [RGBColor; 12] = [
     RGBColor(31, 92, 168),
     RGBColor(204, 85, 41),
     RGBColor(46, 139, 87),
     RGBColor(136, 71, 153),
     RGBColor(120, 120, 120),
+    RGBColor(214, 158, 20),
+    RGBColor(24, 160, 170),
+    RGBColor(190, 50, 90),
+    RGBColor(110, 150, 40),
+    RGBColor(60, 60, 60),
+    RGBColor(150, 110, 70),
+    RGBColor(120, 150, 230),
 ];
 
-/// The color of the `i`-th thing; after five they come again.
+/// The color of the `i`-th thing; after twelve they come again.
 pub(crate) fn color(i: usize) -> RGBColor {
     COLORS[i % COLORS.len()]
 }

@@ -4,7 +4,7 @@ mod features_file;
 mod reference;
 mod report;
 mod samples;
-mod sweep;
+pub(crate) mod sweep;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -207,7 +207,11 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// The first field that differs, and its value in both.
-fn difference(field: &str, theirs: &Value, ours: &Value) -> Option<(String, String, String)> {
+pub(crate) fn difference(
+    field: &str,
+    theirs: &Value,
+    ours: &Value,
+) -> Option<(String, String, String)> {
     let inside = |key: &str| match field {
         "" => key.to_owned(),
         _ => format!("{field}.{key}"),

@@ -1,4 +1,4 @@
-//! `sar`: train, sample, edit, convert, inspect and measure weights, check parity. One file a verb; the only
+//! `sar`: train, study, sample, edit, convert, inspect and measure weights, check parity. One file a verb; the only
 //! place where a backend is chosen.
 //!
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
@@ -40,6 +40,7 @@ mod previews;
 mod progress;
 mod report;
 mod sample;
+mod study;
 mod table;
 mod tokenizer_eval;
 mod train;
@@ -73,6 +74,8 @@ enum Verb {
     Eval(eval::Args),
     /// Measures what a tokenizer loses on a folder of images, and how its codes are used.
     TokenizerEval(tokenizer_eval::Args),
+    /// Trains many arms from the same weights, and compares them with a control over seeds of training.
+    Study(study::Args),
     /// Measures how a run's weights behave at every scale: before, during and after SAR.
     Analyze(analyze::Args),
     /// Draws parts of an image anew: in-painting, expansion, refinement.
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Verb::Pack(args) => pack::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::TokenizerEval(args) => tokenizer_eval::run(args),
+        Verb::Study(args) => study::run(args),
         Verb::Analyze(args) => analyze::run(args),
         Verb::Edit(args) => edit::run(args),
         Verb::Convert(args) => convert::run(args),

@@ -2,19 +2,21 @@
 //! of sampling.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::backend::AutodiffBackend;
-use sar_data::Dataset;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use sar_data::{Dataset, UnreadableImage};
 use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures, Reference};
-use sar_pipeline::{Pipeline, TrainedBackbone, TrainedTokenizer};
+use sar_pipeline::{Pipeline, RgbImage, TrainedBackbone, TrainedTokenizer};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::event::Event;
 use crate::figures::wanted;
 use crate::recipe::SampleQuality;
 use crate::run::{Inner, Run};
+use crate::run_dir::unreadable_of;
+use crate::{Recipe, TrainError};
 
 /// Real images that are looked at, at most.
 const MOST_REAL: usize = 5000;
@@ -131,39 +133,30 @@ impl Figures {
 }
 
 /// Real images that were looked at, and the network that looks.
-pub(crate) struct Judge<A: AutodiffBackend> {
-    extractor: Extractor<Inner<A>>,
+#[derive(Debug)]
+pub struct Judge<B: Backend> {
+    extractor: Extractor<B>,
     reference: Reference,
     n_real: usize,
-    per_class: usize,
-    seeds: usize,
+    device: B::Device,
 }
 
-impl<A: AutodiffBackend> Run<'_, A> {
-    /// Looks at the real images, where the recipe asks for it; nothing if one cannot be read, which is said.
-    pub(crate) fn judge(&mut self) -> Result<Option<Judge<A>>, TrainError> {
-        let SampleQuality::EfficientNetLite0 { per_class, seeds } = self.recipe.evaluation.quality
-        else {
-            return Ok(None);
-        };
-        self.journal.observer.event(&Event::Working { what: "looking at the real images" });
-        let extractor = Extractor::efficientnet_lite0(self.device);
-        match self.look(&extractor) {
-            Ok((reference, n_real)) => {
-                Ok(Some(Judge { extractor, reference, n_real, per_class, seeds }))
-            }
-            Err(error) => {
-                let message = format!("no figures of samples: {error}");
-                self.journal.observer.event(&Event::Warning { message: &message });
-                Ok(None)
-            }
-        }
+impl<B: Backend> Judge<B> {
+    /// Looks at the images of a recipe, held-out ones included, without those that a run of it found unreadable.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn of_run(recipe: &Recipe, run: &Path, device: &B::Device) -> Result<Self, TrainError> {
+        Ok(Self::look_at(recipe, &unreadable_of(run)?, device)?)
     }
 
-    fn look(&self, extractor: &Extractor<Inner<A>>) -> Result<(Reference, usize), EvalError> {
-        let data = &self.recipe.data;
+    fn look_at(
+        recipe: &Recipe,
+        unreadable: &[UnreadableImage],
+        device: &B::Device,
+    ) -> Result<Self, EvalError> {
+        let data = &recipe.data;
         let dataset: Arc<dyn Dataset> = data.source.open(data.side)?.into();
-        let unreadable = self.images.unreadable();
         let unreadable: BTreeSet<usize> = unreadable.iter().map(|image| image.index).collect();
         let split = dataset.split();
         // Some of both parts, from all over them, in the proportion that they have.
@@ -178,58 +171,126 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let indices = [train.as_slice(), &held_out].concat();
         let labels: Vec<usize> = indices.iter().map(|i| dataset.label(*i)).collect();
         let n_classes = dataset.classes().len();
-        let name = self.recipe.name.clone();
+        let name = recipe.name.clone();
         let pictures = Pictures::of_dataset(name, dataset, indices, [data.side as usize; 2])?;
-        let looking = Looking::new(extractor, Keep::Features, self.device);
+        let extractor = Extractor::efficientnet_lite0(device);
+        let looking = Looking::new(&extractor, Keep::Features, device);
         let set = FeatureSet::of_pictures(&pictures, looking, |_, _| {})?;
         let places: Vec<usize> = (0..pictures.len()).collect();
         let (train, held_out) = places.split_at(train.len());
         let labels = (n_classes > 1).then_some((labels.as_slice(), n_classes));
-        Ok((Reference::split(set, [train, held_out], labels)?, pictures.len()))
+        let reference = Reference::split(set, [train, held_out], labels)?;
+        Ok(Self { extractor, reference, n_real: pictures.len(), device: device.clone() })
+    }
+
+    /// The features of images, which come a batch at a time.
+    ///
+    /// # Errors
+    /// If there are fewer than two.
+    pub fn look(
+        &self,
+        batches: impl IntoIterator<Item = Vec<RgbImage>>,
+    ) -> Result<FeatureSet, EvalError> {
+        let mut looking = Looking::new(&self.extractor, Keep::Features, &self.device);
+        for images in batches {
+            looking.add(&images)?;
+        }
+        looking.finish()
+    }
+
+    /// The real images.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// How many real images there are.
+    pub fn n_real(&self) -> usize {
+        self.n_real
+    }
+
+    /// The network that looks, and a checksum of its weights.
+    pub fn extractor(&self) -> [String; 2] {
+        [self.extractor.name().into(), self.extractor.hash().into()]
+    }
+}
+
+/// What a recipe wants to know of samples.
+#[derive(Clone, Copy)]
+struct Wanted {
+    per_class: usize,
+    seeds: usize,
+}
+
+impl Wanted {
+    fn of(recipe: &Recipe) -> Option<Self> {
+        match recipe.evaluation.quality {
+            SampleQuality::None {} => None,
+            SampleQuality::EfficientNetLite0 { per_class, seeds } => {
+                Some(Self { per_class, seeds })
+            }
+        }
+    }
+}
+
+impl<A: AutodiffBackend> Run<'_, A> {
+    /// Looks at the real images, where the recipe asks for it; nothing if one cannot be read, which is said.
+    pub(crate) fn judge(&mut self) -> Option<Judge<Inner<A>>> {
+        Wanted::of(self.recipe)?;
+        self.journal.observer.event(&Event::Working { what: "looking at the real images" });
+        match Judge::look_at(self.recipe, &self.images.unreadable(), self.device) {
+            Ok(judge) => Some(judge),
+            Err(error) => {
+                let message = format!("no figures of samples: {error}");
+                self.journal.observer.event(&Event::Warning { message: &message });
+                None
+            }
+        }
     }
 
     /// The figures of weights, one for each seed.
     pub(crate) fn glances(
         &mut self,
-        judge: Option<&Judge<A>>,
+        judge: Option<&Judge<Inner<A>>>,
         what: &str,
         tokenizer: &TrainedTokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<Option<Vec<Glance>>, TrainError> {
-        let Some(judge) = judge else { return Ok(None) };
+        let Some((judge, Wanted { per_class, seeds })) = judge.zip(Wanted::of(self.recipe)) else {
+            return Ok(None);
+        };
         let what = format!("looking at samples of the {what} weights");
         self.journal.observer.event(&Event::Working { what: &what });
         let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), self.device);
-        let wanted = wanted(backbone.classes.len(), judge.per_class);
+        let wanted = wanted(backbone.classes.len(), per_class);
         let labels: Vec<usize> = wanted.iter().map(|(label, _)| *label).collect();
         let labels = (backbone.classes.len() > 1).then_some(labels.as_slice());
         let of_seed = |seed: u64| -> Result<Glance, TrainError> {
             let root = self.seed.child("quality").at(seed);
-            let mut looking = Looking::new(&judge.extractor, Keep::Features, self.device);
-            for images in self.samples(&pipeline, root, &wanted) {
-                looking.add(&images)?;
-            }
-            Ok(judge.reference.glance(&looking.finish()?, labels)?)
+            let samples = judge.look(self.samples(&pipeline, root, &wanted))?;
+            Ok(judge.reference.glance(&samples, labels)?)
         };
-        (0..judge.seeds as u64).map(of_seed).collect::<Result<Vec<_>, _>>().map(Some)
+        (0..seeds as u64).map(of_seed).collect::<Result<Vec<_>, _>>().map(Some)
     }
-}
 
-impl<A: AutodiffBackend> Judge<A> {
     /// What the run reports, of the figures of each seed.
-    pub(crate) fn report(
+    pub(crate) fn quality_report(
         &self,
-        before: &[Glance],
-        after: &[Glance],
+        judge: Option<&Judge<Inner<A>>>,
+        before: Option<&[Glance]>,
+        after: Option<&[Glance]>,
         control: Option<&[Glance]>,
-        classes: usize,
-    ) -> Result<QualityReport, TrainError> {
-        let floor = self.reference.floor_at_a_glance()?;
-        Ok(QualityReport {
-            extractor: [self.extractor.name().into(), self.extractor.hash().into()],
-            samples: self.per_class * classes,
-            seeds: self.seeds,
-            reference: self.n_real,
+    ) -> Result<Option<QualityReport>, TrainError> {
+        let (Some(judge), Some(before), Some(after), Some(Wanted { per_class, seeds })) =
+            (judge, before, after, Wanted::of(self.recipe))
+        else {
+            return Ok(None);
+        };
+        let floor = judge.reference.floor_at_a_glance()?;
+        Ok(Some(QualityReport {
+            extractor: judge.extractor(),
+            samples: per_class * self.images.classes().len(),
+            seeds,
+            reference: judge.n_real,
             floor: floor.map(|(images, floor)| Floor {
                 images,
                 kid_effnetlite0: floor.kernel,
@@ -240,7 +301,7 @@ impl<A: AutodiffBackend> Judge<A> {
             control: control.map(Figures::of),
             after_minus_before: Figures::minus(after, before),
             after_minus_control: control.map(|control| Figures::minus(after, control)),
-        })
+        }))
     }
 }
 

@@ -156,7 +156,7 @@ pub struct PretrainRecipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SarRecipe {
-    /// Optimization steps.
+    /// Optimization steps; 0: the run ends with the pre-trained weights.
     pub steps: u64,
     /// What decides which of its checkpoints is the best.
     pub monitor: BackboneMeasure,

@@ -140,7 +140,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
         let before_average = self.measure_average("before", &tokenizer.model, average)?;
         self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
-        let judge = self.judge()?;
+        let judge = self.judge();
         let judge = judge.as_ref();
         let seen_before = self.glances(judge, "before", &tokenizer, &pretrained)?;
 
@@ -159,13 +159,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
             }
             false => (None, None),
         };
-        let quality = match (judge, seen_before, seen_after) {
-            (Some(judge), Some(before), Some(after)) => {
-                let classes = self.images.classes().len();
-                Some(judge.report(&before, &after, seen_control.as_deref(), classes)?)
-            }
-            _ => None,
-        };
+        let quality = self.quality_report(
+            judge,
+            seen_before.as_deref(),
+            seen_after.as_deref(),
+            seen_control.as_deref(),
+        )?;
         let (resamplings, seed) = (self.recipe.evaluation.bootstrap, self.seed.child("bootstrap"));
         let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed);
         let paired = Paired {

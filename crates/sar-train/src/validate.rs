@@ -68,7 +68,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     of_output("pretrain", *output, optimization, log)?;
     of_regularization("pretrain", regularization)?;
     let SarRecipe {
-        steps,
+        steps: _,
         monitor: _,
         output,
         objective,
@@ -76,7 +76,6 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         optimization,
         regularization,
     } = sar;
-    of_steps("sar", *steps, &InitFrom::Scratch {})?;
     of_objective(objective)?;
     of_optimization("sar", optimization)?;
     of_output("sar", *output, optimization, log)?;

@@ -22,7 +22,7 @@ type Measure = fn(&Quality) -> Option<f64>;
 
 /// Values of some settings; all combinations are measured.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sweep {
+pub(crate) struct Sweep {
     /// The first one is the horizontal axis.
     axes: Vec<(&'static str, Vec<f64>)>,
 }
@@ -93,7 +93,7 @@ fn allowed(name: &str) -> &'static str {
 
 impl Sweep {
     /// The samplers of all combinations, the first setting changing last: a name, the settings, the sampler.
-    pub(super) fn samplers(&self, base: Sampler) -> Vec<(String, Value, Sampler)> {
+    pub(crate) fn samplers(&self, base: Sampler) -> Vec<(String, Value, Sampler)> {
         let combinations = self.combinations().into_iter();
         combinations.map(|values| self.sampler(&values, base)).collect()
     }

@@ -1,0 +1,430 @@
+//! `sar study`: many arms from the same weights, each with several seeds of training, compared with a control
+//! at equal passes. `docs/studies.md` says how to read it.
+//!
+//! ```text
+//! DIR/study.toml           the study that the folder is of
+//! DIR/start/               the run that makes the shared weights, and what these amount to
+//! DIR/ARM/SEED/            an arm and a seed, see unit.rs
+//! DIR/study.json, report.html
+//! ```
+//! Every arm and seed is a run of its own with results of its own: a study that was killed goes on with what
+//! is not there, and machines that share the folder, or copy what they have made into one, share the work.
+
+mod code;
+mod file;
+mod page;
+mod results;
+mod unit;
+
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use burn::tensor::backend::AutodiffBackend;
+use sar_train::quality::Judge;
+use sar_train::{Recipe, TrainError};
+use serde::{Deserialize, Serialize};
+
+use crate::device::{DeviceArg, Job, arithmetic};
+use crate::interrupt::{self, INTERRUPTED};
+use crate::job::Shard;
+use crate::progress::clock;
+use crate::{Verdict, table};
+use code::Code;
+use file::{START, Study, has_ended};
+use results::{Arm, Finished, arms};
+use unit::{Grid, Outcome, Sampling, Trained, Unit, best, train_run};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The study: a TOML file, as in assets/studies.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Where everything is written: a new folder, or that of the same study, which goes on
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Does these arms only, as in control,sar-paper; `start` is the weights that arms begin with.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    arms: Vec<String>,
+    /// Does the arms of one of n machines: part i, from 0, of the start and the arms in their order.
+    #[arg(long, value_name = "i/n", conflicts_with = "arms")]
+    shard: Option<String>,
+    /// Trains and samples nothing: makes the report anew of what is there.
+    #[arg(long, conflicts_with_all = ["arms", "shard", "dry_run"])]
+    report: bool,
+    /// Prints what the study would do, and ends.
+    #[arg(long)]
+    dry_run: bool,
+    /// Also writes study.json to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+pub(crate) fn run(args: Args) -> Result<Verdict> {
+    let Args { file, out, arms, shard, report, dry_run, json, device } = args;
+    let study = Study::load(&file)?;
+    let shard = shard.as_deref().map(Shard::parse).transpose()?.unwrap_or(Shard::WHOLE);
+    for name in arms.iter().filter(|name| *name != START) {
+        study.arm(name).context("--arms")?;
+    }
+    let all = std::iter::once(START).chain(study.arms.iter().map(|arm| arm.name.as_str()));
+    let is_ours = |(i, name): &(usize, &str)| {
+        i % shard.of == shard.index && (arms.is_empty() || arms.iter().any(|arm| arm == name))
+    };
+    let ours: Vec<String> =
+        all.enumerate().filter(is_ours).map(|(_, name)| name.to_owned()).collect();
+    if dry_run {
+        print!("{}", plan(&study, &ours)?);
+        return Ok(Verdict::Good);
+    }
+    let folder = std::path::absolute(&out).with_context(|| format!("--out {}", out.display()))?;
+    if report {
+        ensure!(folder.join("study.toml").is_file(), "--out {}: holds no study", out.display());
+    }
+    study.settle(&folder)?;
+    let folder = Folder { study, path: folder, json };
+    if report {
+        let arms = folder.write_report()?;
+        print!("{}", page::shown(&arms));
+        return Ok(Verdict::Good);
+    }
+    device.run(Run { folder, ours })
+}
+
+/// What a study would do.
+fn plan(study: &Study, ours: &[String]) -> Result<String> {
+    let mut rows = vec![["arm", "seeds", "steps", "passes a step"].map(String::from).to_vec()];
+    let start = study.start_recipe()?;
+    rows.push(vec![
+        START.into(),
+        "1".into(),
+        format!("{} + {}", start.tokenizer.steps, start.pretrain.steps),
+        "1.00".into(),
+    ]);
+    let n = study.seeds.len();
+    for arm in study.arms.iter().filter(|arm| ours.contains(&arm.name)) {
+        let recipe = study.recipe(arm, study.seeds[0], Path::new(""))?;
+        let (steps, passes) = match recipe.sar.steps {
+            0 => (recipe.pretrain.steps, 1.0),
+            steps => (steps, recipe.sar.objective.passes(recipe.scales())),
+        };
+        rows.push(vec![arm.name.clone(), n.to_string(), steps.to_string(), format!("{passes:.2}")]);
+    }
+    let settings = study.samples.sweep().map_err(|problem| anyhow!("{problem}"))?;
+    let settings = settings.samplers(start.evaluation.sampler).len();
+    let [selection, measure] =
+        [study.samples.selection, study.samples.measure].map(|draw| draw.per_class);
+    let text = format!(
+        "\neach arm and seed: {settings} settings of the sampler on {selection} samples of each class, then {measure} \
+         of each class at the best\n"
+    );
+    Ok(table::aligned(&rows) + &text)
+}
+
+/// A study and where it lies.
+struct Folder {
+    study: Study,
+    path: PathBuf,
+    json: Option<PathBuf>,
+}
+
+impl Folder {
+    fn unit<'a>(&self, arm: &'a str, seed: u64) -> Unit<'a> {
+        let folder = self.path.join(arm).join(seed.to_string());
+        let run = if arm == START { self.path.join(START) } else { folder.clone() };
+        Unit { arm, seed, folder, run }
+    }
+
+    fn units<'a>(&self, arm: &'a str) -> impl Iterator<Item = Unit<'a>> {
+        self.study.seeds.iter().map(move |seed| self.unit(arm, *seed))
+    }
+
+    /// Everything of an arm, if it is there.
+    fn finished(&self, arm: &str) -> Result<Option<Finished>> {
+        let outcomes: Result<Option<Vec<Outcome>>> =
+            self.units(arm).map(|unit| unit.outcome()).collect();
+        let grids: Result<Option<Vec<Grid>>> = self.units(arm).map(|unit| unit.grid()).collect();
+        let both = outcomes?.zip(grids?);
+        Ok(both.map(|(outcomes, grids)| Finished { name: arm.into(), outcomes, grids }))
+    }
+
+    /// Writes study.json and report.html of what is there.
+    fn write_report(&self) -> Result<Vec<Arm>> {
+        let Self { study, path, json } = self;
+        let names = std::iter::once(START).chain(study.arms.iter().map(|arm| arm.name.as_str()));
+        let (mut done, mut unfinished) = (Vec::new(), Vec::new());
+        for name in names {
+            match self.finished(name)? {
+                Some(finished) => done.push(finished),
+                None => unfinished.push(name.to_owned()),
+            }
+        }
+        let outcomes = || done.iter().flat_map(|of| &of.outcomes);
+        let mut code: Vec<Code> = Vec::new();
+        for outcome in outcomes() {
+            if !code.contains(&outcome.code) {
+                code.push(outcome.code.clone());
+            }
+        }
+        let real = path.join("real.json");
+        let real = std::fs::read_to_string(&real).ok();
+        let summary = Summary {
+            name: study.name.clone(),
+            recipe: study.recipe.clone(),
+            start: START,
+            control: study.control.clone(),
+            scratch_control: study.scratch_control.clone(),
+            intervals: INTERVALS,
+            hours: outcomes().map(|of| of.wall_s).sum::<f64>() / 3600.0,
+            command: code::command(),
+            code,
+            real: real.and_then(|text| serde_json::from_str(&text).ok()),
+            unfinished,
+            arms: arms(study, &done),
+        };
+        let text = serde_json::to_string_pretty(&summary).expect("plain values") + "\n";
+        for file in std::iter::once(&path.join("study.json")).chain(json) {
+            sar_weights::write_bytes(file, text.as_bytes())?;
+        }
+        let first = study.seeds[0];
+        let html = page::page(study, &summary, |arm| self.unit(arm, first).picture())?;
+        page::write(path, &html)?;
+        Ok(summary.arms)
+    }
+}
+
+const INTERVALS: &str = "95 %, Student's t over seeds of training (of the start: over streams of samples); \
+     differences are of pairs of one seed";
+
+/// `study.json`.
+#[derive(Serialize)]
+struct Summary {
+    name: String,
+    recipe: String,
+    start: &'static str,
+    control: String,
+    scratch_control: Option<String>,
+    /// What `low` and `high` are.
+    intervals: &'static str,
+    /// Of all arms and seeds together, on whichever machine.
+    hours: f64,
+    command: String,
+    code: Vec<Code>,
+    real: Option<Real>,
+    unfinished: Vec<String>,
+    arms: Vec<Arm>,
+}
+
+/// What samples are beside.
+#[derive(Serialize, Deserialize)]
+struct Real {
+    /// The network, and a checksum of its weights.
+    extractor: [String; 2],
+    /// Real images.
+    reference: usize,
+    /// Samples of an arm and a seed.
+    samples: usize,
+    floor: Option<Floor>,
+}
+
+/// Held-out real images.
+#[derive(Serialize, Deserialize)]
+struct Floor {
+    images: usize,
+    kid: Option<f64>,
+    fd: f64,
+    class_accuracy: Option<f64>,
+}
+
+struct Run {
+    folder: Folder,
+    /// The arms to do, in their order.
+    ours: Vec<String>,
+}
+
+/// How an arm went.
+enum Went {
+    Well,
+    /// Its training did not: others may.
+    Badly,
+}
+
+impl Job for Run {
+    type Output = Verdict;
+
+    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
+        let stop = interrupt::watch("stopping after this step, or this setting of the sampler")?;
+        let Self { folder, ours } = &self;
+        let start = folder.path.join(START);
+        let recipe = folder.study.start_recipe().context(START)?;
+        if !has_ended(&start) {
+            eprintln!("study {}: making the weights that arms begin with", folder.study.name);
+            trained(train_run::<A>(&recipe, &start, (workers, stop), &device), START)??;
+        }
+        let judge = Judge::of_run(&recipe, &start, &device)?;
+        let code = Code::own(&arithmetic::<A::InnerBackend>(&device));
+        let sampling = Sampling {
+            judge: &judge,
+            samples: &folder.study.samples,
+            batch: recipe.evaluation.batch_size.div_ceil(2),
+            device: &device,
+            code: &code,
+        };
+        folder.describe_real(&judge, &recipe)?;
+        let mut walk =
+            Walk::<A> { folder, workers, stop, sampling, to_do: ToDo::of(folder, ours)? };
+        let mut verdict = Verdict::Good;
+        for arm in ours {
+            if let Went::Badly = walk.arm(arm)? {
+                verdict = Verdict::Bad;
+            }
+            folder.write_report()?;
+        }
+        let arms = folder.write_report()?;
+        print!("{}", page::shown(&arms));
+        eprintln!("everything in {}; open report.html", folder.path.display());
+        Ok(verdict)
+    }
+}
+
+impl Folder {
+    /// Writes down what samples are beside.
+    fn describe_real<B: burn::tensor::backend::Backend>(
+        &self,
+        judge: &Judge<B>,
+        recipe: &Recipe,
+    ) -> Result<()> {
+        let path = self.path.join("real.json");
+        if path.is_file() {
+            return Ok(());
+        }
+        let classes = recipe.data.source.open(recipe.data.side)?.classes().len();
+        let floor = judge.reference().floor_at_a_glance()?;
+        let real = Real {
+            extractor: judge.extractor(),
+            reference: judge.n_real(),
+            samples: classes * self.study.samples.measure.per_class,
+            floor: floor.map(|(images, of)| Floor {
+                images,
+                kid: of.kernel,
+                fd: of.frechet,
+                class_accuracy: of.class_accuracy,
+            }),
+        };
+        let text = serde_json::to_string_pretty(&real).expect("plain values");
+        Ok(sar_weights::write_bytes(&path, text.as_bytes())?)
+    }
+}
+
+/// Ends the program where it was asked to stop; what training found wrong with its own numbers is for the
+/// caller to judge.
+fn trained(result: Result<(), TrainError>, what: &str) -> Result<Result<(), TrainError>> {
+    match result {
+        Err(TrainError::Stopped { .. } | TrainError::StoppedCaching { .. }) => stopped(),
+        Err(
+            error @ (TrainError::NotFinite(_)
+            | TrainError::BadWeights { .. }
+            | TrainError::BadMeasure { .. }),
+        ) => Ok(Err(error)),
+        Err(error) => Err(error).with_context(|| what.to_owned()),
+        Ok(()) => Ok(Ok(())),
+    }
+}
+
+fn stopped() -> ! {
+    eprintln!("stopped; the same command goes on");
+    process::exit(INTERRUPTED);
+}
+
+/// What is left, and how long it may take.
+struct ToDo {
+    left: usize,
+    done: usize,
+    since: Instant,
+}
+
+impl ToDo {
+    fn of(folder: &Folder, ours: &[String]) -> Result<Self> {
+        let mut left = 0;
+        for arm in ours {
+            for unit in folder.units(arm) {
+                left += usize::from(unit.grid()?.is_none());
+            }
+        }
+        Ok(Self { left, done: 0, since: Instant::now() })
+    }
+
+    fn one_done(&mut self) {
+        self.done += 1;
+        self.left -= 1;
+        let to_go = self.since.elapsed().as_secs_f64() * self.left as f64 / self.done as f64;
+        let to_go = clock(Duration::from_secs_f64(to_go));
+        eprintln!("study: {} of them to go, about {to_go}", self.left);
+    }
+}
+
+/// On the way through the arms.
+struct Walk<'a, A: AutodiffBackend> {
+    folder: &'a Folder,
+    workers: usize,
+    stop: &'a AtomicBool,
+    sampling: Sampling<'a, A::InnerBackend>,
+    to_do: ToDo,
+}
+
+impl<A: AutodiffBackend> Walk<'_, A> {
+    /// Does what is left of an arm.
+    fn arm(&mut self, arm: &str) -> Result<Went> {
+        let mut grids = Vec::new();
+        for unit in self.folder.units(arm) {
+            match self.trained_and_judged(&unit)? {
+                Some(grid) => grids.push(grid),
+                None => return Ok(Went::Badly),
+            }
+        }
+        let settings = best(&grids, self.folder.study.samples.choose_by).clone();
+        for (unit, grid) in self.folder.units(arm).zip(&grids) {
+            if unit.outcome()?.is_none() {
+                if interrupt::has_come() {
+                    stopped();
+                }
+                self.sampling.measure(&unit, grid, &settings)?;
+            }
+            unit.tidy()?;
+        }
+        Ok(Went::Well)
+    }
+
+    /// A unit's samples at every setting; nothing if its training went wrong.
+    fn trained_and_judged(&mut self, unit: &Unit<'_>) -> Result<Option<Grid>> {
+        if let Some(grid) = unit.grid()? {
+            return Ok(Some(grid));
+        }
+        let Unit { arm, seed, run, .. } = unit;
+        let study = &self.folder.study;
+        let what = format!("arm '{arm}', seed {seed}");
+        if !has_ended(run) {
+            eprintln!("study {}: {what}", study.name);
+            let recipe = study.recipe(study.arm(arm)?, *seed, &self.folder.path.join(START))?;
+            let result =
+                train_run::<A>(&recipe, run, (self.workers, self.stop), self.sampling.device);
+            if let Err(error) = trained(result, &what)? {
+                eprintln!("error: {what}: {error}");
+                return Ok(None);
+            }
+        }
+        let mut trained = Trained::of(run).with_context(|| what.clone())?;
+        if *arm == START && *seed != study.seeds[0] {
+            // It was trained once.
+            trained.wall_s = 0.0;
+        }
+        let grid = self.sampling.judge_grid(unit, trained).with_context(|| what.clone())?;
+        let Some(grid) = grid else { stopped() };
+        self.to_do.one_done();
+        Ok(Some(grid))
+    }
+}
