@@ -129,8 +129,8 @@ impl<A: AutodiffBackend> Subject<A> {
             tokenizer_loss(model, images, &streams, &objective, draws)
         };
         let inputs = images_bchw.chunk(recipe.optimization.grad_accum_steps, 0);
-        let sum = self.tokenizer.accumulate(inputs, workers, loss);
-        self.tokenizer.update(sum.gradients, (0, 100));
+        let sum = self.tokenizer.accumulate(inputs, workers, loss).expect("alone");
+        self.tokenizer.update(sum.gradients, (0, 100)).expect("alone");
         self.wait();
     }
 
@@ -174,8 +174,8 @@ impl<A: AutodiffBackend> Subject<A> {
             (terms, ())
         };
         let inputs = tokens_bl.chunk(sar.optimization.grad_accum_steps, 0);
-        let sum = self.backbone.accumulate(inputs, workers, loss);
-        self.backbone.update(sum.gradients, (0, 100));
+        let sum = self.backbone.accumulate(inputs, workers, loss).expect("alone");
+        self.backbone.update(sum.gradients, (0, 100)).expect("alone");
         self.wait();
     }
 

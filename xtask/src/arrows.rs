@@ -27,7 +27,7 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = PROGRAMS.split_at(16).0;
+const LIBRARIES: &[&str] = PROGRAMS.split_at(17).0;
 
 /// What a program may use: the libraries, and what is for programs alone.
 const PROGRAMS: &[&str] = &[
@@ -44,6 +44,7 @@ const PROGRAMS: &[&str] = &[
     "sar-pipeline",
     "sar-metrics",
     "sar-eval",
+    "sar-exchange",
     "sar-train",
     "sar-parity",
     "sar-selfcheck",
@@ -69,7 +70,8 @@ const TABLE: &[Row] = &[
     Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
     Row { package: "sar-metrics", ours: &[], burn: Burn::None },
     Row { package: "sar-eval", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-loss", "sar-data", "sar-features", "sar-metrics"], burn: Burn::Generic },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(13).0, burn: Burn::Generic },
+    Row { package: "sar-exchange", ours: &[], burn: Burn::None },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(14).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.

@@ -38,6 +38,7 @@ mod pack;
 mod parity;
 mod previews;
 mod progress;
+mod ranks;
 mod report;
 mod sample;
 mod study;
@@ -92,6 +93,8 @@ enum Verb {
 enum Verdict {
     Good,
     Bad,
+    /// It was asked to stop.
+    Interrupted,
 }
 
 fn main() -> ExitCode {
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
+        Ok(Verdict::Interrupted) => ExitCode::from(interrupt::INTERRUPTED as u8),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)

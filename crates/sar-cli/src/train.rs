@@ -1,16 +1,19 @@
 //! `sar train`: a recipe, run.
 
 use std::path::{Path, PathBuf};
-use std::process;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::AutodiffBackend;
+use sar_train::event::{Observer, Silent};
 use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
 
 use crate::device::{DeviceArg, Job};
-use crate::interrupt::{self, INTERRUPTED};
+use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::{Verdict, first_free, report};
 
 #[derive(clap::Args)]
@@ -30,12 +33,48 @@ pub(crate) struct Args {
     /// Replaces a value of the recipe, as in --set tokenizer.steps=100.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     settings: Vec<String>,
+    /// Among several ranks, how long one may give no sign of life before all end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    deadline: u64,
     #[command(flatten)]
     device: DeviceArg,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { recipe, run_dir, resume, dry_run, settings, device } = args;
+    let Args { recipe, run_dir, resume, dry_run, settings, deadline, device } = args;
+    let ranks = Ranks::start(Duration::from_secs(deadline))?;
+    // What is chosen by looking at folders, one rank chooses for all.
+    let chosen = ranks.of_leader(|| {
+        let (recipe, run_dir) = choose(recipe, run_dir, resume, &settings)?;
+        Ok(serde_json::to_string(&(recipe.to_toml(), run_dir))?)
+    });
+    let chosen = match chosen {
+        Ok(chosen) => chosen,
+        Err(error) => return ranks.ended(error),
+    };
+    let (toml, run_dir): (String, PathBuf) = serde_json::from_str(&chosen)?;
+    let recipe = Recipe::parse("the recipe of rank 0", &toml, &[])?;
+    if dry_run {
+        let work = DryRun { recipe, run_dir };
+        return if ranks.group.leads() { device.run(work) } else { Ok(Verdict::Good) };
+    }
+    let group = ranks.group.clone();
+    // The engine ends with the last of what it serves.
+    let outcome = device.run(Train { recipe, run_dir, resume, ranks: &ranks });
+    let outcome = outcome.unwrap_or_else(|error| {
+        group.fail(&format!("{error:#}"));
+        Err(error)
+    });
+    outcome.or_else(|error| ranks.ended(error))
+}
+
+/// The recipe and the run directory that the arguments ask for.
+fn choose(
+    recipe: Option<String>,
+    run_dir: Option<PathBuf>,
+    resume: bool,
+    settings: &[String],
+) -> Result<(Recipe, PathBuf)> {
     ensure!(!resume || run_dir.is_some(), "--resume: name the run with --run-dir");
     let own = run_dir.as_ref().filter(|_| resume).map(|dir| dir.join("recipe.toml"));
     if let Some(own) = &own {
@@ -43,15 +82,12 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         ensure!(own.is_file(), "{}: holds no run to resume, no recipe.toml", run.display());
     }
     let recipe = match (recipe, own) {
-        (Some(name), _) => Recipe::load(&name, &settings)?,
-        (None, Some(own)) => Recipe::load(&own.to_string_lossy(), &settings)?,
-        (None, None) => Recipe::load("emoji-quick", &settings)?,
+        (Some(name), _) => Recipe::load(&name, settings)?,
+        (None, Some(own)) => Recipe::load(&own.to_string_lossy(), settings)?,
+        (None, None) => Recipe::load("emoji-quick", settings)?,
     };
     let run_dir = run_dir.unwrap_or_else(|| first_free(&Path::new("runs").join(&recipe.name), ""));
-    if dry_run {
-        return device.run(DryRun { recipe, run_dir });
-    }
-    device.run(Train { recipe, run_dir, resume })
+    Ok((recipe, run_dir))
 }
 
 struct DryRun {
@@ -124,23 +160,41 @@ fn bytes(n: u64) -> String {
     unit.map_or(format!("{n} B"), |(size, unit)| format!("{:.1} {unit}", n / size))
 }
 
-struct Train {
+struct Train<'r> {
     recipe: Recipe,
     run_dir: PathBuf,
     resume: bool,
+    ranks: &'r Ranks,
 }
 
-impl Job for Train {
-    type Output = Verdict;
+impl Job for Train<'_> {
+    /// An error of the run itself, of which all ranks have heard.
+    type Output = Result<Verdict>;
 
-    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
+    fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Result<Verdict>> {
         // The first Ctrl-C or SIGTERM asks for a checkpoint.
         let stop = interrupt::watch("stopping after this step")?;
-        let Self { recipe, run_dir, resume } = self;
-        let mut progress = Progress::new();
-        let execution = Execution { resume, workers, stop };
-        let report = match train::<A>(&recipe, &run_dir, execution, &device, &mut progress) {
+        Ok(self.train::<A>(device, workers, stop))
+    }
+}
+
+impl Train<'_> {
+    fn train<A: AutodiffBackend>(
+        self,
+        device: A::Device,
+        workers: usize,
+        stop: &AtomicBool,
+    ) -> Result<Verdict> {
+        let Self { recipe, run_dir, resume, ranks } = self;
+        let (mut progress, mut silent) = (Progress::new(), Silent);
+        let leads = ranks.group.leads();
+        let observer: &mut dyn Observer = if leads { &mut progress } else { &mut silent };
+        let execution =
+            Execution { resume, workers: ranks.workers(workers), stop, group: &ranks.group };
+        let report = match train::<A>(&recipe, &run_dir, execution, &device, observer) {
             Ok(report) => report,
+            // The one that leads has heard why, and says it for all.
+            Err(_) if !leads => return Ok(Verdict::Good),
             Err(error) => {
                 progress.clear();
                 match error {
@@ -149,13 +203,16 @@ impl Job for Train {
                     }
                     TrainError::Stopped { .. } | TrainError::StoppedCaching { .. } => {
                         eprintln!("{error}");
-                        process::exit(INTERRUPTED);
+                        return Ok(Verdict::Interrupted);
                     }
                     _ => return Err(error.into()),
                 }
                 return Ok(Verdict::Bad);
             }
         };
+        if !leads {
+            return Ok(Verdict::Good);
+        }
         let html = report::write_html(&run_dir, &report)
             .with_context(|| format!("{}: report.html", run_dir.display()))?;
         progress.line(&report::summary(&report));

@@ -505,14 +505,14 @@ pub fn a_step_that_overflowed_is_not_taken<A: AutodiffBackend>(device: &A::Devic
         |step: u64| linear_and_gradients::<A>(&layer, SeedTree::new(22).at(step), device).0;
     let mut scaled = learner(Precision::F16);
     for (bad, factor) in [(f64::INFINITY, 1024.0), (f64::NAN, 512.0)] {
-        let update = scaled.update(gradients(0).scale(bad), (0, 10));
+        let update = scaled.update(gradients(0).scale(bad), (0, 10)).expect("alone");
         let scale = update.skipped.expect("the step does not count");
         assert_eq!(scale.factor(), factor);
         assert_eq!(values(scaled.model()), values(&layer));
     }
-    assert!(scaled.update(gradients(1), (0, 10)).skipped.is_none());
+    assert!(scaled.update(gradients(1), (0, 10)).expect("alone").skipped.is_none());
     let mut untouched = learner(Precision::F32);
-    untouched.update(gradients(1), (0, 10));
+    untouched.update(gradients(1), (0, 10)).expect("alone");
     assert_eq!(values(scaled.model()), values(untouched.model()));
     assert_ne!(values(scaled.model()), values(&layer));
 }
@@ -572,8 +572,9 @@ where
     for step in 0..steps {
         let draws = SeedTree::new(20).at(step);
         let sum = learner.accumulate(vec![()], 1, |model, ()| (loss(model, draws), ()));
+        let sum = sum.expect("alone");
         history.push(sum.parts.into_iter().map(|(name, x)| (name, floats(x)[0])).collect());
-        learner.update(sum.gradients, (step, steps));
+        learner.update(sum.gradients, (step, steps)).expect("alone");
     }
     history
 }

@@ -9,7 +9,7 @@ use sar_core::SeedTree;
 use crate::crop::WrongSize;
 use crate::left_out::in_one_line;
 use crate::put_back::PutBack;
-use crate::unreadable::{Unreadable, list, name};
+use crate::unreadable::{FoundUnreadable, Unreadable, list, name};
 use crate::{
     Augmentation, Crop, DataError, DataRecipe, Dataset, EpochOrder, Fingerprint, ImageBatch,
     LeftOut, Loader, ReadAhead, Split, UnreadableImage,
@@ -34,6 +34,17 @@ struct Inner {
     allowed: usize,
     notes: Vec<String>,
     unreadable: Mutex<Unreadable>,
+}
+
+/// Of every `of` positions, those from `from` to `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Positions,
+    pub of: u64,
+    /// of which these are the first
+    pub from: u64,
+    /// and the one behind the last.
+    pub to: u64,
 }
 
 /// Which images are read in which order.
@@ -228,6 +239,19 @@ impl Images {
         Loader::new(self, self.training_purpose(stage), positions, batch, self.0.ahead)
     }
 
+    /// As [`training`](Self::training), of every `part.of` positions those alone from `part.from` to `part.to`;
+    /// these are counted on by themselves, and `start` is such a count.
+    ///
+    /// # Panics
+    /// If the batch is 0, or the part has nothing or is larger than what it is a part of.
+    pub fn training_part(&self, stage: SeedTree, part: Part, start: u64, batch: usize) -> Loader {
+        let Part { of, from, to } = part;
+        assert!(from < to && to <= of, "{part:?}");
+        let place = move |count: u64| count / (to - from) * of + from + count % (to - from);
+        let (purpose, ahead) = (self.training_purpose(stage), self.0.ahead);
+        Loader::with_places(self, purpose, start..u64::MAX, batch, ahead, place)
+    }
+
     /// The order of the training images in a stage.
     pub fn order(&self, stage: SeedTree) -> EpochOrder {
         EpochOrder::new(stage.child("order"), self.n_train())
@@ -268,6 +292,28 @@ impl Images {
         let all = self.n_held_out();
         let n = if n == 0 { all } else { n.min(all) };
         Loader::new(self, Purpose::HeldOut { n }, 0..n as u64, batch, self.0.ahead)
+    }
+
+    /// Which images were found unreadable since the last call, for [`adopt`](Self::adopt) elsewhere.
+    pub fn take_found(&self) -> Vec<FoundUnreadable> {
+        self.state().take_found()
+    }
+
+    /// Counts images, which another process found unreadable, as if they had been found here.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyUnreadable`] if there are more than the recipe allows.
+    pub fn adopt(&self, found: Vec<FoundUnreadable>) -> Result<(), DataError> {
+        let error = |FoundUnreadable { index, image, reason }| {
+            (index, DataError::Unreadable { image, reason })
+        };
+        let mut state = self.state();
+        let own = state.take_found();
+        let outcome = state.take_down(found.into_iter().map(error).collect());
+        // What came from elsewhere is known there.
+        state.take_found();
+        state.keep_found(own);
+        outcome
     }
 
     /// A line for every image that was found unreadable since the last call.
@@ -456,6 +502,42 @@ mod tests {
         let variants = images.variants(stage, 2, 5..7).unwrap();
         assert_eq!(variants.indices, [train[2], train[3]]);
         assert_eq!(variants.streams, [stage.at(2).at(1), stage.at(3).at(0)]);
+    }
+
+    #[test]
+    fn parts_of_steps_are_those_of_the_whole() {
+        let images = opened(Memory::numbered(40, 2), 0.0).unwrap();
+        let stage = SeedTree::new(1);
+        let read = |loader: Loader, n: usize| -> Vec<Vec<usize>> {
+            loader.take(n).map(|batch| batch.unwrap().indices).collect()
+        };
+        // Five micro-batches of 2 a step, of which a process has those from 1 to 3.
+        let whole = read(images.training(stage, 20, 2), 15);
+        let part = Part { of: 10, from: 2, to: 8 };
+        let shared = read(images.training_part(stage, part, 12, 2), 9);
+        let expected: Vec<Vec<usize>> =
+            [1, 2, 3, 6, 7, 8, 11, 12, 13].map(|i: usize| whole[i].clone()).to_vec();
+        assert_eq!(shared, expected);
+    }
+
+    #[test]
+    fn what_others_found_unreadable_counts() {
+        let images = opened(Memory::numbered(40, 2).with_broken(&[20]), 0.05).unwrap();
+        images.training(SeedTree::new(1), 0, 36).next().unwrap().unwrap();
+        let other = opened(Memory::numbered(40, 2), 0.05).unwrap();
+        let found = images.take_found();
+        assert_eq!(found.iter().map(|found| found.index).collect::<Vec<_>>(), [20]);
+        other.adopt(found.clone()).unwrap();
+        other.adopt(found).unwrap();
+        assert_eq!((images.take_warnings(), images.take_found()), (other.take_warnings(), vec![]));
+        assert!(other.take_found().is_empty(), "nothing goes to and fro");
+        let more = [21, 22].map(|index| FoundUnreadable {
+            index,
+            image: format!("image {index}"),
+            reason: "torn".into(),
+        });
+        let error = other.adopt(more.to_vec()).unwrap_err().to_string();
+        assert!(error.contains("3 of 40 images cannot be read, 2 may be"), "{error}");
     }
 
     #[test]

@@ -97,17 +97,29 @@ impl Loader {
         batch: usize,
         ahead: ReadAhead,
     ) -> Self {
+        Self::with_places(images, purpose, positions, batch, ahead, |position| position)
+    }
+
+    /// As [`new`](Self::new), where what comes at a position is that of another `place`.
+    pub(crate) fn with_places(
+        images: &Images,
+        purpose: Purpose,
+        positions: Range<u64>,
+        batch: usize,
+        ahead: ReadAhead,
+        place: impl Fn(u64) -> u64 + Send + Sync + 'static,
+    ) -> Self {
         assert!(batch > 0, "batches of no images");
         let position = positions.start;
         let ReadAhead { threads, batches } = ahead;
         let window = batches.saturating_mul(batch);
         let source = images.clone();
-        let read = move |position| source.read(&purpose, position);
+        let read = move |position| source.read(&purpose, place(position));
         let reads = Prefetch::new(positions, threads, window, read);
         Self { reads, images: images.clone(), position, batch, has_failed: false }
     }
 
-    /// The position of the first image of the next batch.
+    /// The position of the first image of the next batch; of a [`Part`](crate::Part), among those of the part.
     pub fn position(&self) -> u64 {
         self.position
     }

@@ -26,6 +26,17 @@ pub struct UnreadableImage {
     pub bytes: u64,
 }
 
+/// An image that was found unreadable, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundUnreadable {
+    /// Its place in the data set.
+    pub index: usize,
+    /// What it is called.
+    pub image: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// What was found so far.
 pub(crate) struct Unreadable {
     /// All images, and how many of them may be unreadable.
@@ -36,12 +47,14 @@ pub(crate) struct Unreadable {
     named: Vec<String>,
     /// What nobody was told yet.
     warnings: Vec<String>,
+    /// What no other process was told yet.
+    found: Vec<FoundUnreadable>,
 }
 
 impl Unreadable {
     pub(crate) fn new(total: usize, allowed: usize) -> Self {
-        let (named, warnings) = (Vec::new(), Vec::new());
-        Self { total, allowed, indices: BTreeSet::new(), named, warnings }
+        let (named, warnings, found) = Default::default();
+        Self { total, allowed, indices: BTreeSet::new(), named, warnings, found }
     }
 
     /// Takes down images that could not be read, each with a warning.
@@ -61,6 +74,11 @@ impl Unreadable {
             if found <= NAMED {
                 self.named.push(name(&error));
             }
+            let (image, reason) = match &error {
+                DataError::Unreadable { image, reason } => (image.clone(), reason.clone()),
+                other => (format!("image {index}"), other.to_string()),
+            };
+            self.found.push(FoundUnreadable { index, image, reason });
             self.warnings.push(format!(
                 "{error}; the next image takes its place ({found} of {total} unreadable, {allowed} allowed)"
             ));
@@ -108,6 +126,16 @@ impl Unreadable {
     /// Which they are, in the order of the data set.
     pub(crate) fn indices(&self) -> impl Iterator<Item = usize> {
         self.indices.iter().copied()
+    }
+
+    /// What was found since the last call.
+    pub(crate) fn take_found(&mut self) -> Vec<FoundUnreadable> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// Puts back what [`take_found`](Self::take_found) gave.
+    pub(crate) fn keep_found(&mut self, found: Vec<FoundUnreadable>) {
+        self.found = found;
     }
 
     /// The warnings since the last call.

@@ -4,7 +4,7 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
-use sar_data::{DataError, Loader};
+use sar_data::{DataError, ImageBatch};
 use sar_loss::{histogram_entropy, ssim};
 use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
 
@@ -66,12 +66,12 @@ impl<B: Backend> TokenizerMeter<B> {
         self
     }
 
-    /// Measures the images of a loader, without distances.
+    /// Measures images, without distances.
     ///
     /// # Errors
     /// If they cannot be read.
     pub fn of(
-        images: Loader,
+        images: impl Iterator<Item = Result<ImageBatch, DataError>>,
         tokenizer: &Tokenizer<B>,
         schedule: &ScaleSchedule,
         device: &B::Device,

@@ -19,6 +19,7 @@ use burn::tensor::{Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_discriminator::augment::{Augmentation, augment};
 use sar_discriminator::{Discriminator, DiscriminatorConfigError, init};
+use sar_exchange::{ExchangeError, Group, MicroBatches};
 use sar_features::{EfficientNetLite0, WEIGHTS};
 use sar_loss::adversarial::{LeCamAverages, adaptive_weight, generator, hinge, lecam, mean_logit};
 use sar_model::Precision;
@@ -35,6 +36,7 @@ use crate::tokenizer_loss::{Reconstruction, TokenizerObjective};
 pub(crate) struct Adversary<'a, A: AutodiffBackend> {
     play: Play<'a>,
     pub(crate) learner: Learner<A, Discriminator<A>>,
+    group: &'a Group,
     averages: LeCamAverages<A::InnerBackend>,
 }
 
@@ -92,6 +94,7 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
     pub(crate) fn new(
         recipe: &'a recipe::Adversary,
         tokenizer: &Optimization,
+        group: &'a Group,
         seed: SeedTree,
         device: &A::Device,
     ) -> Result<Option<Self>, DiscriminatorConfigError> {
@@ -136,7 +139,9 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
                 augmentation,
                 lecam: *lecam,
             },
-            learner: Learner::new("discriminator", model, layout, &optimization, Precision::F32),
+            learner: Learner::new("discriminator", model, layout, &optimization, Precision::F32)
+                .among(group),
+            group,
             averages: LeCamAverages::new(device),
         }))
     }
@@ -154,12 +159,13 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
     /// it was given nothing.
     pub(crate) fn learn(
         &mut self,
-        seen: Vec<Vec<Pair<A::InnerBackend>>>,
+        seen: MicroBatches<Vec<Pair<A::InnerBackend>>>,
         workers: usize,
         (step, steps): (u64, u64),
-    ) -> Option<Learned<A::InnerBackend>> {
-        if seen.iter().any(Vec::is_empty) {
-            return None;
+    ) -> Result<Option<Learned<A::InnerBackend>>, ExchangeError> {
+        let [is_nothing] = self.group.any([seen.items().iter().any(Vec::is_empty)])?;
+        if is_nothing {
+            return Ok(None);
         }
         let Play { start, augmentation, lecam: weight, .. } = self.play;
         let averages = &self.averages;
@@ -195,14 +201,14 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
                 parts.into_iter().map(|(name, sum)| (name, sum / n_pairs)).collect();
             (Terms { loss, parts, scales: Vec::new() }, ())
         };
-        let sum = self.learner.accumulate(seen, workers, loss);
+        let sum = self.learner.accumulate(seen, workers, loss)?;
         let part = |wanted: &str| {
             sum.parts.iter().find(|(name, _)| *name == wanted).expect("a part").1.clone()
         };
         self.averages = self.averages.clone().update(part("real"), part("fake"));
-        let update = self.learner.update(sum.gradients, (step - start, steps - start));
+        let update = self.learner.update(sum.gradients, (step - start, steps - start))?;
         self.learner.take_average(&update);
-        Some(Learned { parts: sum.parts, scales: sum.scales, update })
+        Ok(Some(Learned { parts: sum.parts, scales: sum.scales, update }))
     }
 
     /// What it remembers beside its learner.

@@ -4,6 +4,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{ImageBatch, Images};
+use sar_exchange::{Group, MicroBatches};
 use sar_model::Backbone;
 use sar_tokenizer::Tokenizer;
 
@@ -60,13 +61,14 @@ impl<'a, A: AutodiffBackend> BackboneStage<'a, A> {
         backbone: Backbone<A::InnerBackend>,
         images: &'a Images,
         (tokenizer, latents): Tokens<'a, A::InnerBackend>,
-        (workers, seed): (usize, SeedTree),
+        (workers, group, seed): (usize, &'a Group, SeedTree),
         device: &'a A::Device,
     ) -> Self {
         let optimization = settings.optimization;
         let precision = recipe.backbone.precision;
         let learner = Learner::new(LEARNER, backbone, &sar_model::LAYOUT, optimization, precision);
-        let batches = Batches::new(images, seed, optimization);
+        let learner = learner.among(group);
+        let batches = Batches::new(images, seed, optimization, group);
         Self { recipe, settings, tokenizer, latents, device, workers, seed, batches, learner }
     }
 
@@ -82,21 +84,23 @@ enum Source {
 }
 
 impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
+    fn begin(&mut self) -> Result<(), TrainError> {
+        Ok(self.learner.begin_together()?)
+    }
+
     fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<A::InnerBackend>, TrainError> {
         let draws = self.seed.child("step").at(step);
-        let sources: Vec<Source> = match self.latents {
-            LatentSource::Online => {
-                self.batches.of_step(step)?.into_iter().map(Source::Images).collect()
-            }
+        let sources = match self.latents {
+            LatentSource::Online => self.batches.of_step(step)?.map(Source::Images),
             LatentSource::Cached(cache) => {
-                let batches = self.batches.latents_of_step(step, cache)?;
-                batches.into_iter().map(Source::Latents).collect()
+                self.batches.latents_of_step(step, cache)?.map(Source::Latents)
             }
         };
+        let share = sources.share();
         let schedules = &self.recipe.backbone.schedule;
-        let inputs: Result<Vec<(Source, ScaleSchedule)>, TrainError> = sources
-            .into_iter()
-            .enumerate()
+        let inputs: Result<Vec<(Source, ScaleSchedule)>, TrainError> = share
+            .range()
+            .zip(sources.into_items())
             .map(|(micro, source)| {
                 // A draw for each micro-batch.
                 let schedule = schedules.draw(draws.child("schedule").at(micro as u64))?;
@@ -124,8 +128,9 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
             );
             (terms, ())
         };
-        let sum = self.learner.accumulate(inputs?, self.workers, loss);
-        let update = self.learner.update(sum.gradients, (step, steps));
+        let inputs = MicroBatches::new(inputs?, share);
+        let sum = self.learner.accumulate(inputs, self.workers, loss)?;
+        let update = self.learner.update(sum.gradients, (step, steps))?;
         self.learner.take_average(&update);
         let learned = Learned { parts: sum.parts, scales: sum.scales, update };
         Ok(Stepped { learners: vec![learned], note: None })
@@ -133,7 +138,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
 
     fn measure(&self) -> Result<Measure, TrainError> {
         let Recipe { log, evaluation, .. } = self.recipe;
-        let images = self.batches.images.held_out(log.measure_images, evaluation.batch_size);
+        let images = self.batches.held_out(log.measure_images, evaluation.batch_size);
         let (model, scales) = (self.learner.model(), self.recipe.scales());
         let meter = HeldOutMeter::of(images, model, self.tokenizer, scales, self.device)?;
         let [teacher, student] = meter.means();
@@ -150,6 +155,10 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
 
     fn n_parameters(&self) -> usize {
         self.learner.n_parameters()
+    }
+
+    fn group(&self) -> &Group {
+        self.batches.group
     }
 
     fn learners(&self) -> Vec<State<'_>> {

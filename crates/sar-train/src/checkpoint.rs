@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
+use sar_exchange::{ExchangeError, Group};
 use sar_weights::{NamedTensors, Target, TensorInfo, WeightsFile, count_not_finite, write_weights};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Observer};
 use crate::learner::State;
@@ -41,6 +43,20 @@ pub(crate) struct Best {
     pub(crate) value: f64,
 }
 
+impl Best {
+    /// What the rank that leads has, for all.
+    pub(crate) fn of_leader(own: Option<Self>, group: &Group) -> Result<Option<Self>, TrainError> {
+        let bits = own.map(|best| (best.step, best.value.to_bits()));
+        let message = || Ok::<_, TrainError>(serde_json::to_vec(&bits).expect("plain values"));
+        let bytes = group.from_rank(0, message)?;
+        let bits: Option<(u64, u64)> = serde_json::from_slice(&bytes).map_err(|_| UNEXPECTED)?;
+        Ok(bits.map(|(step, value)| Self { step, value: f64::from_bits(value) }))
+    }
+}
+
+/// The rank that leads has sent something else.
+const UNEXPECTED: ExchangeError = ExchangeError::Unexpected { rank: 0 };
+
 /// A point of a stage that training goes on from.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -58,17 +74,22 @@ const BEST_VALUE: &str = "best_value";
 const TASK: &str = "task";
 
 /// Writes `checkpoints/<stage>-<step>.safetensors` whole or not at all, one tensor after the other, and
-/// removes the stage's older ones but for the last and the best.
+/// removes the stage's older ones but for the last and the best. Of several ranks the one that leads does, and
+/// the others give it what they alone have.
 ///
 /// # Errors
 /// If the file cannot be written, or a value in it is not finite.
 pub(crate) fn save(
     dir: &RunDir,
+    group: &Group,
     stage: StageId,
     progress: Progress,
     learners: &[State<'_>],
     task: Vec<(&'static str, TensorData)>,
 ) -> Result<(), TrainError> {
+    if !group.leads() {
+        return hand_over(group, learners);
+    }
     let Progress { step, wall, run_wall, best } = progress;
     let task: Vec<(String, TensorData)> =
         task.into_iter().map(|(name, data)| (format!("{TASK}.{name}"), data)).collect();
@@ -99,13 +120,18 @@ pub(crate) fn save(
         if let Some((_, data)) = task.iter().find(|(known, _)| known == name) {
             return Ok(Cow::Borrowed(data));
         }
-        let data = learners.iter().find_map(|learner| (learner.read)(name));
-        let data = data.expect("listed by a learner");
+        let data = match learners.iter().find_map(|learner| (learner.read)(name)) {
+            Some(data) => data,
+            None => fetch(group, name)?,
+        };
         if count_not_finite(&data) > 0 {
             return Err(TrainError::BadWeights { stage, step, tensor: name.into() });
         }
         Ok(Cow::Owned(data))
     })?;
+    if !group.is_alone() {
+        group.all_gather(END)?;
+    }
 
     let mut old = list(&folder, stage)?;
     old.truncate(old.len().saturating_sub(KEPT));
@@ -117,9 +143,40 @@ pub(crate) fn save(
     Ok(())
 }
 
+/// What ends the questions of the rank that leads.
+const END: &[u8] = b"";
+
+/// Asks all other ranks for a tensor that one of them has.
+fn fetch(group: &Group, name: &str) -> Result<TensorData, TrainError> {
+    group.all_gather(name.as_bytes())?;
+    let answers = group.all_gather(END)?;
+    let answer = answers.into_iter().find(|answer| !answer.is_empty()).ok_or(UNEXPECTED)?;
+    let n = answer.len() / DType::F32.size();
+    Ok(TensorData::from_bytes_vec(answer, vec![n], DType::F32))
+}
+
+/// Answers what the rank that leads asks for.
+fn hand_over(group: &Group, learners: &[State<'_>]) -> Result<(), TrainError> {
+    loop {
+        let questions = group.all_gather(END)?;
+        let name = str::from_utf8(&questions[0]).map_err(|_| UNEXPECTED)?;
+        if name.is_empty() {
+            return Ok(());
+        }
+        let data = learners.iter().find_map(|learner| (learner.read)(name));
+        let answer = data.as_ref().map_or(END, |data| data.as_bytes());
+        let mut answers = vec![END; group.ranks()];
+        answers[0] = answer;
+        group.all_to_all(&answers)?;
+    }
+}
+
 /// Removes the checkpoints of the stages that follow an unfinished one: they belong to a course of the
 /// run that is walked again.
 pub(crate) fn discard_after(dir: &RunDir, stage: StageId) -> Result<(), TrainError> {
+    if !dir.is_ours() {
+        return Ok(());
+    }
     for stage in stage.later() {
         for (_, path) in list(&dir.checkpoints(), stage)? {
             remove(&path)?;
@@ -170,7 +227,10 @@ impl Saved {
     /// # Errors
     /// If it is damaged, or not a checkpoint.
     pub(crate) fn read(path: &Path) -> Result<Self, TrainError> {
-        let tensors = NamedTensors::read_safetensors(path)?;
+        Self::of_tensors(path, NamedTensors::read_safetensors(path)?)
+    }
+
+    fn of_tensors(path: &Path, tensors: NamedTensors) -> Result<Self, TrainError> {
         let zero = Progress { step: 0, wall: Duration::ZERO, run_wall: Duration::ZERO, best: None };
         let mut saved = Self { path: path.into(), progress: zero, tensors };
         let seconds = |field| {
@@ -184,6 +244,50 @@ impl Saved {
         let (wall, run_wall) = (seconds(WALL_S)?, seconds(RUN_WALL_S)?);
         saved.progress = Progress { step: saved.value(STEP)?, wall, run_wall, best };
         Ok(saved)
+    }
+
+    /// What the rank that leads finds, for all ranks.
+    ///
+    /// # Errors
+    /// As `find`, which that rank alone is asked to do.
+    pub(crate) fn for_all(
+        group: &Group,
+        find: impl FnOnce() -> Result<Option<Self>, TrainError>,
+    ) -> Result<Option<Self>, TrainError> {
+        if group.is_alone() {
+            return find();
+        }
+        let mut own = None;
+        let header = group.from_rank(0, || {
+            own = find()?;
+            let header = own.as_ref().map(|saved| Header {
+                path: saved.path.clone(),
+                metadata: saved.tensors.metadata().clone(),
+                tensors: (saved.tensors.infos().into_iter())
+                    .map(|TensorInfo { name, dtype, shape }| (name, dtype, shape))
+                    .collect(),
+            });
+            Ok::<_, TrainError>(serde_json::to_vec(&header).expect("plain values"))
+        })?;
+        let header: Option<Header> = serde_json::from_slice(&header).map_err(|_| UNEXPECTED)?;
+        let Some(Header { path, metadata, tensors: infos }) = header else { return Ok(None) };
+        let mut tensors = NamedTensors::new();
+        for (name, dtype, shape) in infos {
+            let data = own.as_ref().and_then(|saved| saved.tensors.get(&name));
+            let message = data.map_or(END, |data| data.as_bytes());
+            let bytes = group.all_gather(message)?.swap_remove(0);
+            if bytes.len() != shape.iter().product::<usize>() * dtype.size() {
+                return Err(UNEXPECTED.into());
+            }
+            if own.is_none() {
+                tensors.insert(name, TensorData::from_bytes_vec(bytes, shape, dtype));
+            }
+        }
+        *tensors.metadata_mut() = metadata;
+        match own {
+            Some(own) => Ok(Some(own)),
+            None => Self::of_tensors(&path, tensors).map(Some),
+        }
     }
 
     /// The file.
@@ -237,6 +341,14 @@ impl Saved {
         let (path, field) = (self.path.clone(), field.to_owned());
         TrainError::Metadata { path, field, problem: problem.into() }
     }
+}
+
+/// What comes before the tensors of a checkpoint that is sent.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    path: PathBuf,
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, DType, Vec<usize>)>,
 }
 
 fn remove(path: &Path) -> Result<(), TrainError> {

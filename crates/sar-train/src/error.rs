@@ -20,6 +20,12 @@ pub enum TrainError {
     /// The recipe cannot be used.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// Another rank could not go on, or was waited for in vain.
+    #[error(transparent)]
+    Exchange(#[from] sar_exchange::ExchangeError),
+    /// The ranks do not fit together, or not the recipe.
+    #[error("{0}")]
+    Ranks(String),
     /// Images cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::SeedTree;
+use sar_data::{DataError, ImageBatch};
 use sar_eval::TokenizerMeter;
 use sar_pipeline::{
     Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, grid, magnification,
@@ -44,7 +45,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let what = "measuring the tokenizer on held-out images";
         self.journal.observer.event(&Event::Working { what });
         let evaluation = &self.recipe.evaluation;
-        let images = self.images.held_out(evaluation.images, evaluation.batch_size);
+        let images = self.held_out(evaluation.images);
         let meter = TokenizerMeter::of(images, tokenizer, self.scales(), self.device)?;
         self.journal.warn(self.images)?;
         if meter.psnr_db().is_nan() {
@@ -61,13 +62,22 @@ impl<A: AutodiffBackend> Run<'_, A> {
     ) -> Result<(), TrainError> {
         let n = self.recipe.evaluation.reconstructions;
         let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
-        for batch in self.images.held_out(n, self.recipe.evaluation.batch_size) {
+        for batch in self.held_out(n) {
             originals.extend(batch?.images);
         }
         let sheet = reconstructions(tokenizer, &originals, self.scales(), n, self.device);
         let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
         self.journal.wrote(&path);
         Ok(())
+    }
+
+    /// Held-out images, while other ranks wait.
+    fn held_out(
+        &self,
+        n: usize,
+    ) -> impl Iterator<Item = Result<ImageBatch, DataError>> + use<'_, A> {
+        let images = self.images.held_out(n, self.recipe.evaluation.batch_size);
+        images.inspect(|_| self.group.alive())
     }
 
     /// Losses on held-out images.
@@ -80,7 +90,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let what = format!("measuring the {what} weights on held-out images");
         self.journal.observer.event(&Event::Working { what: &what });
         let evaluation = &self.recipe.evaluation;
-        let images = self.images.held_out(evaluation.images, evaluation.batch_size);
+        let images = self.held_out(evaluation.images);
         let (model, scales) = (&backbone.model, self.scales());
         let meter = HeldOutMeter::of(images, model, tokenizer, scales, self.device)?;
         self.journal.warn(self.images)?;
@@ -127,6 +137,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let EvaluationRecipe { batch_size, sampler, .. } = self.recipe.evaluation;
         // Two rows to an image: with its class and without.
         wanted.chunks(batch_size.div_ceil(2)).map(move |part| {
+            self.group.alive();
             let scales = self.scales().clone();
             pipeline.sample(&Request::of(root, part.iter().copied(), scales, sampler))
         })

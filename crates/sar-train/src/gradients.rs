@@ -45,6 +45,21 @@ impl<B: Backend> Gradients<B> {
         Self { flat: flat.collect() }
     }
 
+    /// Gradients in visit order, those of some parameters only.
+    pub(crate) fn from_flat(flat: Vec<Option<Tensor<B, 1>>>) -> Self {
+        Self { flat }
+    }
+
+    /// The gradients themselves, in visit order.
+    pub(crate) fn into_flat(self) -> Vec<Option<Tensor<B, 1>>> {
+        self.flat
+    }
+
+    /// Every gradient times a factor, which may be 1.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        if factor == 1.0 { self } else { self.scale(factor) }
+    }
+
     /// Every gradient times a factor.
     pub fn scale(self, factor: f64) -> Self {
         let flat = self.flat.into_iter().map(|g| g.map(|g| g * factor));

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
-use sar_data::{DataError, Loader};
+use sar_data::{DataError, ImageBatch};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, Pass};
 use sar_tokenizer::Tokenizer;
@@ -127,7 +127,7 @@ impl HeldOutMeter {
     /// # Errors
     /// If they cannot be read.
     pub(crate) fn of<B: Backend>(
-        images: Loader,
+        images: impl Iterator<Item = Result<ImageBatch, DataError>>,
         model: &Backbone<B>,
         tokenizer: &Tokenizer<B>,
         schedule: &ScaleSchedule,

@@ -8,7 +8,7 @@ use sar_core::{FirstScale, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
 use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
-use sar_weights::{NamedTensors, WeightsFile, bind, collect};
+use sar_weights::{Layout, NamedTensors, WeightsFile, bind, checksum, collect};
 use serde::Serialize;
 
 use crate::recipe::{Adapt, InitFrom, Recipe};
@@ -31,6 +31,12 @@ pub(crate) struct Given<B: Backend> {
 }
 
 impl<B: Backend> Initial<B> {
+    /// What tells these weights from others.
+    pub(crate) fn checksum(&self, tokenizer: &Layout) -> String {
+        let backbone = checksum(&self.backbone, &sar_model::LAYOUT);
+        format!("{}-{backbone}", checksum(&self.tokenizer, tokenizer))
+    }
+
     /// Random weights, or those of the files that the recipe names.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_data::{EpochOrder, Images, Prefetch};
+use sar_exchange::{Group, Share};
 use sar_weights::{NamedTensors, TensorInfo, WeightsFile, write_bytes};
 use serde::{Deserialize, Serialize};
 
@@ -146,8 +147,11 @@ type Encoded<B> = (Tensor<B, 4>, Vec<usize>);
 impl LatentCache {
     /// Makes what is missing of the cache, or damaged, and opens it.
     ///
+    /// Several ranks make it together, chunk by chunk in turns, in one folder that all of them see.
+    ///
     /// `encode` gives the latents of some records, so many at a time; it runs on `workers` threads.
-    /// `progress` hears of the records that are there, and says whether to go on.
+    /// `progress` hears of the records that are there, and says whether to go on; among several ranks it is
+    /// asked by all after every chunk of theirs, and has to give all the same answer.
     ///
     /// # Errors
     /// If a chunk cannot be written, or images cannot be encoded, or `progress` says so.
@@ -155,32 +159,61 @@ impl LatentCache {
         folder: PathBuf,
         extent: Extent,
         [workers, batch_size]: [usize; 2],
+        group: &Group,
         encode: impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync,
         mut progress: impl FnMut(usize) -> Result<(), TrainError>,
     ) -> Result<Self, TrainError> {
         std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder, "cannot be made"))?;
         let (n, size) = (extent.records(), extent.chunk_records());
-        let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
         let known = Verified::read(&folder);
+        let records = |chunk: usize| chunk * size..n.min((chunk + 1) * size);
+        let found = |chunk: usize, path: &Path| {
+            let is_known =
+                Verified::stamp(path).is_some_and(|stamp| known.0.get(&key(chunk)) == Some(&stamp));
+            labels_of_chunk(path, extent, records(chunk).len(), is_known)
+        };
+        let chunks = n.div_ceil(size);
+        // The labels of the chunks that this rank looked at.
+        let mut seen: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
+        for first in (0..chunks).step_by(group.ranks()) {
+            let chunk = first + group.rank();
+            if chunk < chunks {
+                let path = chunk_path(&folder, chunk);
+                let of_chunk =
+                    match found(chunk, &path) {
+                        Some(labels) => labels,
+                        None => {
+                            let (at_once, start) = ([workers, batch_size], records(chunk).start);
+                            write_chunk(&path, extent, records(chunk), at_once, &encode, || {
+                                match group.is_alone() {
+                                    true => progress(start),
+                                    false => {
+                                        group.alive();
+                                        Ok(())
+                                    }
+                                }
+                            })?
+                        }
+                    };
+                seen.insert(chunk, of_chunk);
+            }
+            progress(n.min((first + group.ranks()) * size))?;
+        }
+        let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
         let mut verified = Verified::default();
-        for (chunk, start) in (0..n).step_by(size).enumerate() {
+        for chunk in 0..chunks {
             let path = chunk_path(&folder, chunk);
-            let end = n.min(start + size);
-            let is_known = Verified::stamp(&path)
-                .is_some_and(|stamp| known.0.get(&key(chunk)) == Some(&stamp));
-            let of_chunk = match labels_of_chunk(&path, extent, end - start, is_known) {
+            // What another rank has made is whole; it may be out of sight.
+            let of_chunk = match seen.remove(&chunk) {
                 Some(labels) => labels,
-                None => {
-                    let at_once = [workers, batch_size];
-                    write_chunk(&path, extent, start..end, at_once, &encode, || progress(start))?
-                }
+                None => labels_of_chunk(&path, extent, records(chunk).len(), true)
+                    .ok_or_else(|| out_of_sight(&path))?,
             };
             labels.extend(of_chunk.into_iter().map(|label| label as usize));
-            starts.push(start_of_values(&path, extent, end - start)?);
+            starts.push(start_of_values(&path, extent, records(chunk).len())?);
             verified.0.extend(Verified::stamp(&path).map(|stamp| (key(chunk), stamp)));
-            progress(end)?;
         }
-        if verified != known {
+        if verified != known && group.leads() {
             let json = serde_json::to_string(&verified).expect("plain values");
             write_bytes(&folder.join(VERIFIED), json.as_bytes())?;
         }
@@ -189,16 +222,18 @@ impl LatentCache {
     }
 
     /// Reads batches of images from batch `first` on, in an order, each image in a variant that its
-    /// stream draws; a thread reads ahead.
+    /// stream draws; a thread reads ahead. Of the batches of each step those of a share alone are counted.
     pub(crate) fn load_ahead(
         &self,
         stage: SeedTree,
         order: EpochOrder,
-        size: usize,
+        (share, size): (Share, usize),
         first: u64,
     ) -> LatentLoader {
         let (cache, order) = (self.clone(), Mutex::new(order));
         let batches = Prefetch::new(first..u64::MAX, 1, AHEAD, move |batch| {
+            let n = share.len() as u64;
+            let batch = batch / n * share.of as u64 + share.start as u64 + batch % n;
             let start = batch * size as u64;
             let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
             cache.batch(stage, &mut order, start..start + size as u64)
@@ -383,6 +418,13 @@ fn write_chunk<B: Backend>(
     Ok(labels)
 }
 
+fn out_of_sight(path: &Path) -> TrainError {
+    TrainError::Ranks(format!(
+        "{}: another rank has made it, and it is not to be seen here; latents.folder has to be one folder for all ranks",
+        path.display()
+    ))
+}
+
 /// The latents are the last bytes of the file.
 fn start_of_values(path: &Path, extent: Extent, n: usize) -> Result<u64, TrainError> {
     let length = std::fs::metadata(path).map_err(TrainError::io(path, "cannot be read"))?.len();
@@ -414,7 +456,8 @@ mod tests {
             let data = TensorData::new(values, [n, 3, 2, 1]);
             Ok((Tensor::<Flex, 4>::from_data(data, &Default::default()), labels))
         };
-        LatentCache::open(folder.to_owned(), extent, [2, 32], encode, |_| Ok(())).unwrap()
+        let alone = Group::alone();
+        LatentCache::open(folder.to_owned(), extent, [2, 32], &alone, encode, |_| Ok(())).unwrap()
     }
 
     #[test]

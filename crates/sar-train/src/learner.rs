@@ -2,8 +2,8 @@
 //! scale of the loss, as one value.
 //!
 //! A step is [`accumulate`](Learner::accumulate), [`update`](Learner::update), edits of the model if
-//! there are any, [`take_average`](Learner::take_average). What several machines exchange goes
-//! between the first two.
+//! there are any, [`take_average`](Learner::take_average). Among several ranks the first ends, and the second
+//! begins and ends, with an exchange.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData};
+use sar_exchange::{ExchangeError, Group, MicroBatches};
 use sar_model::Precision;
 use sar_weights::{Layout, ModuleTensors, NamedTensors, TensorInfo, bind, parameters};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ use crate::gradients::{Gradients, clip_factor, norm_of};
 use crate::loss_scale::LossScale;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
-use crate::step::{Accumulated, Terms, accumulate, accumulate_staged};
+use crate::slices::Slices;
+use crate::step::{Accumulated, Terms, partial};
 
 /// How a stage is optimized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,10 @@ pub struct Learner<A: AutodiffBackend, M: AutodiffModule<A>> {
     optimizer: AdamW<A::InnerBackend>,
     average: Option<Ema<M::InnerModule>>,
     loss_scale: Option<LossScale>,
+    group: Group,
+    slices: Slices,
+    /// Which parameters have moments, with their owners.
+    moved: Vec<bool>,
 }
 
 /// What an update did.
@@ -118,8 +124,12 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         precision: Precision,
     ) -> Self {
         let infos = parameters(&model, layout);
+        let sizes = infos.iter().map(|info| info.shape.iter().product()).collect();
         Self {
             name,
+            group: Group::alone(),
+            slices: Slices::new(sizes, 1),
+            moved: vec![false; infos.len()],
             layout,
             names: infos.iter().map(|info| info.name.clone()).collect(),
             optimizer: AdamW::new(optimization.adamw, infos),
@@ -128,6 +138,13 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             optimization: optimization.clone(),
             model: Some(model),
         }
+    }
+
+    /// The same learner as one of several: each computes some micro-batches of a step and moves some of
+    /// the parameters, and all end with the weights that one alone ends with.
+    pub fn among(self, group: &Group) -> Self {
+        let sizes = (0..self.names.len()).map(|place| self.slices.size(place)).collect();
+        Self { slices: Slices::new(sizes, group.ranks()), group: group.clone(), ..self }
     }
 
     /// The weights.
@@ -141,39 +158,76 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         self.model = Some(model);
     }
 
+    /// Begins with the weights of the rank that leads.
+    ///
+    /// # Errors
+    /// If a rank has failed, or was waited for in vain.
+    pub(crate) fn begin_together(&mut self) -> Result<(), ExchangeError> {
+        if !self.group.is_alone() {
+            let model = self.slices.as_leader(self.model().clone(), &self.group)?;
+            self.begin_with(model);
+        }
+        Ok(())
+    }
+
     /// Changes the weights between steps; their average takes it in as it takes in a step.
     pub fn edit(&mut self, edit: impl FnOnce(M::InnerModule) -> M::InnerModule) {
         self.model = self.model.take().map(edit);
     }
 
-    /// The first half of a step: see [`crate::step::accumulate`].
+    /// The first half of a step, of all micro-batches or, among several ranks, of those that are
+    /// [this one's](Group::share): see [`crate::step::accumulate`]. The gradients are those of the parameters
+    /// that it moves.
+    ///
+    /// # Errors
+    /// If another rank has failed, or was waited for in vain.
     ///
     /// # Panics
-    /// If there is no micro-batch, or `workers` is 0.
+    /// If the step has no micro-batch, or `workers` is 0.
     pub fn accumulate<I: Send, O: Send>(
         &self,
-        micro_batches: Vec<I>,
+        micro_batches: impl Into<MicroBatches<I>>,
         workers: usize,
         loss: impl Fn(&M, I) -> (Terms<A>, O) + Sync,
-    ) -> Accumulated<A::InnerBackend, O> {
-        let factor = self.loss_factor();
-        accumulate::<A, M, I, O>(self.model(), micro_batches, workers, factor, loss)
+    ) -> Result<Accumulated<A::InnerBackend, O>, ExchangeError> {
+        let loss = |model: &M, input, ()| loss(model, input);
+        self.accumulate_staged(micro_batches, workers, |_, input| (input, ()), |()| (), loss)
     }
 
-    /// As [`accumulate`](Self::accumulate), in two passes: see [`crate::step::accumulate_staged`].
+    /// As [`accumulate`](Self::accumulate), for a loss that depends on gradients of what the model made: in
+    /// between, graphs of their own are differentiated.
+    ///
+    /// - `forward` gives what the loss needs of the forward pass, and graphs `P` that do not reach back to
+    ///   the model;
+    /// - `settle` differentiates these;
+    /// - `loss` gives the terms out of both.
+    ///
+    /// # Errors
+    /// As [`accumulate`](Self::accumulate).
     ///
     /// # Panics
-    /// If there is no micro-batch, or `workers` is 0.
+    /// As [`accumulate`](Self::accumulate).
     pub fn accumulate_staged<I: Send, S: Send, P: Send, Q: Send, O: Send>(
         &self,
-        micro_batches: Vec<I>,
+        micro_batches: impl Into<MicroBatches<I>>,
         workers: usize,
         forward: impl Fn(&M, I) -> (S, P) + Sync,
         settle: impl Fn(P) -> Q + Sync,
         loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
-    ) -> Accumulated<A::InnerBackend, O> {
+    ) -> Result<Accumulated<A::InnerBackend, O>, ExchangeError> {
         let (model, factor) = (self.model(), self.loss_factor());
-        accumulate_staged(model, micro_batches, workers, factor, forward, settle, loss)
+        let micro_batches = micro_batches.into();
+        let share = micro_batches.share();
+        let partial = partial(model, micro_batches, workers, factor, forward, settle, loss);
+        if self.group.is_alone() {
+            return Ok(partial.whole());
+        }
+        assert_eq!(share, self.group.share(share.of), "the micro-batches of this rank");
+        self.slices.sum(partial, &self.group, &self.device())
+    }
+
+    fn device(&self) -> A::Device {
+        self.model().devices().swap_remove(0)
     }
 
     fn loss_factor(&self) -> f64 {
@@ -187,13 +241,19 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
     /// and whoever looks at the norm afterwards ends the run. A scaled loss is another matter: the
     /// learner then waits for the device to say whether the gradients are finite, and where they are
     /// not, the step does not count at all. Without a scale nothing waits.
+    ///
+    /// # Errors
+    /// If another rank has failed, or was waited for in vain.
     pub fn update(
         &mut self,
         gradients: Gradients<A::InnerBackend>,
         (step, steps): (u64, u64),
-    ) -> Update<A::InnerBackend> {
+    ) -> Result<Update<A::InnerBackend>, ExchangeError> {
+        let (squares_p, with_gradient) = match self.group.is_alone() {
+            true => (gradients.squares(), gradients.with_gradient()),
+            false => self.slices.squares(&gradients, &self.group, &self.device())?,
+        };
         let Optimization { lr, weight_decay, max_grad_norm, .. } = &self.optimization;
-        let squares_p = gradients.squares();
         let gradient_norm = norm_of(squares_p.clone());
         let loss_scale = self.loss_factor();
         let counts = match &mut self.loss_scale {
@@ -204,7 +264,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             learner: self.name,
             gradient_norm,
             squares_p,
-            with_gradient: gradients.with_gradient(),
+            with_gradient,
             names: Arc::clone(&self.names),
             lr: lr.at(step, steps),
             weight_decay: weight_decay.at(step, steps),
@@ -215,9 +275,15 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             let factor = clip_factor(update.gradient_norm.clone(), *max_grad_norm);
             let Update { lr, weight_decay, .. } = update;
             let model = self.model.take().expect("there between updates");
-            self.model = Some(self.optimizer.step(model, &gradients, factor, lr, weight_decay));
+            let mut model = self.optimizer.step(model, &gradients, factor, lr, weight_decay);
+            update.with_gradient.iter().for_each(|place| self.moved[*place] = true);
+            if !self.group.is_alone() {
+                let moved = |place| update.with_gradient.binary_search(&place).is_ok();
+                model = self.slices.spread(model, moved, &self.group)?;
+            }
+            self.model = Some(model);
         }
-        update
+        Ok(update)
     }
 
     /// Takes the weights into their average, unless the update was skipped: the end of a step.
@@ -236,7 +302,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         Trained { model, average: self.average.map(Ema::into_average) }
     }
 
-    /// What a checkpoint keeps, under the name of the learner.
+    /// What a checkpoint keeps, under the name of the learner; moments are read where their owner is.
     pub(crate) fn state(&self) -> State<'_> {
         let name = self.name;
         let of = |part, module| {
@@ -252,16 +318,17 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         infos.extend(average.iter().flat_map(|average| average.infos()).cloned());
         let mut moments = BTreeMap::new();
         let mut without = Vec::new();
-        for (parameter, pair) in self.optimizer.moments() {
-            let Some(pair) = pair else {
+        for (place, (parameter, pair)) in self.optimizer.moments().enumerate() {
+            if !self.moved[place] {
                 without.push(parameter);
                 continue;
-            };
-            for (part, tensor) in ["mean", "square"].into_iter().zip(pair) {
+            }
+            let mut pair = pair.into_iter().flatten();
+            for part in ["mean", "square"] {
                 let name = format!("{name}.{part}.{parameter}");
-                let shape = tensor.dims().to_vec();
+                let shape = vec![self.slices.size(place)];
                 infos.push(TensorInfo { name: name.clone(), dtype: DType::F32, shape });
-                moments.insert(name, tensor);
+                moments.extend(pair.next().map(|tensor| (name, tensor)));
             }
         }
         let mut metadata = BTreeMap::new();
@@ -299,6 +366,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             self.loss_scale = Some(saved.value(&field(LOSS_SCALE))?);
         }
         let mut problem = None;
+        let mut place = 0;
         let mut moments = |parameter: &str| {
             let tensor =
                 |data: Option<TensorData>| data.map(|data| Tensor::from_data(data, device));
@@ -306,7 +374,10 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             if pair.is_none() != without.iter().any(|name| name == parameter) {
                 problem.get_or_insert(format!("has no optimizer moments of {parameter}"));
             }
-            pair.map(|(mean, square)| [mean, square])
+            self.moved[place] = pair.is_some();
+            place += 1;
+            let owned = self.slices.owns(self.group.rank(), place - 1);
+            pair.filter(|_| owned).map(|(mean, square)| [mean, square])
         };
         self.optimizer.restore(steps, &mut moments);
         let left: Option<&str> = means.names().chain(squares.names()).next();

@@ -13,6 +13,7 @@ pub mod graphs;
 pub mod learner;
 pub mod loss_scale;
 pub mod optim;
+mod slices;
 pub mod step;
 
 pub mod tokens;
@@ -47,6 +48,7 @@ mod figures;
 mod init;
 pub mod plan;
 pub mod run;
+mod together;
 
 pub mod error;
 pub mod event;

@@ -147,13 +147,14 @@ impl<B: Backend> Judge<B> {
     /// # Errors
     /// If one of them cannot be read.
     pub fn of_run(recipe: &Recipe, run: &Path, device: &B::Device) -> Result<Self, TrainError> {
-        Ok(Self::look_at(recipe, &unreadable_of(run)?, device)?)
+        Ok(Self::look_at(recipe, &unreadable_of(run)?, device, || {})?)
     }
 
     fn look_at(
         recipe: &Recipe,
         unreadable: &[UnreadableImage],
         device: &B::Device,
+        alive: impl Fn(),
     ) -> Result<Self, EvalError> {
         let data = &recipe.data;
         let dataset: Arc<dyn Dataset> = data.source.open(data.side)?.into();
@@ -175,7 +176,7 @@ impl<B: Backend> Judge<B> {
         let pictures = Pictures::of_dataset(name, dataset, indices, [data.side as usize; 2])?;
         let extractor = Extractor::efficientnet_lite0(device);
         let looking = Looking::new(&extractor, Keep::Features, device);
-        let set = FeatureSet::of_pictures(&pictures, looking, |_, _| {})?;
+        let set = FeatureSet::of_pictures(&pictures, looking, |_, _| alive())?;
         let places: Vec<usize> = (0..pictures.len()).collect();
         let (train, held_out) = places.split_at(train.len());
         let labels = (n_classes > 1).then_some((labels.as_slice(), n_classes));
@@ -237,7 +238,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
     pub(crate) fn judge(&mut self) -> Option<Judge<Inner<A>>> {
         Wanted::of(self.recipe)?;
         self.journal.observer.event(&Event::Working { what: "looking at the real images" });
-        match Judge::look_at(self.recipe, &self.images.unreadable(), self.device) {
+        let alive = || self.group.alive();
+        match Judge::look_at(self.recipe, &self.images.unreadable(), self.device, alive) {
             Ok(judge) => Some(judge),
             Err(error) => {
                 let message = format!("no figures of samples: {error}");

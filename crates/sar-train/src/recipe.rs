@@ -265,22 +265,31 @@ impl Recipe {
     /// If there is no such recipe, it is no TOML, a key is unknown, missing or of the wrong type,
     /// or values contradict each other.
     pub fn load(name_or_path: &str, settings: &[String]) -> Result<Self, RecipeError> {
-        let fail = |field: &str, problem: String| RecipeError {
-            origin: name_or_path.into(),
-            field: field.into(),
-            problem,
-        };
         let text = match BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
             Some((_, text)) => (*text).to_owned(),
             None => std::fs::read_to_string(name_or_path).map_err(|error| {
                 let known = BUILT_IN.map(|(name, _)| name).join(", ");
-                fail(
-                    "",
-                    format!(
+                RecipeError {
+                    origin: name_or_path.into(),
+                    field: String::new(),
+                    problem: format!(
                         "no built-in recipe of that name ({known}) and no readable file: {error}"
                     ),
-                )
+                }
             })?,
+        };
+        Self::parse(name_or_path, &text, settings)
+    }
+
+    /// Reads the text of a recipe, which errors call by a name, and applies `key.path=value` settings.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse(name: &str, text: &str, settings: &[String]) -> Result<Self, RecipeError> {
+        let fail = |field: &str, problem: String| RecipeError {
+            origin: name.into(),
+            field: field.into(),
+            problem,
         };
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::{ScaleSchedule, SeedTree};
-use sar_data::{Images, ReadAhead};
+use sar_data::{Fingerprint, Images, ReadAhead, UnreadableImage};
+use sar_exchange::{ExchangeError, Group};
 use sar_pipeline::{PipelineError, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 
@@ -29,7 +30,7 @@ use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
 use crate::stage::{Clock, Journal, Stage, Task};
 use crate::tokenizer_stage::TokenizerStage;
-use crate::{StageId, TrainError, recipe};
+use crate::{StageId, TrainError, recipe, together};
 
 pub(crate) type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
@@ -41,11 +42,18 @@ pub struct Execution<'a> {
     /// Micro-batches that run at the same time: CPU cores, or 1 on a GPU, where each would hold its
     /// own activations.
     pub workers: usize,
-    /// Once true, the run writes a checkpoint and ends with [`TrainError::Stopped`].
+    /// Once true, the run writes a checkpoint and ends with [`TrainError::Stopped`]; so do all ranks once it is
+    /// true for one.
     pub stop: &'a AtomicBool,
+    /// The ranks that train together, of which this process is one.
+    pub group: &'a Group,
 }
 
 /// Trains everything that a recipe says into a run directory.
+///
+/// Among several ranks every one calls this, with the same recipe. The one that leads writes, and measures
+/// and draws what is no part of a step; of another one an observer hears no less, but nothing that is not
+/// its own. All end with the same report.
 ///
 /// # Errors
 /// Before anything is written: if the recipe does not fit its images or its weights, or the directory is
@@ -61,29 +69,88 @@ pub fn train<A: AutodiffBackend>(
     device: &A::Device,
     observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
+    let group = execution.group;
+    let outcome = train_together::<A>(recipe, dir, execution, device, observer);
+    match &outcome {
+        // The last exchange: who fails after it has done all that others wait for.
+        Ok(_) => group.all_gather(&[]).map(|_| ())?,
+        // All have heard of it.
+        Err(TrainError::Exchange(_)) => {}
+        Err(error) => group.fail(&error.to_string()),
+    }
+    outcome
+}
+
+fn train_together<A: AutodiffBackend>(
+    recipe: &Recipe,
+    dir: &Path,
+    execution: Execution<'_>,
+    device: &A::Device,
+    observer: &mut dyn Observer,
+) -> Result<Report, TrainError> {
+    let Execution { group, resume, .. } = execution;
     check_precision::<A>(recipe, device)?;
+    let mut notes = together::fits(recipe, group.ranks())?;
+    if !group.is_alone() {
+        let toml = recipe.to_toml();
+        let recipe = format!("{} {:08x}", recipe.name, crc32fast::hash(toml.as_bytes()));
+        let values = [("program", together::program()?), ("recipe", recipe)];
+        together::compare(group, &values)?;
+    }
     let (path, ahead) = (dir, ReadAhead::default());
     let perception = Perception::<A>::open(&recipe.tokenizer.loss.perceptual, device)?;
-    let (dir, images, initial) = if execution.resume {
+    let mut opened = None;
+    let known = group.from_rank(0, || {
+        if !resume {
+            return Ok::<_, TrainError>(Vec::new());
+        }
         let dir = RunDir::reopen(path)?;
         let started_with = dir.recipe();
         let theirs = Recipe::load(&started_with.to_string_lossy(), &[])?;
         recipe.check_resumes(&theirs, &started_with)?;
-        let images = Images::reopen(&recipe.data, ahead, &dir.data()?, &dir.unreadable()?)?;
-        let initial = Initial::load(recipe, images.classes(), device)?;
-        dir.update_recipe(recipe)?;
-        (dir, images, initial)
-    } else {
-        let images = Images::open(&recipe.data, ahead)?;
-        let initial = Initial::load(recipe, images.classes(), device)?;
-        (RunDir::create(path, recipe, images.fingerprint())?, images, initial)
+        let known = (dir.data()?, dir.unreadable()?);
+        opened = Some(dir);
+        Ok(serde_json::to_vec(&known).expect("plain values"))
+    })?;
+    let images = match resume {
+        true => {
+            let (data, unreadable): (Fingerprint, Vec<UnreadableImage>) =
+                serde_json::from_slice(&known)
+                    .map_err(|_| ExchangeError::Unexpected { rank: 0 })?;
+            Images::reopen(&recipe.data, ahead, &data, &unreadable)?
+        }
+        false => Images::open(&recipe.data, ahead)?,
+    };
+    let initial = Initial::load(recipe, images.classes(), device)?;
+    if !group.is_alone() {
+        let data = format!(
+            "set of {} images, {}",
+            images.n_train() + images.n_held_out(),
+            images.fingerprint().hash
+        );
+        together::compare(
+            group,
+            &[
+                ("data", data),
+                ("initial weights", initial.checksum(recipe.tokenizer.model.layout())),
+            ],
+        )?;
+        notes.insert(0, format!("{} ranks train together", group.ranks()));
+    }
+    let dir = match (group.leads(), opened) {
+        (true, Some(dir)) => {
+            dir.update_recipe(recipe)?;
+            dir
+        }
+        (true, None) => RunDir::create(path, recipe, images.fingerprint())?,
+        (false, _) => RunDir::of_others(path),
     };
     observer.event(&Event::RunStarted { recipe: &recipe.name, dir: path });
     observer.event(&Event::Note { message: &images.summary() });
     for message in images.notes() {
         observer.event(&Event::Warning { message });
     }
-    for message in &initial.notes {
+    for message in initial.notes.iter().chain(&notes) {
         observer.event(&Event::Note { message });
     }
     let metrics = Metrics::open(&dir)?;
@@ -91,8 +158,8 @@ pub fn train<A: AutodiffBackend>(
     let (log, clock) = (&recipe.log, Clock::start());
     let journal = Journal { dir, metrics, observer, stop, log, stages: Vec::new(), clock };
     let seed = SeedTree::new(recipe.seed);
-    let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal };
-    let report = run.all(initial, perception);
+    let mut run = Run::<A> { recipe, images: &images, device, workers, seed, journal, group };
+    let report = run.path(initial, perception);
     // Also when it failed: it may have failed for them.
     run.journal.dir.remember_unreadable(&images.unreadable())?;
     report
@@ -117,9 +184,53 @@ pub(crate) struct Run<'a, A: AutodiffBackend> {
     pub(crate) workers: usize,
     pub(crate) seed: SeedTree,
     pub(crate) journal: Journal<'a>,
+    pub(crate) group: &'a Group,
 }
 
 impl<A: AutodiffBackend> Run<'_, A> {
+    /// The whole path, as far as it is this rank's.
+    fn path(
+        &mut self,
+        initial: Initial<Inner<A>>,
+        perception: Option<Perception<A>>,
+    ) -> Result<Report, TrainError> {
+        if self.group.is_alone() {
+            return self.all(initial, perception);
+        }
+        let mut own = None;
+        if self.group.leads() {
+            own = Some(self.all(initial, perception)?);
+        } else {
+            self.stages(initial, perception)?;
+        }
+        let report = self.group.from_rank(0, || {
+            Ok::<_, TrainError>(serde_json::to_vec(&own).expect("plain values"))
+        })?;
+        let theirs = || serde_json::from_slice(&report);
+        let report = own.map_or_else(theirs, Ok);
+        Ok(report.map_err(|_| ExchangeError::Unexpected { rank: 0 })?)
+    }
+
+    /// The stages alone, in the order of [`all`](Self::all).
+    fn stages(
+        &mut self,
+        initial: Initial<Inner<A>>,
+        perception: Option<Perception<A>>,
+    ) -> Result<(), TrainError> {
+        let tokenizer = self.train_tokenizer(initial.tokenizer, perception)?.model;
+        let tokenizer = self.whole_tokenizer(tokenizer);
+        let latents = self.cache_latents(&tokenizer)?;
+        let source = latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached);
+        let tokens = (&tokenizer.model, source);
+        let start = self.whole(initial.backbone);
+        let pretrained = self.train_backbone(StageId::Pretrain, tokens, start)?.model;
+        self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
+        if self.recipe.sar.control {
+            self.train_backbone(StageId::Control, tokens, pretrained)?;
+        }
+        Ok(())
+    }
+
     /// The whole path.
     fn all(
         &mut self,
@@ -236,7 +347,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             self.recipe,
             (from, perception),
             self.images,
-            self.workers,
+            (self.workers, self.group),
             seed,
             self.device,
         )?;
@@ -278,13 +389,14 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let journal = &mut self.journal;
         let progress = |done: usize| {
             journal.observer.event(&Event::Latents { done, of: records });
-            if journal.stop.load(Ordering::Relaxed) && done < records {
+            let [stop] = self.group.any([journal.stop.load(Ordering::Relaxed)])?;
+            if stop && done < records {
                 return Err(TrainError::StoppedCaching { done, of: records });
             }
             Ok(())
         };
         let at_once = [self.workers, self.recipe.evaluation.batch_size];
-        let cache = LatentCache::open(folder, extent, at_once, encode, progress)?;
+        let cache = LatentCache::open(folder, extent, at_once, self.group, encode, progress)?;
         self.journal.warn(self.images)?;
         Ok(Some(cache))
     }
@@ -321,7 +433,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             from.model,
             self.images,
             tokens,
-            (self.workers, seed),
+            (self.workers, self.group, seed),
             self.device,
         );
         let Trained { model, average } =
@@ -349,12 +461,14 @@ impl<A: AutodiffBackend> Run<'_, A> {
             Some(step) if step == stage.steps => Some(learner.model().clone()),
             Some(step) => {
                 let path = path_of(&self.journal.dir.checkpoints(), id, step);
-                Some(learner.weights_of(&mut Saved::read(&path)?)?)
+                let best = Saved::for_all(self.group, || Saved::read(&path).map(Some))?;
+                let best = best.map(|mut best| learner.weights_of(&mut best));
+                best.transpose()?
             }
             None => None,
         };
         let chosen = Chosen::of(self.recipe.output(id), learner.into_trained(), best);
-        for (name, model) in chosen.files(id) {
+        for (name, model) in chosen.files(id).filter(|_| self.group.leads()) {
             let path = self.journal.dir.file(&name);
             save(self, model.clone(), &path)?;
             self.journal.wrote(&path);

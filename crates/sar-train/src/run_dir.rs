@@ -25,11 +25,12 @@ use sar_weights::{remove_stale, write_bytes};
 
 use crate::{Recipe, StageId, TrainError};
 
-/// The folder of a run, locked as long as this lives.
+/// The folder of a run, locked as long as this lives; in the hands of a rank that does not lead, nothing is
+/// ever written to it.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
-    _lock: File,
+    lock: Option<File>,
 }
 
 const RECIPE: &str = "recipe.toml";
@@ -98,6 +99,16 @@ impl RunDir {
         Ok(dir)
     }
 
+    /// The folder as ranks have it that do not lead.
+    pub(crate) fn of_others(path: &Path) -> Self {
+        Self { path: path.into(), lock: None }
+    }
+
+    /// Whether this process writes here.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// Writes the recipe where it differs from the run's in what may change.
     pub(crate) fn update_recipe(&self, recipe: &Recipe) -> Result<(), TrainError> {
         let (path, toml) = (self.recipe(), recipe.to_toml());
@@ -119,7 +130,7 @@ impl RunDir {
 
     /// Writes down the images that were found unreadable, where there are more than are known.
     pub(crate) fn remember_unreadable(&self, images: &[UnreadableImage]) -> Result<(), TrainError> {
-        if images.len() == self.unreadable()?.len() {
+        if !self.is_ours() || images.len() == self.unreadable()?.len() {
             return Ok(());
         }
         let json = serde_json::to_string_pretty(images).expect("plain values");
@@ -135,7 +146,7 @@ impl RunDir {
             .open(&file)
             .map_err(TrainError::io(&file, "cannot be written"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.into(), lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => Err(TrainError::RunDir {
                 path: path.into(),
                 problem: "is in use by another process; wait for it, or choose another --run-dir"
@@ -170,7 +181,9 @@ impl RunDir {
     /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, TrainError> {
         let path = self.file(name);
-        write_bytes(&path, content)?;
+        if self.is_ours() {
+            write_bytes(&path, content)?;
+        }
         Ok(path)
     }
 
@@ -222,38 +235,43 @@ pub(crate) fn unreadable_of(run: &Path) -> Result<Vec<UnreadableImage>, TrainErr
 #[derive(Debug)]
 pub(crate) struct Metrics {
     path: PathBuf,
-    file: File,
+    /// None where the folder is not ours.
+    file: Option<File>,
 }
 
 impl Metrics {
     /// Opens the file of a run.
     pub(crate) fn open(dir: &RunDir) -> Result<Self, TrainError> {
         let path = dir.file("metrics.jsonl");
+        if !dir.is_ours() {
+            return Ok(Self { path, file: None });
+        }
         let file = File::options()
             .create(true)
             .append(true)
             .open(&path)
             .map_err(TrainError::io(&path, "cannot be opened"))?;
-        Ok(Self { path, file })
+        Ok(Self { path, file: Some(file) })
     }
 
     /// Appends one object with the fields `stage` and `step`.
     pub(crate) fn line(&mut self, value: &serde_json::Value) -> Result<(), TrainError> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         // One write per line, so that a kill leaves at most the last one torn.
         let line = format!("{value}\n");
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(TrainError::io(&self.path, "cannot be written"))
+        file.write_all(line.as_bytes()).map_err(TrainError::io(&self.path, "cannot be written"))
     }
 
     /// Makes all lines survive a power failure.
     pub(crate) fn flush(&mut self) -> Result<(), TrainError> {
-        self.file.sync_all().map_err(TrainError::io(&self.path, "cannot be written"))
+        let Some(file) = &self.file else { return Ok(()) };
+        file.sync_all().map_err(TrainError::io(&self.path, "cannot be written"))
     }
 
     /// Removes what a stage that goes on at step `done` will write again: its lines from there on,
     /// everything behind them, and a torn last line.
     pub(crate) fn rewind(&mut self, stage: StageId, done: u64) -> Result<(), TrainError> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         let text =
             fs::read_to_string(&self.path).map_err(TrainError::io(&self.path, "cannot be read"))?;
         let mut kept = 0;
@@ -271,7 +289,7 @@ impl Metrics {
                 file.set_len(kept as u64)?;
                 file.seek(SeekFrom::End(0))
             };
-            cut(&mut self.file).map_err(TrainError::io(&self.path, "cannot be cut"))?;
+            cut(file).map_err(TrainError::io(&self.path, "cannot be cut"))?;
         }
         Ok(())
     }
@@ -301,7 +319,7 @@ mod tests {
         for (stage, step) in [(a, 0), (a, 10), (b, 0), (b, 10), (b, 10), (b, 20)] {
             metrics.line(&json!({ "stage": stage, "step": step })).unwrap();
         }
-        metrics.file.write_all(b"{\"stage\":\"pretrain\",\"st").unwrap();
+        metrics.file.as_mut().unwrap().write_all(b"{\"stage\":\"pretrain\",\"st").unwrap();
         let left = |metrics: &mut Metrics, stage, done| {
             metrics.rewind(stage, done).unwrap();
             fs::read_to_string(&metrics.path).unwrap().lines().count()

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
-use sar_data::Images;
+use sar_data::{FoundUnreadable, Images};
+use sar_exchange::{ExchangeError, Group};
 use sar_weights::NamedTensors;
 
 use crate::checkpoint::{self, Best, Progress, Saved};
@@ -29,11 +30,15 @@ pub(crate) trait Task<B: Backend> {
     /// Makes a step of so many.
     fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<B>, TrainError>;
 
-    /// How good the weights are on held-out images; it decides which checkpoint is the best.
+    /// How good the weights are on held-out images; it decides which checkpoint is the best. Only the rank
+    /// that leads is asked.
     fn measure(&self) -> Result<Measure, TrainError>;
 
     /// The images that it trains on.
     fn images(&self) -> &Images;
+
+    /// The ranks that train it together.
+    fn group(&self) -> &Group;
 
     /// Parameters that are trained.
     fn n_parameters(&self) -> usize;
@@ -41,9 +46,9 @@ pub(crate) trait Task<B: Backend> {
     /// What a checkpoint keeps of each learner.
     fn learners(&self) -> Vec<State<'_>>;
 
-    /// What the task itself remembers between steps.
-    fn state(&self) -> Vec<(&'static str, TensorData)> {
-        Vec::new()
+    /// What the task itself remembers between steps; all ranks are asked at the same time.
+    fn state(&self) -> Result<Vec<(&'static str, TensorData)>, TrainError> {
+        Ok(Vec::new())
     }
 
     /// Takes the learners back from a checkpoint.
@@ -148,7 +153,9 @@ impl Stage {
             return Ok(None);
         }
         let (mut done, mut wall, mut best) = (0, Duration::ZERO, None);
-        if let Some(mut saved) = Saved::newest(&journal.dir, id, steps, journal.observer)? {
+        let group = task.group().clone();
+        let newest = || Saved::newest(&journal.dir, id, steps, journal.observer);
+        if let Some(mut saved) = Saved::for_all(&group, newest)? {
             let progress = saved.progress;
             (done, wall, best) = (progress.step, progress.wall, progress.best);
             journal.clock.resume(progress.run_wall);
@@ -169,7 +176,6 @@ impl Stage {
         let mut saved = Instant::now();
         for step in done..steps {
             let Stepped { learners, note } = task.step(step, steps)?;
-            journal.warn(task.images())?;
             let main = &learners.first().expect("a step moves a learner").update;
             let (lr, weight_decay) = (main.lr, main.weight_decay);
             let skipped: Vec<_> =
@@ -180,9 +186,11 @@ impl Stage {
             let is_last = done == steps;
             let is_logged = step.is_multiple_of(journal.log.every) || is_last;
             let is_measured = journal.log.is_measured(done) || (is_last && journal.log.measures());
+            let is_due = group.leads() && journal.log.is_due(done, saved.elapsed());
             let stopped = journal.stop.load(Ordering::Relaxed);
-            let is_saved =
-                is_last || stopped || is_measured || journal.log.is_due(done, saved.elapsed());
+            let [stopped, is_due] = agree(&group, [stopped, is_due], task.images())?;
+            let is_saved = is_last || stopped || is_measured || is_due;
+            journal.warn(task.images())?;
             // Reading waits for the device. No checkpoint follows what is not a number.
             let losses = if is_logged || is_saved { Some(watch.look()?) } else { None };
             if let Some(losses) = losses.as_ref().filter(|_| is_logged) {
@@ -199,18 +207,21 @@ impl Stage {
             }
             journal.observer.event(&Event::Step { stage: id, step, losses: losses.as_deref() });
             if is_measured {
-                let measure = task.measure()?;
-                journal.log_measure(id, step, &measure)?;
-                if measure.value.is_nan() {
-                    return Err(TrainError::BadMeasure {
-                        stage: id,
-                        step: done,
-                        name: measure.name,
-                    });
+                if group.leads() {
+                    let measure = task.measure()?;
+                    journal.log_measure(id, step, &measure)?;
+                    if measure.value.is_nan() {
+                        return Err(TrainError::BadMeasure {
+                            stage: id,
+                            step: done,
+                            name: measure.name,
+                        });
+                    }
+                    if measure.beats(best) {
+                        best = Some(Best { step: done, value: measure.value });
+                    }
                 }
-                if measure.beats(best) {
-                    best = Some(Best { step: done, value: measure.value });
-                }
+                best = Best::of_leader(best, &group)?;
             }
             if is_saved {
                 journal.metrics.flush()?;
@@ -218,7 +229,8 @@ impl Stage {
                 start = Instant::now();
                 let run_wall = journal.clock.elapsed();
                 let progress = Progress { step: done, wall, run_wall, best };
-                checkpoint::save(&journal.dir, id, progress, &task.learners(), task.state())?;
+                let (learners, state) = (task.learners(), task.state()?);
+                checkpoint::save(&journal.dir, &group, id, progress, &learners, state)?;
                 saved = Instant::now();
             }
             if stopped && !is_last {
@@ -239,6 +251,25 @@ impl Stage {
         });
         Ok(best_step)
     }
+}
+
+/// Whether any rank says so, answer by answer; on the way all learn which images others could not read.
+///
+/// # Errors
+/// If a rank has failed, or was waited for in vain, or too many images cannot be read.
+fn agree(group: &Group, answers: [bool; 2], images: &Images) -> Result<[bool; 2], TrainError> {
+    if group.is_alone() {
+        return Ok(answers);
+    }
+    let message = serde_json::to_vec(&(answers, images.take_found())).expect("plain values");
+    let mut any = [false; 2];
+    for (rank, theirs) in group.all_gather(&message)?.iter().enumerate() {
+        let (theirs, found): ([bool; 2], Vec<FoundUnreadable>) =
+            serde_json::from_slice(theirs).map_err(|_| ExchangeError::Unexpected { rank })?;
+        any.iter_mut().zip(theirs).for_each(|(any, theirs)| *any |= theirs);
+        images.adopt(found)?;
+    }
+    Ok(any)
 }
 
 impl Journal<'_> {
@@ -323,6 +354,7 @@ mod tests {
     /// every other step only.
     struct Two<'a> {
         images: &'a Images,
+        group: &'a Group,
         first: Learner<A, Linear<A>>,
         second: Learner<A, Linear<A>>,
     }
@@ -336,15 +368,20 @@ mod tests {
     }
 
     impl<'a> Two<'a> {
-        fn new(images: &'a Images, recipe: &Recipe) -> Self {
-            Self { images, first: learner("first", recipe), second: learner("second", recipe) }
+        fn new(images: &'a Images, group: &'a Group, recipe: &Recipe) -> Self {
+            Self {
+                images,
+                group,
+                first: learner("first", recipe),
+                second: learner("second", recipe),
+            }
         }
 
         fn moved(
             learner: &mut Learner<A, Linear<A>>,
             other: Linear<Flex>,
             (step, steps): (u64, u64),
-        ) -> Learned<Flex> {
+        ) -> Result<Learned<Flex>, TrainError> {
             let sum = learner.accumulate(vec![()], 1, |model, ()| {
                 let x = SeedTree::new(step).normals(6);
                 let x = Tensor::<Flex, 1>::from_floats(&x[..], &Default::default()).reshape([2, 3]);
@@ -353,20 +390,20 @@ mod tests {
                 let loss = error.square().mean();
                 let parts = vec![("error", loss.clone().inner())];
                 (Terms { loss, parts, scales: Vec::new() }, ())
-            });
-            let update = learner.update(sum.gradients, (step, steps));
+            })?;
+            let update = learner.update(sum.gradients, (step, steps))?;
             learner.take_average(&update);
-            Learned { parts: sum.parts, scales: sum.scales, update }
+            Ok(Learned { parts: sum.parts, scales: sum.scales, update })
         }
     }
 
     impl Task<Flex> for Two<'_> {
         fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<Flex>, TrainError> {
             let other = self.second.model().clone();
-            let mut learners = vec![Self::moved(&mut self.first, other, (step, steps))];
+            let mut learners = vec![Self::moved(&mut self.first, other, (step, steps))?];
             if step.is_multiple_of(2) {
                 let other = self.first.model().clone();
-                learners.push(Self::moved(&mut self.second, other, (step, steps)));
+                learners.push(Self::moved(&mut self.second, other, (step, steps))?);
             }
             Ok(Stepped { learners, note: None })
         }
@@ -377,6 +414,10 @@ mod tests {
 
         fn images(&self) -> &Images {
             self.images
+        }
+
+        fn group(&self) -> &Group {
+            self.group
         }
 
         fn n_parameters(&self) -> usize {
@@ -416,7 +457,8 @@ mod tests {
             stages: Vec::new(),
             clock: Clock::start(),
         };
-        let mut task = Two::new(images, recipe);
+        let group = Group::alone();
+        let mut task = Two::new(images, &group, recipe);
         Stage { id: StageId::Sar, steps: STEPS, batch: 1 }.run(&mut task, &mut journal)?;
         let weights = |linear: &Linear<Flex>| -> Vec<TensorData> {
             collect(linear, &BARE).into_iter().map(|(_, data)| data).collect()

@@ -1,9 +1,10 @@
-//! The gradients of a step: those of its micro-batches, side by side, added in their order.
+//! The gradients of a step: those of its micro-batches, side by side, added along a fixed tree.
 
 use burn::module::{AutodiffModule, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::ScaleSize;
+use sar_exchange::{MicroBatches, Node, TreeSum};
 
 use crate::gradients::Gradients;
 use crate::graphs;
@@ -35,11 +36,25 @@ pub struct Accumulated<B: Backend, O> {
     /// Sums of the losses of each scale over the micro-batches that have it: where one of them is not
     /// finite, the sum is not.
     pub scales: ByScale<B>,
-    /// What else each micro-batch gave, in their order.
-    pub outputs: Vec<O>,
+    /// What else each micro-batch gave that was computed here.
+    pub outputs: MicroBatches<O>,
 }
 
-/// The first half of a step: the gradients of `model`, whose parameters live on the backend without
+/// What the micro-batches that are computed here gave, before anything is exchanged.
+pub(crate) struct Partial<B: Backend, O> {
+    /// Sums of gradients along the tree of all micro-batches.
+    pub(crate) gradients: TreeSum<Gradients<B>>,
+    /// The losses of each micro-batch.
+    pub(crate) losses: Vec<Losses<B>>,
+    pub(crate) outputs: MicroBatches<O>,
+    /// What makes the sum of the gradients of all micro-batches a mean, and undoes the scale of the loss.
+    pub(crate) factor: f64,
+}
+
+/// The values of a micro-batch.
+pub(crate) type Losses<B> = (Parts<B>, ByScale<B>);
+
+/// The gradients of all micro-batches of a step, of `model`, whose parameters live on the backend without
 /// autodiff.
 ///
 /// `loss` gives the terms of one micro-batch for the differentiable model, and anything else that
@@ -47,8 +62,8 @@ pub struct Accumulated<B: Backend, O> {
 /// divided by it again.
 ///
 /// Up to `workers` micro-batches run at the same time, each on a graph of its own; gradients are added
-/// in the order of the micro-batches, so that nothing depends on `workers`. Other threads of the
-/// process may do the same: see [`graphs`].
+/// along the tree of [`TreeSum`], so that nothing depends on `workers`. Other threads of the process may do the
+/// same: see [`graphs`].
 ///
 /// # Panics
 /// If there is no micro-batch, or `workers` is 0.
@@ -66,19 +81,32 @@ where
     I: Send,
     O: Send,
 {
-    accumulate_staged(
+    let n = micro_batches.len();
+    assert!(n > 0, "{n} micro-batches");
+    let partial = partial(
         model,
-        micro_batches,
+        micro_batches.into(),
         workers,
         loss_scale,
         |_, input| (input, ()),
         |()| (),
         |differentiable, input, ()| loss(differentiable, input),
-    )
+    );
+    partial.whole()
 }
 
-/// As [`accumulate`], for a loss that depends on gradients of what the model made: in between, graphs of
-/// their own are differentiated.
+impl<B: Backend, O> Partial<B, O> {
+    /// The mean, where all micro-batches are here.
+    pub(crate) fn whole(self) -> Accumulated<B, O> {
+        let Self { gradients, losses, outputs, factor } = self;
+        let sum = gradients.finish(Gradients::plus).expect("at least one micro-batch");
+        let (parts, scales) = fold(losses);
+        Accumulated { gradients: sum.times(factor), parts, scales, outputs }
+    }
+}
+
+/// The first half of a step: the gradients of the micro-batches that are computed here, for a loss that
+/// may depend on gradients of what the model made: in between, graphs of their own are differentiated.
 ///
 /// - `forward` gives what the loss needs of the forward pass, and graphs `P` that do not reach back to the
 ///   model;
@@ -86,16 +114,16 @@ where
 /// - `loss` gives the terms out of both.
 ///
 /// # Panics
-/// As [`accumulate`].
-pub fn accumulate_staged<A, M, I, S, P, Q, O>(
+/// If `workers` is 0.
+pub(crate) fn partial<A, M, I, S, P, Q, O>(
     model: &M::InnerModule,
-    micro_batches: Vec<I>,
+    micro_batches: MicroBatches<I>,
     workers: usize,
     loss_scale: f64,
     forward: impl Fn(&M, I) -> (S, P) + Sync,
     settle: impl Fn(P) -> Q + Sync,
     loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
-) -> Accumulated<A::InnerBackend, O>
+) -> Partial<A::InnerBackend, O>
 where
     A: AutodiffBackend,
     M: AutodiffModule<A>,
@@ -106,8 +134,8 @@ where
     Q: Send,
     O: Send,
 {
-    let n = micro_batches.len();
-    assert!(n > 0 && workers > 0, "{n} micro-batches, {workers} workers");
+    let share = micro_batches.share();
+    assert!(workers > 0, "no workers");
     let forward = |(model, input): (M::InnerModule, I)| {
         let differentiable = trainable::<A, M>(model);
         let (made, graphs) = forward(&differentiable, input);
@@ -123,12 +151,12 @@ where
         let loss = if loss_scale == 1.0 { loss } else { loss * loss_scale };
         (Gradients::of(loss, &differentiable), parts, scales, output)
     };
-    let mut gradients: Option<Gradients<A::InnerBackend>> = None;
-    let mut parts = Means(Vec::new());
-    let mut by_scale: ByScale<A::InnerBackend> = Vec::new();
-    let mut outputs = Vec::with_capacity(n);
+    let mut gradients = TreeSum::default();
+    let mut losses = Vec::with_capacity(share.len());
+    let mut outputs = Vec::with_capacity(share.len());
+    let micro_batches = micro_batches.into_items();
     let mut waiting = micro_batches.into_iter().map(|input| (model.clone(), input));
-    while outputs.len() < n {
+    while outputs.len() < share.len() {
         let group: Vec<_> = waiting.by_ref().take(workers).collect();
         let group = {
             let _building = graphs::building();
@@ -146,27 +174,31 @@ where
             let _differentiating = graphs::differentiating();
             side_by_side(group, &backward)
         };
-        for (of_one, named, scales, output) in group {
+        for (of_one, parts, scales, output) in group {
+            let leaf = Node::leaf(share.start + outputs.len());
+            gradients.push(leaf, of_one, Gradients::plus);
+            losses.push((parts, scales));
             outputs.push(output);
-            gradients = Some(match gradients {
-                Some(sum) => sum.plus(of_one),
-                None => of_one,
-            });
-            named.into_iter().for_each(|(name, value)| parts.add(name, value));
-            for (size, loss) in scales {
-                match by_scale.iter_mut().find(|(known, _)| *known == size) {
-                    Some((_, sum)) => *sum = sum.clone() + loss,
-                    None => by_scale.push((size, loss)),
-                }
+        }
+    }
+    let outputs = MicroBatches::new(outputs, share);
+    Partial { gradients, losses, outputs, factor: 1.0 / share.of as f64 / loss_scale }
+}
+
+/// The means of the parts of the losses of all micro-batches, and the sums by scale, both in their order.
+pub(crate) fn fold<B: Backend>(losses: Vec<Losses<B>>) -> Losses<B> {
+    let mut means = Means(Vec::new());
+    let mut by_scale: ByScale<B> = Vec::new();
+    for (parts, scales) in losses {
+        parts.into_iter().for_each(|(name, value)| means.add(name, value));
+        for (size, loss) in scales {
+            match by_scale.iter_mut().find(|(known, _)| *known == size) {
+                Some((_, sum)) => *sum = sum.clone() + loss,
+                None => by_scale.push((size, loss)),
             }
         }
     }
-    let mut gradients = gradients.expect("at least one micro-batch");
-    let factor = 1.0 / n as f64 / loss_scale;
-    if factor != 1.0 {
-        gradients = gradients.scale(factor);
-    }
-    Accumulated { gradients, parts: parts.finish(), scales: by_scale, outputs }
+    (means.finish(), by_scale)
 }
 
 /// Means of named values, each over the micro-batches that have it.

@@ -1,10 +1,11 @@
 //! The stage that trains a tokenizer on images.
 
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_data::{ImageBatch, Images};
 use sar_eval::TokenizerMeter;
+use sar_exchange::{ExchangeError, Group, MicroBatches};
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
 use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
@@ -44,21 +45,22 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         recipe: &'a Recipe,
         (tokenizer, perception): (Tokenizer<A::InnerBackend>, Option<Perception<A>>),
         images: &'a Images,
-        workers: usize,
+        (workers, group): (usize, &'a Group),
         seed: SeedTree,
         device: &'a A::Device,
     ) -> Result<Self, TrainError> {
         let TokenizerRecipe { model, optimization, adversary, .. } = &recipe.tokenizer;
         let layout = model.layout();
-        let adversary = Adversary::new(adversary, optimization, seed, device)?;
+        let adversary = Adversary::new(adversary, optimization, group, seed, device)?;
+        let learner = Learner::new("tokenizer", tokenizer, layout, optimization, Precision::F32);
         Ok(Self {
             recipe,
             device,
             workers,
             seed,
-            batches: Batches::new(images, seed, optimization),
+            batches: Batches::new(images, seed, optimization, group),
             usage: CodeUsage::new(model.codebook_size, device),
-            learner: Learner::new("tokenizer", tokenizer, layout, optimization, Precision::F32),
+            learner: learner.among(group),
             perception,
             adversary,
         })
@@ -72,17 +74,17 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
     fn stepped(
         &mut self,
         sum: Accumulated<A::InnerBackend, Used<A::InnerBackend>>,
-        judged: Vec<Vec<Pair<A::InnerBackend>>>,
+        judged: Option<MicroBatches<Vec<Pair<A::InnerBackend>>>>,
         (step, steps): (u64, u64),
-    ) -> Stepped<A::InnerBackend> {
-        let update = self.learner.update(sum.gradients, (step, steps));
-        let note = self.restart(step, sum.outputs);
+    ) -> Result<Stepped<A::InnerBackend>, TrainError> {
+        let update = self.learner.update(sum.gradients, (step, steps))?;
+        let note = self.restart(step, sum.outputs.into_items())?;
         self.learner.take_average(&update);
         let mut learners = vec![Learned { parts: sum.parts, scales: sum.scales, update }];
-        if let Some(adversary) = self.adversary.as_mut().filter(|_| !judged.is_empty()) {
-            learners.extend(adversary.learn(judged, self.workers, (step, steps)));
+        if let Some((adversary, judged)) = self.adversary.as_mut().zip(judged) {
+            learners.extend(adversary.learn(judged, self.workers, (step, steps))?);
         }
-        Stepped { learners, note }
+        Ok(Stepped { learners, note })
     }
 
     /// The principal axes of the colors of some training images.
@@ -103,7 +105,7 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         &mut self,
         step: u64,
         outputs: Vec<Used<A::InnerBackend>>,
-    ) -> Option<serde_json::Value> {
+    ) -> Result<Option<serde_json::Value>, TrainError> {
         let mut last = None;
         for (images, indices_n) in outputs {
             self.usage.add(indices_n);
@@ -111,9 +113,9 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         }
         let DeadCodeRestart { every, until } = self.recipe.tokenizer.dead_code_restart;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return None;
+            return Ok(None);
         }
-        let counts = self.usage.counts();
+        let counts: Vec<usize> = self.counts()?.into_iter().map(|n| n as usize).collect();
         let codes = counts.len();
         self.usage = CodeUsage::new(codes, self.device);
         let used = counts.iter().filter(|n| **n > 0).count();
@@ -121,46 +123,66 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
             "stage": StageId::Tokenizer, "step": step, "codes_used": used,
             "perplexity": histogram_entropy(&counts).exp(),
         });
-        if let Some(images) = last.filter(|_| used < codes && step < until) {
-            let schedule = self.recipe.scales();
-            let finest = schedule.len() - 1..schedule.len();
-            let pixels_bchw = images.tensor(self.device);
-            let rows = latents(self.learner.model(), pixels_bchw, schedule, finest);
+        if used < codes && step < until {
+            let rows = self.finest_latents(last)?;
             let draws = self.seed.child("revive").at(step);
             self.learner.edit(|model| {
                 model.with_codebook(|book| restart_dead_codes(book, &counts, rows, draws))
             });
         }
-        Some(note)
+        Ok(Some(note))
     }
-}
 
-/// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
-const LATENTS_PER_CODE: usize = 16;
-const FIRST_IMAGES: usize = 128;
+    /// How often each code was used since the last restart, by all ranks.
+    fn counts(&self) -> Result<Vec<i64>, TrainError> {
+        let mut counts = self.usage.to_data().into_vec::<i64>().expect("i64");
+        self.batches.group.sums(&mut counts)?;
+        Ok(counts)
+    }
 
-const USAGE: &str = "code_usage";
-const COLORS: &str = "color_axes";
-/// Images whose colors have the axes.
-const COLORED_IMAGES: usize = 256;
-
-impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
-    /// Finds the axes of colors, and places the codes by k-means over latents of training images: far
-    /// from every latent, a random code would never be chosen.
-    fn begin(&mut self) -> Result<(), TrainError> {
-        let TokenizerRecipe { steps, colors, init_from, .. } = &self.recipe.tokenizer;
-        // Weights that nothing trains stay as they are to the bit.
-        if *colors == Colors::Principal && *steps > 0 {
-            let colors = self.color_axes()?;
-            let model = self.learner.model().clone();
-            self.learner.begin_with(match init_from {
-                InitFrom::Scratch {} => model.with_colors(colors),
-                InitFrom::Weights { .. } => model.unfolded(colors),
-            });
+    /// The latents of the finest scale of the step's last micro-batch, as rows; the last rank has it.
+    fn finest_latents(
+        &self,
+        last: Option<ImageBatch>,
+    ) -> Result<Tensor<A::InnerBackend, 2>, TrainError> {
+        let of = |images: ImageBatch| {
+            let schedule = self.recipe.scales();
+            let finest = schedule.len() - 1..schedule.len();
+            latents(self.learner.model(), images.tensor(self.device), schedule, finest)
+        };
+        let group = self.batches.group;
+        if group.is_alone() {
+            return Ok(of(last.expect("a step has images")));
         }
-        if self.recipe.tokenizer.init_from != (InitFrom::Scratch {}) {
-            return Ok(());
-        }
+        let bytes = group.from_rank(group.ranks() - 1, || {
+            let rows = of(last.expect("the last rank has the last micro-batch"));
+            Ok::<_, TrainError>(rows.into_data().convert::<f32>().as_bytes().to_vec())
+        })?;
+        let c = self.recipe.tokenizer.model.codebook_dim;
+        let n = bytes.len() / c / 4;
+        let data = TensorData::from_bytes_vec(bytes, vec![n, c], DType::F32);
+        Ok(Tensor::from_data(data, self.device))
+    }
+
+    /// The axes of colors that the rank that leads has found.
+    fn shared_color_axes(&self) -> Result<ColorAxes, TrainError> {
+        let group = self.batches.group;
+        let mut found = None;
+        let bytes = group.from_rank(0, || {
+            let axes = self.color_axes()?;
+            found = Some(axes);
+            Ok::<_, TrainError>(axes.to_data().as_bytes().to_vec())
+        })?;
+        let theirs = || {
+            let data = TensorData::from_bytes_vec(bytes, vec![4, 3], DType::F64);
+            ColorAxes::from_data(&data).ok_or(ExchangeError::Unexpected { rank: 0 })
+        };
+        Ok(found.map_or_else(theirs, Ok)?)
+    }
+
+    /// The first codes, by k-means over latents of training images: far from every latent, a random code
+    /// would never be chosen.
+    fn place_codes(&mut self) -> Result<(), TrainError> {
         let model = self.learner.model().clone();
         let config = &self.recipe.tokenizer.model;
         let (v, c) = (config.codebook_size, config.codebook_dim);
@@ -171,6 +193,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let mut left = n;
         let batch_size = self.recipe.evaluation.batch_size;
         for batch in self.batches.images.training(seed, 0, batch_size.min(n)) {
+            self.batches.group.alive();
             let mut batch = batch?;
             batch.images.truncate(left);
             left -= batch.images.len();
@@ -184,6 +207,39 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let codes = TensorData::new(k_means(&rows, c, v, model.codebook().metric(), seed), [v, c]);
         let codes = Tensor::from_data(codes, self.device);
         self.learner.begin_with(model.with_codebook(|book| book.with_raw(codes)));
+        Ok(())
+    }
+}
+
+/// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
+const LATENTS_PER_CODE: usize = 16;
+const FIRST_IMAGES: usize = 128;
+
+const USAGE: &str = "code_usage";
+const COLORS: &str = "color_axes";
+/// Images whose colors have the axes.
+const COLORED_IMAGES: usize = 256;
+
+impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
+    /// Finds the axes of colors, and places the codes.
+    fn begin(&mut self) -> Result<(), TrainError> {
+        let TokenizerRecipe { steps, colors, init_from, .. } = &self.recipe.tokenizer;
+        // Weights that nothing trains stay as they are to the bit.
+        if *colors == Colors::Principal && *steps > 0 {
+            let colors = self.shared_color_axes()?;
+            let model = self.learner.model().clone();
+            self.learner.begin_with(match init_from {
+                InitFrom::Scratch {} => model.with_colors(colors),
+                InitFrom::Weights { .. } => model.unfolded(colors),
+            });
+        }
+        if self.recipe.tokenizer.init_from == (InitFrom::Scratch {}) && self.batches.group.leads() {
+            self.place_codes()?;
+        }
+        self.learner.begin_together()?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.learner.begin_together()?;
+        }
         Ok(())
     }
 
@@ -202,8 +258,8 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
                     tokenizer_loss(model, pixels_bchw, &images.streams, &objective, draws);
                 (terms, (images, indices_n))
             };
-            let sum = self.learner.accumulate(batches, self.workers, loss);
-            return Ok(self.stepped(sum, Vec::new(), (step, steps)));
+            let sum = self.learner.accumulate(batches, self.workers, loss)?;
+            return self.stepped(sum, None, (step, steps));
         };
         let forward = |model: &Tokenizer<A>, images: ImageBatch| {
             let pixels_bchw = images.tensor(device);
@@ -230,16 +286,21 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
             });
             (terms, ((images, indices_n), pairs))
         };
-        let sum = self.learner.accumulate_staged(batches, self.workers, forward, settle, loss);
+        let sum = self.learner.accumulate_staged(batches, self.workers, forward, settle, loss)?;
         let Accumulated { gradients, parts, scales, outputs } = sum;
-        let (outputs, pairs) = outputs.into_iter().unzip();
+        let mut pairs = Vec::with_capacity(outputs.share().len());
+        let share = outputs.share();
+        let outputs = outputs.map(|(output, of_one)| {
+            pairs.push(of_one);
+            output
+        });
         let sum = Accumulated { gradients, parts, scales, outputs };
-        Ok(self.stepped(sum, pairs, (step, steps)))
+        self.stepped(sum, Some(MicroBatches::new(pairs, share)), (step, steps))
     }
 
     fn measure(&self) -> Result<Measure, TrainError> {
         let Recipe { log, evaluation, .. } = self.recipe;
-        let images = self.batches.images.held_out(log.measure_images, evaluation.batch_size);
+        let images = self.batches.held_out(log.measure_images, evaluation.batch_size);
         let (model, scales) = (self.learner.model(), self.recipe.scales());
         let meter = TokenizerMeter::of(images, model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
@@ -265,15 +326,22 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         self.learner.n_parameters() + adversary.unwrap_or(0)
     }
 
+    fn group(&self) -> &Group {
+        self.batches.group
+    }
+
     fn learners(&self) -> Vec<State<'_>> {
         let adversary = self.adversary.as_ref().map(|adversary| adversary.learner.state());
         [self.learner.state()].into_iter().chain(adversary).collect()
     }
 
-    fn state(&self) -> Vec<(&'static str, TensorData)> {
+    fn state(&self) -> Result<Vec<(&'static str, TensorData)>, TrainError> {
+        let counts = self.counts()?;
+        let n = counts.len();
         let colors = self.learner.model().colors().map(|colors| (COLORS, colors.to_data()));
         let adversary = self.adversary.as_ref().map(Adversary::state);
-        [(USAGE, self.usage.to_data())].into_iter().chain(colors).chain(adversary).collect()
+        let usage = (USAGE, TensorData::new(counts, [n]));
+        Ok([usage].into_iter().chain(colors).chain(adversary).collect())
     }
 
     fn restore_learners(&mut self, saved: &mut Saved) -> Result<(), TrainError> {
@@ -288,7 +356,8 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         if let Some(adversary) = &mut self.adversary {
             adversary.restore(&state, self.device);
         }
-        if let Some(counts) = state.get(USAGE) {
+        // Of all ranks together.
+        if let Some(counts) = state.get(USAGE).filter(|_| self.batches.group.leads()) {
             self.usage = CodeUsage::from_data(counts.clone(), self.device);
         }
         if let Some(colors) = state.get(COLORS).and_then(ColorAxes::from_data) {

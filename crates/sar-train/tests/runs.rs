@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use sar_core::{ScaleSchedule, SeedTree};
+use sar_exchange::Group;
 use sar_pipeline::{Pipeline, RgbImage, to_png};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
 use sar_train::event::{Event, Observer, Silent};
@@ -58,7 +59,8 @@ fn run(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<(), TrainError> {
-    let execution = Execution { resume, workers: 2, stop };
+    let group = &Group::alone();
+    let execution = Execution { resume, workers: 2, stop, group };
     train::<Autodiff<Flex>>(recipe, dir, execution, &Default::default(), observer).map(|_| ())
 }
 

@@ -141,6 +141,7 @@ fn step(
             (terms, ())
         },
     );
+    let sum = sum.unwrap();
     let host = |x: Tensor<B, 1>| x.into_data().convert::<f64>().into_vec::<f64>().unwrap()[0];
     let names: Vec<String> =
         parameters(learner.model(), config().layout()).into_iter().map(|info| info.name).collect();
@@ -158,10 +159,13 @@ fn part(parts: &[(&'static str, f64)], name: &str) -> f64 {
 /// and the adversary together.
 #[test]
 fn the_gradient_of_all_losses_is_the_change_of_their_total() {
+    let group = Group::alone();
     let recipe = recipe(0.8, false);
     let seed = SeedTree::new(3);
     let adversary =
-        Adversary::<A>::new(&recipe, &optimization(), seed, &Default::default()).unwrap().unwrap();
+        Adversary::<A>::new(&recipe, &optimization(), &group, seed, &Default::default())
+            .unwrap()
+            .unwrap();
     let (_, gradient) = step(tokenizer(), &adversary, (100, 0.5));
     let square = f64::from(gradient.clone().square().sum().into_scalar());
     let by = 1e-3 / gradient.clone().abs().max().into_scalar();
@@ -176,12 +180,13 @@ fn the_gradient_of_all_losses_is_the_change_of_their_total() {
 /// last layer, and out of their norms the adaptive weight.
 #[test]
 fn the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike() {
+    let group = Group::alone();
     let seed = SeedTree::new(3);
     let at = |weight: f64, adaptive: bool, at: u64| {
         let recipe = recipe(weight, adaptive);
         let device = Default::default();
         let adversary =
-            Adversary::<A>::new(&recipe, &optimization(), seed, &device).unwrap().unwrap();
+            Adversary::<A>::new(&recipe, &optimization(), &group, seed, &device).unwrap().unwrap();
         step(tokenizer(), &adversary, (at, 0.0))
     };
     let (_, images) = at(0.0, false, 100);
@@ -205,10 +210,13 @@ fn the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike() {
 /// It learns to tell what it is shown, and remembers its averages.
 #[test]
 fn a_discriminator_learns() {
+    let group = Group::alone();
     let recipe = recipe(1.0, true);
     let device = Default::default();
     let new = || {
-        Adversary::<A>::new(&recipe, &optimization(), SeedTree::new(3), &device).unwrap().unwrap()
+        Adversary::<A>::new(&recipe, &optimization(), &group, SeedTree::new(3), &device)
+            .unwrap()
+            .unwrap()
     };
     let mut adversary = new();
     assert!(adversary.judge(9).is_none() && adversary.judge(10).is_some());
@@ -221,13 +229,14 @@ fn a_discriminator_learns() {
         let (_, value) = learned.parts.iter().find(|(name, _)| *name == "hinge").unwrap();
         value.clone().into_scalar()
     };
-    let first = hinge(&adversary.learn(vec![vec![pair()]], 1, (10, 100)).unwrap());
+    let first = hinge(&adversary.learn(vec![vec![pair()]].into(), 1, (10, 100)).unwrap().unwrap());
     for step in 11..60 {
-        adversary.learn(vec![vec![pair()]], 1, (step, 100)).unwrap();
+        adversary.learn(vec![vec![pair()]].into(), 1, (step, 100)).unwrap().unwrap();
     }
-    let last = hinge(&adversary.learn(vec![vec![pair()]], 1, (60, 100)).unwrap());
+    let last = hinge(&adversary.learn(vec![vec![pair()]].into(), 1, (60, 100)).unwrap().unwrap());
     assert!(last < 0.5 * first, "{first} to {last}");
-    assert!(adversary.learn(vec![Vec::new()], 1, (61, 100)).is_none(), "nothing was judged");
+    let nothing = adversary.learn(vec![Vec::new()].into(), 1, (61, 100)).unwrap();
+    assert!(nothing.is_none(), "nothing was judged");
     let (name, data) = adversary.state();
     let mut restored = new();
     assert_ne!(restored.state().1, data);

@@ -1,0 +1,139 @@
+//! Whether the ranks of a run fit together, and fit its recipe: found out before anything is trained.
+
+use sar_exchange::{ExchangeError, Group};
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::Recipe;
+use crate::{StageId, TrainError};
+
+/// What has to be the same on all ranks.
+#[derive(Serialize, Deserialize)]
+struct Papers {
+    host: String,
+    /// Names and values.
+    values: Vec<(String, String)>,
+}
+
+/// Compares what each rank says of itself with what the rank that leads says.
+///
+/// # Errors
+/// The first difference, the same on all ranks.
+pub(crate) fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), TrainError> {
+    if group.is_alone() {
+        return Ok(());
+    }
+    let owned = values.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let papers = Papers { host: host(), values: owned.collect() };
+    let message = serde_json::to_vec(&papers).expect("plain values");
+    let mut all = Vec::with_capacity(group.ranks());
+    for (rank, theirs) in group.all_gather(&message)?.iter().enumerate() {
+        let theirs: Papers =
+            serde_json::from_slice(theirs).map_err(|_| ExchangeError::Unexpected { rank })?;
+        all.push(theirs);
+    }
+    let (leader, others) = all.split_first().expect("at least one rank");
+    for (rank, other) in (1..).zip(others) {
+        let pairs = leader.values.iter().zip(&other.values);
+        let Some(((name, ours), (_, theirs))) = pairs.into_iter().find(|(a, b)| a != b) else {
+            continue;
+        };
+        return Err(TrainError::Ranks(format!(
+            "rank {rank} on {} has another {name} than rank 0 on {}, {theirs}, not {ours}; all ranks need the same",
+            other.host, leader.host
+        )));
+    }
+    Ok(())
+}
+
+/// A checksum of the program that runs.
+pub(crate) fn program() -> Result<String, TrainError> {
+    let path = std::env::current_exe().map_err(TrainError::io("".as_ref(), "program unknown"))?;
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path, "cannot be read"))?;
+    Ok(format!("{} {:08x}", env!("CARGO_PKG_VERSION"), crc32fast::hash(&bytes)))
+}
+
+fn host() -> String {
+    #[cfg(unix)]
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    #[cfg(not(unix))]
+    let name = std::env::var("COMPUTERNAME").ok();
+    name.unwrap_or_else(|| "an unnamed machine".into())
+}
+
+/// What is to be said of so many ranks on a recipe's micro-batches, a line each.
+///
+/// # Errors
+/// If a step has fewer images than there are ranks.
+pub(crate) fn fits(recipe: &Recipe, ranks: usize) -> Result<Vec<String>, TrainError> {
+    let mut notes = Vec::new();
+    for id in StageId::ALL.into_iter().filter(|id| recipe.steps(*id) > 0) {
+        let (optimization, table) = (recipe.optimization(id), id.table());
+        let (images, parts) = (optimization.batch_size, optimization.grad_accum_steps);
+        if images < ranks {
+            return Err(TrainError::Ranks(format!(
+                "{table}.optimization.batch_size: {images} images for {ranks} ranks; use {images} ranks at most, or a larger batch"
+            )));
+        }
+        let idle = ranks.saturating_sub(parts);
+        if idle > 0 && id != StageId::Control {
+            notes.push(format!(
+                "{id}: {idle} of {ranks} ranks are idle, for a batch has {parts} parts; \
+                 raise {table}.optimization.grad_accum_steps to {ranks} or more"
+            ));
+        }
+    }
+    Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sar_exchange::threads;
+
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named_by_all() {
+        let ranks = threads(3, Duration::from_secs(60));
+        let errors: Vec<String> = std::thread::scope(|scope| {
+            let rank = |group: Group| {
+                let recipe = if group.rank() == 2 { "b" } else { "a" };
+                let values = [("program", "1".to_owned()), ("recipe", recipe.to_owned())];
+                compare(&group, &values).unwrap_err().to_string()
+            };
+            let running: Vec<_> =
+                ranks.into_iter().map(|group| scope.spawn(move || rank(group))).collect();
+            running.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let host = host();
+        let expected = format!(
+            "rank 2 on {host} has another recipe than rank 0 on {host}, b, not a; all ranks need the same"
+        );
+        assert_eq!(errors, [expected.clone(), expected.clone(), expected]);
+    }
+
+    #[test]
+    fn ranks_without_work_are_counted() {
+        let parts = |sar: usize| {
+            let settings = [
+                "pretrain.optimization.batch_size=8".to_owned(),
+                "pretrain.optimization.grad_accum_steps=4".to_owned(),
+                "tokenizer.optimization.batch_size=8".to_owned(),
+                "tokenizer.optimization.grad_accum_steps=2".to_owned(),
+                "sar.optimization.batch_size=8".to_owned(),
+                format!("sar.optimization.grad_accum_steps={sar}"),
+            ];
+            Recipe::load("emoji-quick", &settings).unwrap()
+        };
+        assert!(fits(&parts(8), 2).unwrap().is_empty());
+        let notes = fits(&parts(8), 4).unwrap();
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with("tokenizer: 2 of 4 ranks are idle"), "{notes:?}");
+        let error = fits(&parts(8), 9).unwrap_err().to_string();
+        assert!(
+            error.starts_with("tokenizer.optimization.batch_size: 8 images for 9 ranks"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,278 @@
+//! Runs of a tiny recipe on several ranks, which are threads here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use burn::backend::Autodiff;
+use burn_flex::Flex;
+use sar_exchange::{Group, threads};
+use sar_train::event::{Event, Observer, Silent};
+use sar_train::{Execution, Recipe, TrainError, train};
+
+/// Every stage adds up gradients, keeps an average, measures and saves.
+const TINY: [&str; 29] = [
+    "data.side=16",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.model.codebook_size=32",
+    "tokenizer.steps=5",
+    "tokenizer.optimization.batch_size=10",
+    "tokenizer.optimization.grad_accum_steps=5",
+    "tokenizer.optimization.ema=0.5",
+    "tokenizer.dead_code_restart={ every = 2, until = 5 }",
+    "backbone.depth=2",
+    "backbone.width=24",
+    "backbone.heads=2",
+    "backbone.schedule.scales=1_2_4",
+    "pretrain.steps=4",
+    "pretrain.optimization.batch_size=12",
+    "pretrain.optimization.grad_accum_steps=6",
+    "pretrain.optimization.ema=0.5",
+    "pretrain.output=best",
+    "sar.steps=3",
+    "sar.optimization.batch_size=8",
+    "sar.optimization.grad_accum_steps=8",
+    "sar.optimization.ema=0.5",
+    "sar.objective.transitions=one-random",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
+    "log.every=1",
+    "log.measure_steps=2",
+    "log.measure_images=4",
+    "log.checkpoint_steps=2",
+];
+
+/// An adversary that begins at step 2, and then grows.
+const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
+    8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+    augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
+    peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
+    \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
+    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
+
+const CACHED: &str =
+    "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"full\" }";
+
+fn tiny(more: &[&str]) -> Recipe {
+    let settings = TINY.iter().chain(more).map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    Recipe::load("emoji-quick", &settings).unwrap()
+}
+
+/// Asks its rank to stop after some number of its steps.
+struct StopAfter<'a> {
+    left: AtomicUsize,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for StopAfter<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if matches!(event, Event::Step { .. }) && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What each rank says of a run; `recipe` and the steps after which it asks to stop are those of a rank.
+fn on_ranks(
+    [ranks, workers]: [usize; 2],
+    dir: &Path,
+    resume: bool,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    stops: impl Fn(usize) -> Option<usize> + Sync,
+) -> Vec<Result<(), TrainError>> {
+    let groups = match ranks {
+        1 => vec![Group::alone()],
+        _ => threads(ranks, Duration::from_secs(300)),
+    };
+    let one = |group: Group| {
+        let stop = AtomicBool::new(false);
+        let left = AtomicUsize::new(stops(group.rank()).unwrap_or(usize::MAX));
+        let mut observer = StopAfter { left, stop: &stop };
+        let execution = Execution { resume, workers, stop: &stop, group: &group };
+        let (recipe, device) = (recipe(group.rank()), Default::default());
+        train::<Autodiff<Flex>>(&recipe, dir, execution, &device, &mut observer).map(|_| ())
+    };
+    std::thread::scope(|scope| {
+        let one = &one;
+        let running: Vec<_> =
+            groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
+        running.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+fn whole(ranks_and_workers: [usize; 2], dir: &Path, recipe: &Recipe) {
+    for outcome in on_ranks(ranks_and_workers, dir, false, |_| recipe.clone(), |_| None) {
+        outcome.unwrap();
+    }
+}
+
+/// All weights, metrics and pictures of a run.
+fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if [".safetensors", ".jsonl", ".png"].iter().any(|ending| name.ends_with(ending)) {
+            files.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    assert!(files.len() >= 10, "{:?}", files.keys());
+    files
+}
+
+fn assert_same(ours: &Path, theirs: &BTreeMap<String, Vec<u8>>, what: &str) {
+    let ours = outcome(ours);
+    let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&ours), names(theirs), "{what}");
+    for ((name, ours), theirs) in ours.iter().zip(theirs.values()) {
+        if name.ends_with(".jsonl") {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            for (a, b) in text(ours).lines().zip(text(theirs).lines()) {
+                assert_eq!(a, b, "{what}: {name}");
+            }
+        }
+        assert!(ours == theirs, "{what}: {name} differs");
+    }
+}
+
+/// One run alone, then the same on all kinds of ranks and workers.
+fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("alone");
+    whole([1, 1], &alone, recipe);
+    let alone = outcome(&alone);
+    for [ranks, workers] in kinds.iter().copied() {
+        let what = format!("{ranks} ranks with {workers} workers");
+        let dir = folder.path().join(&what);
+        whole([ranks, workers], &dir, recipe);
+        assert_same(&dir, &alone, &what);
+        let entries = fs::read_dir(dir.join("checkpoints")).unwrap();
+        assert!(entries.count() > 4, "{what}");
+    }
+}
+
+/// In eight ranks, some are idle in the first two stages.
+#[test]
+fn any_number_of_ranks_and_workers_ends_with_the_same_weights() {
+    let kinds = [1, 2, 3, 4, 8].map(|ranks| [[ranks, 1], [ranks, 2]]).concat();
+    assert_any_ranks(&tiny(&[ADVERSARY]), &kinds);
+}
+
+#[test]
+fn latents_are_cached_by_all_ranks_together() {
+    assert_any_ranks(&tiny(&[CACHED, "sar.control=false"]), &[[3, 1], [2, 2]]);
+}
+
+#[test]
+fn a_residual_tokenizer_and_half_precision_do_as_well() {
+    let recipe = tiny(&[
+        "tokenizer.model.family={ kind = \"var\", phi = { shared = 4 } }",
+        "tokenizer.loss.coarse=0",
+        "backbone.precision=f16",
+        "sar.objective.weight=1e8",
+        "sar.control=false",
+    ]);
+    assert_any_ranks(&recipe, &[[3, 1]]);
+}
+
+/// Each piece is stopped by another rank after another number of steps.
+#[test]
+fn a_run_goes_on_with_any_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny(&[ADVERSARY]);
+    let alone = folder.path().join("alone");
+    whole([1, 2], &alone, &recipe);
+    let pieces = folder.path().join("pieces");
+    let kinds = [(4, 3, 1), (2, 1, 3), (3, 0, 2), (1, 0, 1), (4, 2, 3), (3, 2, 2)];
+    let mut stops = 0;
+    let mut kinds = kinds.into_iter().cycle();
+    loop {
+        let (ranks, who, steps) = kinds.next().unwrap();
+        let outcomes = on_ranks(
+            [ranks, 1],
+            &pieces,
+            stops > 0,
+            |_| recipe.clone(),
+            |rank| (rank == who).then_some(steps),
+        );
+        if outcomes.iter().all(Result::is_ok) {
+            break;
+        }
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
+        }
+        stops += 1;
+    }
+    assert!(stops >= 5, "{stops} stops");
+    assert_same(&pieces, &outcome(&alone), "pieces");
+}
+
+#[test]
+fn ranks_that_do_not_fit_together_end_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let seeds = |rank: usize| tiny(&[if rank == 2 { "seed=7" } else { "seed=6" }]);
+    for error in on_ranks([3, 1], &dir, false, seeds, |_| None) {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("rank 2 on ") && error.contains("another recipe"), "{error}");
+    }
+    for error in on_ranks([9, 1], &dir, false, |_| tiny(&[]), |_| None) {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("sar.optimization.batch_size: 8 images for 9 ranks"), "{error}");
+    }
+    assert!(!dir.exists());
+}
+
+/// The rank that leads cannot write: all others hear of it, where and why.
+#[test]
+fn one_that_cannot_go_on_ends_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "no folder").unwrap();
+    let mut errors: Vec<String> = on_ranks([3, 1], &file, false, |_| tiny(&[]), |_| None)
+        .into_iter()
+        .map(|outcome| outcome.unwrap_err().to_string())
+        .collect();
+    let own = errors.remove(0);
+    assert!(own.contains("is a file; choose another --run-dir"), "{own}");
+    for error in errors {
+        assert_eq!(error, format!("rank 0: {own}"));
+    }
+    // And in the midst of it: where a checkpoint should go there is a folder.
+    let dir = folder.path().join("run");
+    let blocked = dir.join("checkpoints").join("pretrain-2.safetensors").join("x");
+    struct Block<'a>(&'a Path);
+    impl Observer for Block<'_> {
+        fn event(&mut self, event: &Event<'_>) {
+            if let Event::StageStarted { stage: sar_train::StageId::Pretrain, .. } = event {
+                fs::create_dir_all(self.0).unwrap();
+            }
+        }
+    }
+    let groups = threads(3, Duration::from_secs(300));
+    let recipe = tiny(&[]);
+    let one = |group: Group| {
+        let stop = AtomicBool::new(false);
+        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
+        let (mut block, mut silent) = (Block(&blocked), Silent);
+        let observer: &mut dyn Observer = if group.leads() { &mut block } else { &mut silent };
+        train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), observer)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    let errors: Vec<String> = std::thread::scope(|scope| {
+        let one = &one;
+        let running: Vec<_> =
+            groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
+        running.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(errors[0].contains("pretrain-2.safetensors"), "{errors:?}");
+    assert!(
+        errors[1..].iter().all(|error| *error == format!("rank 0: {}", errors[0])),
+        "{errors:?}"
+    );
+}
