@@ -112,7 +112,8 @@ pub(crate) fn takes_no_arguments(verb: &str, args: &[OsString]) -> Outcome {
     }
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
+/// The exit code of a child, or what a shell says of its signal.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return 128 + signal as u8;

@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Failure, Outcome};
@@ -56,9 +56,25 @@ fn steps() -> Result<Vec<Step>, Failure> {
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },
+        Step { name: "ranks", work: ranks() },
         Step { name: "cuda", work: Cargo(cuda()) },
         Step { name: "wgpu", work: wgpu()? },
     ])
+}
+
+/// Training on several ranks, through MPI on this machine.
+fn ranks() -> Work {
+    let has = |program: &str| {
+        let mut command = Command::new(program);
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !["mpirun", "mpicc", "clang"].into_iter().all(has) {
+        let why = "no MPI; Debian's is in openmpi-bin, libopenmpi-dev, libclang-dev and clang";
+        return Work::Skipped(why);
+    }
+    // With the features of all packages nothing of burn is built again.
+    Work::Cargo(words("test --release --workspace --features sar-cli/mpi --test mpi"))
 }
 
 /// CUDA code is compiled only: that takes no GPU and no toolkit.

@@ -7,6 +7,7 @@ mod ci;
 mod device;
 mod licenses;
 mod matrix;
+mod ranks;
 mod sar;
 mod test;
 
@@ -24,7 +25,7 @@ struct Verb {
 
 #[rustfmt::skip]
 const VERBS: [Verb; 16] = [
-    Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::forward },
+    Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::train },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
     Verb { name: "eval", about: "measure how good images are beside real ones", run: sar::forward },
@@ -79,6 +80,7 @@ fn usage() -> String {
     }
     text += "\n\ntrain, sample, pack, eval, tokenizer-eval, study, analyze, edit, convert, inspect and parity go to the binary `sar`, built for the";
     text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1);
---fusion builds wgpu and cuda with burn's fusion.";
+--fusion builds wgpu and cuda with burn's fusion. `train --ranks N` trains on N ranks through MPI, with
+--hostfile FILE on other machines, with --restart-on-failure again and again from the last checkpoint.";
     text
 }

@@ -5,6 +5,15 @@ use std::ffi::OsString;
 
 use crate::cargo::{self, Outcome};
 use crate::device::{self, Device};
+use crate::ranks;
+
+/// `train`, which may be asked for on several ranks.
+pub(crate) fn train(verb: &str, args: &[OsString]) -> Outcome {
+    match ranks::train(args)? {
+        Some(args) => forward(verb, &args),
+        None => Ok(()),
+    }
+}
 
 pub(crate) fn forward(verb: &str, args: &[OsString]) -> Outcome {
     // The working directory stays the caller's: paths among the arguments are relative to it.

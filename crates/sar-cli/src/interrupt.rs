@@ -10,13 +10,15 @@ pub(crate) const INTERRUPTED: i32 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Whether the first has come, from now on; it is answered with a line.
+/// Whether the first has come, from now on; it is answered with a line, if there is one.
 pub(crate) fn watch(answer: &'static str) -> Result<&'static AtomicBool> {
     ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::Relaxed) {
             process::exit(INTERRUPTED);
         }
-        eprintln!("{answer}; once more to stop at once");
+        if !answer.is_empty() {
+            eprintln!("{answer}; once more to stop at once");
+        }
     })?;
     Ok(&STOP)
 }

@@ -173,7 +173,8 @@ impl Job for Train<'_> {
 
     fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Result<Verdict>> {
         // The first Ctrl-C or SIGTERM asks for a checkpoint.
-        let stop = interrupt::watch("stopping after this step")?;
+        let answer = if self.ranks.group.leads() { "stopping after this step" } else { "" };
+        let stop = interrupt::watch(answer)?;
         Ok(self.train::<A>(device, workers, stop))
     }
 }

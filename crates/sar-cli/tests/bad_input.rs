@@ -286,3 +286,19 @@ fn parity_cases() {
     fs::write(folder.join("case/case.json"), "{\"kind\": \"flexvar\"").unwrap();
     refuses(folder, &["parity", "case"], &["case.json"]);
 }
+
+/// Without the engine every rank would train alone, all into the same directory.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_launcher_of_ranks_needs_a_build_with_mpi() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.args(["train", "--dry-run"]).env("OMPI_COMM_WORLD_SIZE", "3");
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.starts_with("error: started as one of 3 ranks, and built without MPI"),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 1, "{error}");
+}

@@ -120,12 +120,12 @@ impl Process {
                 if open.is_empty() {
                     break;
                 }
-                if polls < 64 {
-                    std::thread::yield_now();
-                    continue;
+                // All are there when bodies come, which take many polls each. For heads a rank may be at work: the
+                // longer it takes, the less a microsecond matters, and the core may be that rank's.
+                match polls < 64 || (tag == BODIES && since.elapsed() < Duration::from_secs(1)) {
+                    true => std::thread::yield_now(),
+                    false => std::thread::sleep(Duration::from_micros((polls * 2).min(500))),
                 }
-                // The longer it takes, the less a microsecond matters; a core may be another rank's.
-                std::thread::sleep(Duration::from_micros((polls * 2).min(500)));
                 if polls.is_multiple_of(64) {
                     self.alive();
                     let waited_for = open.iter().map(|(rank, _)| *rank);

@@ -120,6 +120,7 @@ pub(crate) fn save(
         if let Some((_, data)) = task.iter().find(|(known, _)| known == name) {
             return Ok(Cow::Borrowed(data));
         }
+        group.alive();
         let data = match learners.iter().find_map(|learner| (learner.read)(name)) {
             Some(data) => data,
             None => fetch(group, name)?,

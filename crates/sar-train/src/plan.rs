@@ -118,8 +118,9 @@ pub fn plan<A: AutodiffBackend>(
             StageId::Sar => (n_backbone, sar_floats, n_tokenizer + n_backbone),
             StageId::Control => (n_backbone, teacher_floats, n_tokenizer + n_backbone),
         };
-        // Weights, gradients (one set per worker and their sum), two moments, the average.
-        let sets = 3 + at_once + u64::from(grad_accum_steps > 1) + u64::from(ema > 0.0);
+        // Weights, gradients (one set per worker and the sums of a tree), two moments, the average.
+        let sums = u64::from(grad_accum_steps.ilog2());
+        let sets = 3 + at_once + sums + u64::from(ema > 0.0);
         let images_at_once = at_once * (batch_size / grad_accum_steps) as u64;
         let steps = recipe.steps(id);
         PlannedStage {

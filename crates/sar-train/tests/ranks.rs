@@ -186,7 +186,7 @@ fn a_run_goes_on_with_any_number_of_ranks() {
     let alone = folder.path().join("alone");
     whole([1, 2], &alone, &recipe);
     let pieces = folder.path().join("pieces");
-    let kinds = [(4, 3, 1), (2, 1, 3), (3, 0, 2), (1, 0, 1), (4, 2, 3), (3, 2, 2)];
+    let kinds = [(4, 3, 1), (2, 1, 1), (3, 0, 2), (1, 0, 1), (4, 2, 3), (3, 2, 2)];
     let mut stops = 0;
     let mut kinds = kinds.into_iter().cycle();
     loop {

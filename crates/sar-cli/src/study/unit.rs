@@ -150,7 +150,7 @@ pub(super) fn train_run<A: AutodiffBackend>(
     device: &A::Device,
 ) -> Result<(), TrainError> {
     let resume = run.join("recipe.toml").is_file();
-    let execution = Execution { resume, workers, stop };
+    let execution = Execution { resume, workers, stop, group: &Group::alone() };
     let mut progress = Few(Progress::new());
     let trained = train::<A>(recipe, run, execution, device, &mut progress);
     progress.0.clear();

@@ -1,0 +1,262 @@
+//! Runs on several ranks, which are processes that `mpirun` starts: `cargo test --features sar-cli/mpi`.
+//!
+//! Without `mpirun` nothing is done, and a line says so. `SAR_KILL_ROUNDS=50` kills and stops as many ranks at random,
+//! with `--nocapture` a table of them is printed.
+
+#![cfg(all(unix, feature = "mpi"))]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use sar_core::SeedTree;
+
+/// Every stage adds up gradients, keeps an average, measures and saves.
+const TINY: [&str; 27] = [
+    "data.side=16",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.model.codebook_size=32",
+    "tokenizer.steps=6",
+    "tokenizer.optimization.batch_size=10",
+    "tokenizer.optimization.grad_accum_steps=5",
+    "tokenizer.optimization.ema=0.5",
+    "tokenizer.dead_code_restart={ every = 2, until = 5 }",
+    "backbone.depth=2",
+    "backbone.width=24",
+    "backbone.heads=2",
+    "backbone.schedule.scales=1_2_4",
+    "pretrain.steps=6",
+    "pretrain.optimization.batch_size=12",
+    "pretrain.optimization.grad_accum_steps=6",
+    "pretrain.optimization.ema=0.5",
+    "sar.steps=6",
+    "sar.optimization.batch_size=8",
+    "sar.optimization.grad_accum_steps=4",
+    "sar.optimization.ema=0.5",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
+    "log.every=2",
+    "log.measure_steps=3",
+    "log.measure_images=4",
+    "log.checkpoint_steps=2",
+];
+
+/// Whether there is a launcher; a line, if there is none.
+fn has_mpirun() -> bool {
+    let mut command = Command::new("mpirun");
+    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = found.is_ok_and(|status| status.success());
+    if !found {
+        eprintln!("skipped: there is no mpirun");
+    }
+    found
+}
+
+/// `sar train` on so many ranks, started or resumed as the directory asks for; none is without a launcher.
+fn start(ranks: Option<usize>, run: &Path, more: &[&str]) -> Child {
+    let sar = env!("CARGO_BIN_EXE_sar");
+    let mut command = match ranks {
+        None => Command::new(sar),
+        Some(ranks) => {
+            let mut command = Command::new("mpirun");
+            command.args(["--quiet", "--oversubscribe", "--bind-to", "none", "-n"]);
+            command.arg(ranks.to_string());
+            command.args(["--mca", "odls_base_sigkill_timeout", "60"]).arg(sar);
+            command
+        }
+    };
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("RAYON_NUM_THREADS", "1");
+    command.args(["train", "--run-dir"]).arg(run).args(more);
+    if run.join("recipe.toml").is_file() {
+        command.arg("--resume");
+    } else {
+        command.args(TINY.iter().flat_map(|setting| ["--set", *setting]));
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits, but not for ever.
+fn end(child: Child, what: &str) -> Output {
+    let pid = child.id();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let watch = std::thread::spawn(move || {
+        if is_done.recv_timeout(Duration::from_secs(240)).is_err() {
+            signal("KILL", pid);
+            return true;
+        }
+        false
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = done.send(());
+    assert!(!watch.join().unwrap(), "{what} hangs: {}", text(&output));
+    output
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+fn finish(ranks: Option<usize>, run: &Path) {
+    let output = end(start(ranks, run, &[]), "a run");
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+fn signal(name: &str, pid: u32) {
+    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+}
+
+/// The process of a rank of a run, once it is there.
+fn process_of(run: &Path, rank: usize) -> u32 {
+    let begun = Instant::now();
+    loop {
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let read = |name: &str| {
+                let bytes = fs::read(entry.path().join(name)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', "\n")
+            };
+            let is_ours = read("cmdline").lines().any(|word| Path::new(word) == run);
+            let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+            if is_ours && read("environ").lines().any(|line| line == wanted) {
+                return pid;
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "rank {rank} does not start");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a run has a checkpoint of a stage.
+fn wait_for(run: &Path, checkpoint: &str) {
+    let begun = Instant::now();
+    while !run.join("checkpoints").join(format!("{checkpoint}.safetensors")).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{checkpoint} never comes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// All weights, metrics and pictures.
+fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter_map(|path: PathBuf| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let counts = [".safetensors", ".jsonl", ".png"].iter().any(|end| name.ends_with(end));
+        counts.then(|| (name, fs::read(&path).unwrap()))
+    });
+    files.collect()
+}
+
+fn assert_same(run: &Path, whole: &BTreeMap<String, Vec<u8>>, what: &str) {
+    let found = outcome(run);
+    assert!(found.keys().eq(whole.keys()), "{what}: {:?}", found.keys());
+    for (name, bytes) in &found {
+        assert!(bytes == &whole[name], "{what}: {name} differs");
+    }
+}
+
+#[test]
+fn processes_end_with_what_one_alone_ends_with() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    finish(None, &dir("alone"));
+    let whole = outcome(&dir("alone"));
+    for ranks in 1..=3 {
+        let run = dir(&format!("{ranks}"));
+        finish(Some(ranks), &run);
+        assert_same(&run, &whole, &format!("{ranks} ranks"));
+    }
+
+    // Asked to stop at one rank, all do, with a checkpoint; it goes on with other ranks.
+    let run = dir("stopped");
+    let child = start(Some(3), &run, &[]);
+    wait_for(&run, "tokenizer-2");
+    signal("TERM", process_of(&run, 2));
+    let output = end(child, "a stop");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output));
+    assert!(text(&output).contains("go on with --resume"), "{}", text(&output));
+    // The launcher asked to stop asks all of them.
+    let child = start(Some(2), &run, &[]);
+    wait_for(&run, "pretrain-2");
+    signal("INT", child.id());
+    let output = end(child, "a stop of the launcher");
+    assert!(!output.status.success(), "{}", text(&output));
+    finish(Some(2), &run);
+    assert_same(&run, &whole, "stopped");
+
+    kill_rounds(&dir("killed"), &whole);
+}
+
+/// A rank that is killed or stops ends all within the deadline, and nothing is lost but some steps.
+fn kill_rounds(folder: &Path, whole: &BTreeMap<String, Vec<u8>>) {
+    let rounds: u64 =
+        std::env::var("SAR_KILL_ROUNDS").map_or(1, |n| n.parse().expect("a number of rounds"));
+    let draws = SeedTree::new(21);
+    for round in 0..rounds {
+        let run = folder.join(round.to_string());
+        fs::create_dir_all(folder).unwrap();
+        let draws = draws.at(round);
+        for kill in 0..4u64 {
+            let draw = |purpose: &str, n| draws.child(purpose).below(kill, n);
+            let ranks = 2 + draw("ranks", 3);
+            let victim = draw("victim", ranks);
+            let how = ["KILL", "STOP"][(kill as usize + round as usize) % 2];
+            let delay = Duration::from_millis(draw("delay", 4000) as u64);
+            let child = start(Some(ranks), &run, &["--deadline", "3"]);
+            let pid = process_of(&run, victim);
+            std::thread::sleep(delay);
+            let begun = Instant::now();
+            signal(how, pid);
+            let output = end(child, how);
+            let (took, code) = (begun.elapsed().as_secs_f64(), output.status.code());
+            println!(
+                "round {round}: {how} rank {victim} of {ranks} after {delay:?}: {code:?} in {took:.1} s"
+            );
+            if output.status.success() {
+                continue;
+            }
+            assert!(took < 20.0, "{}", text(&output));
+            let text = text(&output);
+            if how == "STOP" {
+                let line = format!("rank {victim} gave no sign of life for 3 s");
+                // Before the engine is up the launcher alone can know.
+                assert!(text.contains(&line) || !run.join("recipe.toml").is_file(), "{text}");
+            }
+        }
+        finish(Some(1 + draws.child("last").below(0, 4)), &run);
+        assert_same(&run, whole, &format!("round {round}"));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_in_a_line() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let refused = |ranks: usize, run: &Path, more: &[&str], part: &str| {
+        let output = end(start(Some(ranks), run, more), part);
+        let text = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(part), "{text}");
+    };
+    refused(3, &run, &["--recipe", "nothing"], "no built-in recipe of that name");
+    refused(2, &run, &["--device", "abacus"], "--device abacus: unknown");
+    let batch = ["--set", "sar.optimization.batch_size=4"];
+    refused(5, &run, &batch, "4 images for 5 ranks");
+    assert!(!run.exists());
+    // Two runs in one directory.
+    let first = start(Some(2), &run, &[]);
+    wait_for(&run, "tokenizer-2");
+    refused(2, &run, &[], "is in use by another process");
+    signal("TERM", process_of(&run, 0));
+    end(first, "the first");
+}

@@ -1,0 +1,252 @@
+//! `train --ranks N`: `sar` built with MPI, on so many ranks of this machine or of those in a `--hostfile`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::{env, fs, thread};
+
+use crate::cargo::{self, Failure, Outcome};
+use crate::device::{self, Device};
+
+/// What a run that was asked to stop ends with.
+const INTERRUPTED: u8 = 130;
+
+/// How long ranks may take to write a checkpoint once they are asked to stop, in seconds.
+const GRACE: &str = "3600";
+
+/// What is asked for of ranks, and the arguments that are left.
+struct Ranks {
+    ranks: usize,
+    hostfile: Option<OsString>,
+    restarts: bool,
+    args: Vec<OsString>,
+}
+
+/// Trains on ranks, if `--ranks` asks for more than one; otherwise gives the other arguments back.
+pub(crate) fn train(args: &[OsString]) -> Result<Option<Vec<OsString>>, Failure> {
+    let Some(asked) = parse(args)? else { return Ok(Some(args.to_vec())) };
+    if asked.ranks == 1 {
+        return Ok(Some(asked.args));
+    }
+    ensure_mpirun()?;
+    let sar = build(&asked.args)?;
+    if asked.restarts {
+        return restarting(&asked, &sar).map(|()| None);
+    }
+    cargo::finish_as(&mut mpirun(&asked, &sar, &asked.args)).map(|()| None)
+}
+
+fn parse(args: &[OsString]) -> Result<Option<Ranks>, Failure> {
+    let (ranks, args) = take_value(args, "--ranks")?;
+    let (hostfile, args) = take_value(&args, "--hostfile")?;
+    let (restarts, args) = device::take_flag(&args, "--restart-on-failure");
+    let usage = |line: String| Err(Failure::Usage(line));
+    let Some(ranks) = ranks else {
+        return match hostfile.is_some() || restarts {
+            true => usage("--hostfile and --restart-on-failure need --ranks".into()),
+            false => Ok(None),
+        };
+    };
+    let number = ranks.to_str().and_then(|text| text.parse::<usize>().ok());
+    let Some(number) = number.filter(|number| *number > 0) else {
+        return usage(format!("--ranks {}: is no number of ranks, 1 or more", ranks.display()));
+    };
+    if number == 1 && (hostfile.is_some() || restarts) {
+        return usage("--hostfile and --restart-on-failure need --ranks of 2 or more".into());
+    }
+    if restarts && value_of(&args, "--run-dir").is_none() {
+        return usage("--restart-on-failure: name the run with --run-dir".into());
+    }
+    Ok(Some(Ranks { ranks: number, hostfile, restarts, args }))
+}
+
+fn ensure_mpirun() -> Outcome {
+    let mut command = Command::new("mpirun");
+    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match found {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Failure::Check(
+            "--ranks: there is no `mpirun`; install an MPI, such as Debian's openmpi-bin, \
+             libopenmpi-dev, libclang-dev and clang"
+                .into(),
+        )),
+    }
+}
+
+/// Builds `sar` with MPI, in a target directory of its own.
+fn build(args: &[OsString]) -> Result<PathBuf, Failure> {
+    let target = cargo::target_dir().join("mpi");
+    let mut command = cargo::cargo(["build", "--release", "--package", "sar-cli", "--bin", "sar"]);
+    command.arg("--manifest-path").arg(cargo::root().join("Cargo.toml"));
+    command.args(["--features", "mpi"]).arg("--target-dir").arg(&target);
+    if let Some(device) =
+        device::named(args).and_then(Device::find).filter(|device| device.name != "flex")
+    {
+        command.args(["--features", device.name]);
+    }
+    if args.iter().any(|arg| arg == "--fusion") {
+        command.args(["--features", "fusion"]);
+    }
+    cargo::run(&mut command)?;
+    Ok(target.join("release").join(format!("sar{}", env::consts::EXE_SUFFIX)))
+}
+
+fn mpirun(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--quiet", "-n", &asked.ranks.to_string()]);
+    // More ranks than cores are slow, not wrong; and every rank has threads.
+    command.args(["--oversubscribe", "--bind-to", "none"]);
+    command.args(["--mca", "odls_base_sigkill_timeout", GRACE]);
+    // Both are asked for where root starts it, as in a container.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    match &asked.hostfile {
+        Some(hostfile) => {
+            command.arg("--hostfile").arg(hostfile);
+        }
+        None if env::var_os(THREADS).is_none() => {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            command.env(THREADS, (cores / asked.ranks).max(1).to_string());
+        }
+        None => {}
+    }
+    if asked.hostfile.is_some() && env::var_os(THREADS).is_some() {
+        command.args(["-x", THREADS]);
+    }
+    let (_, args) = device::take_flag(args, "--fusion");
+    command.arg(sar).arg("train").args(args);
+    command
+}
+
+/// Threads of a rank.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Starts the run, and starts it again from its last checkpoint when it fails, as long as it gets on.
+fn restarting(asked: &Ranks, sar: &Path) -> Outcome {
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    static CHILD: AtomicU32 = AtomicU32::new(0);
+    let handler = || {
+        // Ctrl-C reaches the launcher by itself; a signal to this process alone is passed on.
+        let child = CHILD.load(Ordering::Relaxed);
+        if child != 0 && !STOPPED.swap(true, Ordering::Relaxed) {
+            let _ = Command::new("kill").args(["-TERM", &child.to_string()]).status();
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|error| Failure::Check(format!("signals: {error}")))?;
+    let run = PathBuf::from(value_of(&asked.args, "--run-dir").expect("asked for"));
+    let mut args = asked.args.clone();
+    loop {
+        let before = checkpoints(&run);
+        let mut command = mpirun(asked, sar, &args);
+        // In a group of its own, so that the launcher hears of Ctrl-C once.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().map_err(|error| {
+            Failure::Check(format!("cannot start `{}`: {error}", cargo::shown(&command)))
+        })?;
+        CHILD.store(child.id(), Ordering::Relaxed);
+        let status = child.wait().map_err(|error| Failure::Check(format!("mpirun: {error}")))?;
+        CHILD.store(0, Ordering::Relaxed);
+        if status.success() {
+            return Ok(());
+        }
+        let code = cargo::exit_code(status);
+        // What a run found bad stays bad.
+        if code == 1 || code == INTERRUPTED || STOPPED.load(Ordering::Relaxed) {
+            return Err(Failure::Child(code));
+        }
+        if checkpoints(&run) == before {
+            eprintln!("ended with {code} and without a new checkpoint: not started again");
+            return Err(Failure::Child(code));
+        }
+        eprintln!("ended with {code}: going on from the last checkpoint");
+        if !args.iter().any(|arg| arg == "--resume") {
+            args.push("--resume".into());
+        }
+    }
+}
+
+/// The names of a run's checkpoints.
+fn checkpoints(run: &Path) -> Vec<OsString> {
+    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
+    let mut names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+    names.retain(|name| name.to_string_lossy().ends_with(".safetensors"));
+    names.sort();
+    names
+}
+
+/// The value of `NAME VALUE` or `NAME=VALUE` among the arguments.
+fn value_of<'a>(args: &'a [OsString], name: &str) -> Option<&'a OsStr> {
+    let (place, inline) = find(args, name)?;
+    inline.map(OsStr::new).or_else(|| args.get(place + 1).map(OsString::as_os_str))
+}
+
+fn find<'a>(args: &'a [OsString], name: &str) -> Option<(usize, Option<&'a str>)> {
+    args.iter().take_while(|arg| *arg != "--").enumerate().find_map(|(place, arg)| {
+        let rest = arg.to_str()?.strip_prefix(name)?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some((place, Some(value))),
+            None => rest.is_empty().then_some((place, None)),
+        }
+    })
+}
+
+/// The value of an argument, and the others.
+fn take_value(args: &[OsString], name: &str) -> Result<(Option<OsString>, Vec<OsString>), Failure> {
+    let mut args = args.to_vec();
+    let Some((place, inline)) = find(&args, name) else { return Ok((None, args)) };
+    let inline = inline.map(OsString::from);
+    args.remove(place);
+    let value = match inline {
+        Some(value) => value,
+        None if place < args.len() => args.remove(place),
+        None => return Err(Failure::Usage(format!("{name}: needs a value"))),
+    };
+    Ok((Some(value), args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    fn shown(line: &str) -> String {
+        let Some(asked) = parse(&words(line)).unwrap() else { return "none".into() };
+        let hostfile = asked.hostfile.map(|file| file.display().to_string());
+        let rest = asked.args.join(" ".as_ref());
+        format!("{} {hostfile:?} {} {}", asked.ranks, asked.restarts, rest.display())
+    }
+
+    #[test]
+    fn ranks_are_taken_out_of_the_arguments() {
+        assert_eq!(shown("--recipe x"), "none");
+        assert_eq!(shown("--ranks 4 --recipe x"), "4 None false --recipe x");
+        assert_eq!(shown("--recipe x --ranks=1"), "1 None false --recipe x");
+        assert_eq!(
+            shown("--run-dir r --hostfile h --ranks 2 --restart-on-failure"),
+            "2 Some(\"h\") true --run-dir r"
+        );
+        assert_eq!(shown("-- --ranks 4"), "none");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_a_line() {
+        let said = |line: &str| parse(&words(line)).err().unwrap().line().unwrap().to_owned();
+        assert_eq!(said("--ranks 0"), "--ranks 0: is no number of ranks, 1 or more");
+        assert_eq!(said("--ranks"), "--ranks: needs a value");
+        assert!(said("--hostfile h").ends_with("need --ranks"));
+        assert!(said("--ranks 1 --hostfile h").ends_with("2 or more"));
+        assert!(said("--ranks 2 --restart-on-failure").ends_with("--run-dir"));
+    }
+
+    #[test]
+    fn the_launcher_is_given_what_it_takes() {
+        let asked = parse(&words("--ranks 3 --fusion --recipe x")).unwrap().unwrap();
+        let line = cargo::shown(&mpirun(&asked, Path::new("/t/sar"), &asked.args));
+        assert!(line.contains("mpirun --quiet -n 3 --oversubscribe"), "{line}");
+        assert!(line.ends_with("/t/sar train --recipe x"), "{line}");
+    }
+}
