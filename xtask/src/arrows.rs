@@ -48,6 +48,7 @@ const PROGRAMS: &[&str] = &[
     "sar-train",
     "sar-parity",
     "sar-selfcheck",
+    "sar-serve",
     "sar-memory",
 ];
 
@@ -74,6 +75,7 @@ const TABLE: &[Row] = &[
     Row { package: "sar-train", ours: LIBRARIES.split_at(14).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
+    Row { package: "sar-serve", ours: &["sar-core", "sar-model", "sar-rollout", "sar-data", "sar-pipeline"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
     Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },
     // A setting of the process: for programs alone.

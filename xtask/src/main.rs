@@ -24,7 +24,7 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 16] = [
+const VERBS: [Verb; 17] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::train },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
@@ -33,6 +33,7 @@ const VERBS: [Verb; 16] = [
     Verb { name: "study", about: "train many arms from the same weights and compare them with a control, over seeds", run: sar::forward },
     Verb { name: "analyze", about: "measure how a run's weights behave at every scale, before, during and after SAR", run: sar::forward },
     Verb { name: "edit", about: "draw parts of an image anew", run: sar::forward },
+    Verb { name: "serve", about: "open a page to sample, edit and watch runs in a browser", run: sar::forward },
     Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
@@ -78,7 +79,7 @@ fn usage() -> String {
     for verb in &VERBS {
         text += &format!("\n  {:<14} {}", verb.name, verb.about);
     }
-    text += "\n\ntrain, sample, pack, eval, tokenizer-eval, study, analyze, edit, convert, inspect and parity go to the binary `sar`, built for the";
+    text += "\n\ntrain, sample, pack, eval, tokenizer-eval, study, analyze, edit, serve, convert, inspect and parity go to the binary `sar`, built for the";
     text += "\ndevice that --device names: flex (default), ndarray, wgpu or cuda, each with an optional index (cuda:1);
 --fusion builds wgpu and cuda with burn's fusion. `train --ranks N` trains on N ranks through MPI, with
 --hostfile FILE on other machines, with --restart-on-failure again and again from the last checkpoint.";

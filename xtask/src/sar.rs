@@ -1,4 +1,4 @@
-//! `train`, `sample`, `pack`, `eval`, `tokenizer-eval`, `study`, `analyze`, `edit`, `convert`, `inspect`, `parity`: forwarded to the binary
+//! `train`, `sample`, `pack`, `eval`, `tokenizer-eval`, `study`, `analyze`, `edit`, `serve`, `convert`, `inspect`, `parity`: forwarded to the binary
 //! `sar`, built with the backend that `--device` asks for, and with `--fusion` its fusion.
 
 use std::ffi::OsString;

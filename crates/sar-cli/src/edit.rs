@@ -156,7 +156,7 @@ impl Edit {
                 keep_scales,
                 blend,
                 scales: settings.scales(&pipeline)?,
-                exact_size: settings.size.is_some(),
+                exact_size: settings.has_size(),
                 sampler: settings.sampler(pipeline.backbone().sampler),
                 seed: settings.seed,
             },

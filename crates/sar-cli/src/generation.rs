@@ -4,12 +4,14 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::backend::Backend;
-use sar_core::{ScaleSchedule, ScaleSize};
+use sar_core::ScaleSchedule;
 use sar_model::Precision;
-use sar_pipeline::{Known, Pipeline, RgbImage, files_of_run, to_png};
-use sar_rollout::{Choice, Sampler};
+use sar_pipeline::{
+    Known, Pipeline, PipelineError, RgbImage, Wishes, files_of_run, size_in_pixels, to_png,
+};
+use sar_rollout::Sampler;
 use sar_weights::write_bytes;
 
 use crate::first_free;
@@ -80,19 +82,31 @@ pub(crate) struct Files {
 pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) batch: usize,
-    guidance: Option<f64>,
-    top_k: Option<usize>,
-    top_p: Option<f64>,
-    more_smooth: bool,
-    scales: Option<ScaleSchedule>,
-    /// In pixels.
-    pub(crate) size: Option<ScaleSize>,
+    wishes: Wishes,
 }
 
 impl WeightsArgs {
     /// The run directory that was named.
     pub(crate) fn run_dir(&self) -> Option<&Path> {
         self.run.as_deref()
+    }
+
+    /// The options that name the same weights, for a command that is shown.
+    pub(crate) fn command_line(&self) -> String {
+        let Self { run, tokenizer, backbone, root, precision } = self;
+        let mut text = String::new();
+        for (name, path) in [("run", run), ("tokenizer", tokenizer), ("backbone", backbone)] {
+            if let Some(path) = path {
+                text += &format!(" --{name} '{}'", path.display());
+            }
+        }
+        if let Some(root) = root {
+            text += &format!(" --root {root}");
+        }
+        if *precision != Precision::F32 {
+            text += &format!(" --precision {precision}");
+        }
+        text
     }
 
     pub(crate) fn files(self) -> Result<Files> {
@@ -136,68 +150,43 @@ impl SamplerArgs {
     pub(crate) fn settings(&self) -> Result<Settings> {
         let Self { seed, guidance, top_k, top_p, more_smooth, scales, size, batch } = self;
         ensure!(*batch > 0, "--batch 0: must be at least 1");
-        if let Some(guidance) = guidance {
-            ensure!(
-                guidance.is_finite() && *guidance >= 0.0,
-                "--guidance {guidance}: must be 0 or more"
-            );
-        }
-        if let Some(top_p) = top_p {
-            ensure!((0.0..=1.0).contains(top_p), "--top-p {top_p}: must be in [0, 1]");
-        }
         let scales = scales
             .as_deref()
             .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
-        Ok(Settings {
-            seed: *seed,
-            batch: *batch,
+        let size = size.as_deref().map(size_in_pixels).transpose();
+        let wishes = Wishes {
             guidance: *guidance,
             top_k: *top_k,
             top_p: *top_p,
             more_smooth: *more_smooth,
             scales: scales.transpose()?,
-            size: size.as_deref().map(pixels).transpose()?,
-        })
+            size: size.map_err(of_option)?,
+        };
+        wishes.check().map_err(of_option)?;
+        Ok(Settings { seed: *seed, batch: *batch, wishes })
     }
+}
+
+/// A setting is the option of its name.
+fn of_option(error: PipelineError) -> anyhow::Error {
+    anyhow!("--{error}")
 }
 
 impl Settings {
     /// The sampler of the weights, but for what the command line says.
     pub(crate) fn sampler(&self, base: Sampler) -> Sampler {
-        let (k, p) = match base.choice {
-            Choice::Argmax => (0, 0.0),
-            Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
-        };
-        let said = (self.top_k.unwrap_or(k), self.top_p.unwrap_or(p));
-        let choice = match said {
-            (top_k, top_p) if self.more_smooth => Choice::MoreSmooth { top_k, top_p },
-            (top_k, top_p) if said != (k, p) => Choice::Sample { top_k, top_p },
-            _ => base.choice,
-        };
-        let guidance = self.guidance.map_or(base.guidance, |scale| base.guidance.with_scale(scale));
-        Sampler { guidance, choice }
+        self.wishes.sampler(base)
     }
 
     /// The scales of `--scales` or of the weights, stretched to `--size`.
     pub(crate) fn scales<B: Backend>(&self, pipeline: &Pipeline<B>) -> Result<ScaleSchedule> {
-        let scales = self.scales.as_ref().unwrap_or(&pipeline.backbone().scales);
-        match self.size {
-            Some(size) => pipeline.stretched(scales, size).context("--size"),
-            None => {
-                pipeline.check_scales(scales).context("--scales")?;
-                Ok(scales.clone())
-            }
-        }
+        let scales = self.wishes.scales(pipeline);
+        scales.context(if self.has_size() { "--size" } else { "--scales" })
     }
-}
 
-/// Reads `HxW` in pixels.
-fn pixels(text: &str) -> Result<ScaleSize> {
-    let side = |text: &str| text.parse::<usize>().ok().filter(|n| (1..=1 << 14).contains(n));
-    let sides = text.split_once('x').and_then(|(h, w)| side(h).zip(side(w)));
-    match sides {
-        Some((height, width)) => Ok(ScaleSize { height, width }),
-        None => bail!("--size {text}: write height and width in pixels, as in 256x384"),
+    /// Whether there is a `--size`.
+    pub(crate) fn has_size(&self) -> bool {
+        self.wishes.size.is_some()
     }
 }
 
@@ -252,51 +241,7 @@ pub(crate) fn save(image: &RgbImage, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-    use sar_rollout::Guidance;
-
     use super::*;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        sampler: SamplerArgs,
-    }
-
-    #[test]
-    fn what_is_said_replaces_what_the_weights_say() {
-        let base = Sampler {
-            guidance: Guidance::Ramp { scale: 3.0 },
-            choice: Choice::Sample { top_k: 0, top_p: 0.7 },
-        };
-        let sampler = |line: &str, base| {
-            let line = Line::parse_from(format!("sar {line}").split_whitespace());
-            line.sampler.settings().unwrap().sampler(base)
-        };
-        assert_eq!(sampler("", base), base);
-        assert_eq!(
-            sampler("--guidance 1.5 --top-k 7 --more-smooth", base),
-            Sampler {
-                guidance: Guidance::Ramp { scale: 1.5 },
-                choice: Choice::MoreSmooth { top_k: 7, top_p: 0.7 },
-            }
-        );
-        let flex = Sampler { guidance: Guidance::flexvar(2.5), ..base };
-        assert_eq!(sampler("--guidance 4", flex).guidance, Guidance::flexvar(4.0));
-        let argmax = Sampler { choice: Choice::Argmax, ..base };
-        assert_eq!(sampler("--guidance 1", argmax).choice, Choice::Argmax);
-        let drawn = sampler("--top-p 0.5", argmax).choice;
-        assert_eq!(drawn, Choice::Sample { top_k: 0, top_p: 0.5 });
-    }
-
-    #[test]
-    fn sizes_are_height_and_width() {
-        assert_eq!(pixels("256x384").unwrap(), ScaleSize { height: 256, width: 384 });
-        for bad in ["256", "256x", "x3", "0x5", "axb", "256x384x3", "99999x8"] {
-            let error = pixels(bad).unwrap_err().to_string();
-            assert!(error.contains(bad) && error.contains("256x384"), "{error}");
-        }
-    }
 
     #[test]
     fn what_is_beside_a_folder_overwrites_nothing() {

@@ -41,6 +41,7 @@ mod progress;
 mod ranks;
 mod report;
 mod sample;
+mod serve;
 mod study;
 mod table;
 mod tokenizer_eval;
@@ -81,6 +82,8 @@ enum Verb {
     Analyze(analyze::Args),
     /// Draws parts of an image anew: in-painting, expansion, refinement.
     Edit(edit::Args),
+    /// Opens a page to sample, edit and watch runs in a browser, and an HTTP API.
+    Serve(serve::Args),
     /// Converts weights between released .pth files, safetensors files and those of a run.
     Convert(convert::Args),
     /// Says what a file of weights, a recipe or a run directory is, or what a device computes with.
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         Verb::Study(args) => study::run(args),
         Verb::Analyze(args) => analyze::run(args),
         Verb::Edit(args) => edit::run(args),
+        Verb::Serve(args) => serve::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Parity(args) => parity::run(args),

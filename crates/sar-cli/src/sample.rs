@@ -1,6 +1,7 @@
 //! `sar sample`: images from trained weights.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process;
 use std::thread;
@@ -235,10 +236,12 @@ impl Sample {
             let request = Request::of(root, wanted, job.scales.clone(), job.sampler);
             let images = if *previews && positions.start < MOST_PREVIEWS {
                 let mut last = Vec::new();
-                pipeline.sample_previews(&request, |k, decoded| {
+                pipeline.sample_previews(&request, |k, decode| {
+                    let decoded = decode();
                     let room = MOST_PREVIEWS - by_scale[k].len();
                     by_scale[k].extend(decoded.iter().take(room).cloned());
                     last = decoded;
+                    ControlFlow::Continue(())
                 });
                 last
             } else {

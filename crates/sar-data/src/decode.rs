@@ -49,6 +49,22 @@ pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
     bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
 }
 
+/// As [`read_image`], from the bytes of a file, of at most so many pixels: one that claims more is refused
+/// before anything is decoded.
+///
+/// # Errors
+/// The reason, in one line, as [`read_image`] or if there are more pixels.
+pub fn decode_image(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+    let size = catch_unwind(AssertUnwindSafe(|| reader.map(ImageReader::into_dimensions)));
+    match size {
+        Ok(Ok(Ok((width, height)))) if u64::from(width) * u64::from(height) > most_pixels => {
+            Err(format!("{width}x{height} pixels are more than {most_pixels} (width x height)"))
+        }
+        _ => decode(bytes),
+    }
+}
+
 /// Whether files with this extension are taken for images, in upper or lower case.
 pub(crate) fn is_image_extension(extension: &str) -> bool {
     EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())

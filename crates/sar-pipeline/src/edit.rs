@@ -5,7 +5,7 @@
 //! part that is drawn anew stay exactly those of the source; its pixels pass through the tokenizer,
 //! unless the source's own are blended back.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -190,20 +190,44 @@ impl<B: Backend> Edit<'_, B> {
         &self.notes
     }
 
+    /// The scales that are drawn.
+    pub fn scales(&self) -> &ScaleSchedule {
+        &self.scales
+    }
+
     /// The results of some numbers: each is a function of its number, whatever is drawn with it.
     pub fn draw(&self, numbers: Range<usize>) -> Vec<RgbImage> {
+        let (request, kept) = self.wanted(numbers);
+        self.finished(self.pipeline.generate(&request, Some(&kept)))
+    }
+
+    /// As [`draw`](Self::draw), showing what there is after every scale, as
+    /// [`Pipeline::sample_previews`] does; the last are the results.
+    pub fn draw_previews(
+        &self,
+        numbers: Range<usize>,
+        mut seen: impl FnMut(usize, &dyn Fn() -> Vec<RgbImage>) -> ControlFlow<()>,
+    ) {
+        let (request, kept) = self.wanted(numbers);
+        let last = self.scales.len() - 1;
+        self.pipeline.generate_previews(&request, Some(&kept), |k, decode| {
+            seen(k, &|| if k == last { self.finished(decode()) } else { decode() })
+        });
+    }
+
+    fn wanted(&self, numbers: Range<usize>) -> (Request, KeptTokens<B>) {
         let n = numbers.len();
         let wanted = numbers.map(|i| (self.label, i));
         let request = Request::of(self.seed, wanted, self.scales.clone(), self.sampler);
         let tokens_bl = Tensor::cat(vec![self.tokens_1l.clone(); n], 0);
         let kept = KeptTokens::new(tokens_bl, &self.scales, &self.region, self.whole_scales);
-        let images = self.pipeline.generate(&request, Some(&kept)).into_iter();
-        images
-            .map(|image| match &self.shares {
-                Some(shares) => blended(&self.canvas, &image, shares),
-                None => image,
-            })
-            .collect()
+        (request, kept)
+    }
+
+    /// Blends the source back, where that was asked for.
+    fn finished(&self, images: Vec<RgbImage>) -> Vec<RgbImage> {
+        let Some(shares) = &self.shares else { return images };
+        images.into_iter().map(|image| blended(&self.canvas, &image, shares)).collect()
     }
 }
 

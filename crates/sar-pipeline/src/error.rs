@@ -81,6 +81,16 @@ pub enum PipelineError {
     /// No class is meant, or several are.
     #[error(transparent)]
     Class(#[from] ClassError),
+    /// A number of sampling is out of its range.
+    #[error("{name} {value}: {problem}")]
+    Setting {
+        /// Its name, as the command line has it.
+        name: &'static str,
+        /// What was said.
+        value: String,
+        /// What it has to be.
+        problem: &'static str,
+    },
     /// Scales that cannot be sampled.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),

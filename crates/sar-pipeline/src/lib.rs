@@ -34,6 +34,7 @@ pub mod recognize;
 pub mod weights;
 
 pub mod pipeline;
+pub mod wishes;
 
 pub mod edit;
 pub mod mask;
@@ -50,3 +51,4 @@ pub use recognize::{Known, Model, Recognized, Wanted};
 pub use sar_core::{ClassError, find_class};
 pub use sheet::reconstructions;
 pub use weights::{Loaded, TrainedBackbone, TrainedTokenizer, published_sampler};
+pub use wishes::{Wishes, pixels as size_in_pixels};

@@ -1,5 +1,6 @@
 //! Tokenizer and backbone together: images from classes.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
@@ -244,10 +245,15 @@ impl<B: Backend> Pipeline<B> {
         self.generate(request, None)
     }
 
-    /// Samples, and decodes what there is after every scale: `seen` is called with each scale and its
-    /// images, coarse to fine, of the size that the scale decodes to.
-    pub fn sample_previews(&self, request: &Request, seen: impl FnMut(usize, Vec<RgbImage>)) {
-        self.generate_seen(request, None, |_| true, seen);
+    /// Samples, and shows what there is after every scale: `seen` is called with each scale, coarse to
+    /// fine, and with what decodes its images, of the size that the scale decodes to. It may break there:
+    /// nothing more is drawn then.
+    pub fn sample_previews(
+        &self,
+        request: &Request,
+        seen: impl FnMut(usize, &dyn Fn() -> Vec<RgbImage>) -> ControlFlow<()>,
+    ) {
+        self.generate_previews(request, None, seen);
     }
 
     /// The images of a request, with tokens that may be kept.
@@ -258,25 +264,30 @@ impl<B: Backend> Pipeline<B> {
     ) -> Vec<RgbImage> {
         let last = request.scales.len() - 1;
         let mut images = Vec::new();
-        self.generate_seen(request, kept, |k| k == last, |_, decoded| images = decoded);
+        self.generate_previews(request, kept, |k, decode| {
+            if k == last {
+                images = decode();
+            }
+            ControlFlow::Continue(())
+        });
         images
     }
 
-    fn generate_seen(
+    /// As [`sample_previews`](Self::sample_previews), with tokens that may be kept.
+    pub(crate) fn generate_previews(
         &self,
         request: &Request,
         kept: Option<&KeptTokens<B>>,
-        is_wanted: impl Fn(usize) -> bool,
-        mut seen: impl FnMut(usize, Vec<RgbImage>),
+        mut seen: impl FnMut(usize, &dyn Fn() -> Vec<RgbImage>) -> ControlFlow<()>,
     ) {
         let Request { labels, streams, scales, sampler } = request;
         let generation = Generation { labels, streams, schedule: scales, sampler: *sampler, kept };
         let (model, tokenizer) = (&self.backbone.model, &self.tokenizer.model);
         generate_watched(model, tokenizer, generation, &self.device, |k, f_hat| {
-            if is_wanted(k) {
+            seen(k, &|| {
                 let f_hat_bchw = f_hat.clone().expect("a scale has been added");
-                seen(k, to_images(tokenizer.decode(f_hat_bchw)));
-            }
+                to_images(tokenizer.decode(f_hat_bchw))
+            })
         });
     }
 }

@@ -1,5 +1,7 @@
 //! Laws of editing, with small random models of both families.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::first_scale::{MaskLoss, MaskShare, Reveal};
@@ -121,7 +123,9 @@ fn tokens_outside_the_region_are_exactly_those_of_the_source() {
             generate_watched(&models.backbone, &models.tokenizer, request, &device, |k, _| {
                 assert_eq!(k, painted);
                 painted += 1;
-            });
+                ControlFlow::Continue(())
+            })
+            .unwrap();
         assert_eq!(painted, scales.len());
         let (found, source) = (ids(generated.tokens_bl()), ids(source));
         let anew: Vec<bool> = (0..scales.len())
@@ -154,7 +158,8 @@ fn keeping_nothing_or_everything() {
             let sampler = Sampler { choice, ..SAMPLER };
             let (labels, streams) = (&labels, &streams);
             let request = Request { labels, streams, schedule: scales, sampler, kept: Some(&kept) };
-            let generated = generate_watched(backbone, tokenizer, request, &device, |_, _| {});
+            let whole = |_, _: &_| ControlFlow::Continue(());
+            let generated = generate_watched(backbone, tokenizer, request, &device, whole).unwrap();
             (ids(generated.tokens_bl()), generated.canvas.unwrap())
         };
         let free = generate(backbone, tokenizer, &labels, scales, SAMPLER, &streams, &device);
@@ -224,12 +229,21 @@ fn previews_end_with_the_image() {
         sampler: SAMPLER,
     };
     let mut previews = Vec::new();
-    pipeline.sample_previews(&request, |k, images| {
+    pipeline.sample_previews(&request, |k, decode| {
         assert_eq!(k, previews.len());
-        previews.push(images);
+        previews.push(decode());
+        ControlFlow::Continue(())
     });
     assert_eq!(previews.len(), scales.len());
     assert_eq!(previews[3], pipeline.sample(&request));
+
+    // Whoever has seen enough stops the work.
+    let mut seen = Vec::new();
+    pipeline.sample_previews(&request, |k, _| {
+        seen.push(k);
+        if k == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(seen, [0, 1]);
 }
 
 fn settings(pipeline: &Pipeline<B>, part: Part) -> EditSettings {

@@ -2,6 +2,8 @@
 //!
 //! Shapes: b images, n tokens of one scale, c code channels, v codes.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
 use serde::{Deserialize, Serialize};
@@ -200,11 +202,12 @@ where
     P: CodePyramid<B>,
 {
     let request = Request { labels, streams, schedule, sampler, kept: None };
-    generate_watched(model, pyramid, request, device, |_, _| {})
+    let whole = |_, _: &P::Canvas| ControlFlow::Continue(());
+    generate_watched(model, pyramid, request, device, whole).expect("nothing stops it")
 }
 
 /// As [`generate`], with tokens that may be kept; `painted` is called with every scale and the canvas
-/// after it.
+/// after it, and may break there: nothing comes of it then.
 ///
 /// # Panics
 /// If there is not one stream per label, or kept tokens are of another schedule or batch.
@@ -213,8 +216,8 @@ pub fn generate_watched<B, M, P>(
     pyramid: &P,
     request: Request<'_, B>,
     device: &B::Device,
-    mut painted: impl FnMut(usize, &P::Canvas),
-) -> Generated<B, P::Canvas>
+    mut painted: impl FnMut(usize, &P::Canvas) -> ControlFlow<()>,
+) -> Option<Generated<B, P::Canvas>>
 where
     B: Backend,
     M: ScaleModel<B>,
@@ -264,12 +267,14 @@ where
             tokens_bn = kept.tokens(k, tokens_bn);
         }
         input = pyramid.paint(&mut canvas, schedule, k, codes_bnc);
-        painted(k, &canvas);
+        if painted(k, &canvas).is_break() {
+            return None;
+        }
         if guided {
             input = input.map(|x| x.repeat_dim(0, 2));
         }
         tokens.push(tokens_bn);
     }
     let last_logits_bnv = last_logits.expect("a schedule has at least one scale");
-    Generated { tokens, canvas, last_logits_bnv }
+    Some(Generated { tokens, canvas, last_logits_bnv })
 }

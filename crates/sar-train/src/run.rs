@@ -6,7 +6,7 @@
 //! drawn is measured and drawn again.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
@@ -42,8 +42,8 @@ pub struct Execution<'a> {
     /// Micro-batches that run at the same time: CPU cores, or 1 on a GPU, where each would hold its
     /// own activations.
     pub workers: usize,
-    /// Once true, the run writes a checkpoint and ends with [`TrainError::Stopped`]; so do all ranks once it is
-    /// true for one.
+    /// Once true, or once the folder of the run has a file `stop`, the run writes a checkpoint and ends with
+    /// [`TrainError::Stopped`]; so do all ranks once it is so for one.
     pub stop: &'a AtomicBool,
     /// The ranks that train together, of which this process is one.
     pub group: &'a Group,
@@ -389,7 +389,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let journal = &mut self.journal;
         let progress = |done: usize| {
             journal.observer.event(&Event::Latents { done, of: records });
-            let [stop] = self.group.any([journal.stop.load(Ordering::Relaxed)])?;
+            let [stop] = self.group.any([journal.is_stopped()])?;
             if stop && done < records {
                 return Err(TrainError::StoppedCaching { done, of: records });
             }

@@ -13,11 +13,15 @@
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
 //! report.json
+//! run.lock                         locked by the process that trains
+//! stop                             made by others: asks the run for a checkpoint and its end
 //! ```
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use sar_data::{Fingerprint, UnreadableImage};
 use sar_pipeline::{RgbImage, to_png};
@@ -37,6 +41,10 @@ const RECIPE: &str = "recipe.toml";
 const DATA: &str = "data.json";
 const UNREADABLE: &str = "unreadable.json";
 const LOCK: &str = "run.lock";
+const STOP: &str = "stop";
+/// Whoever asks whether a run is going on holds its lock for an instant.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const CHECKPOINTS: &str = "checkpoints";
 
 impl RunDir {
@@ -96,6 +104,10 @@ impl RunDir {
         for folder in [&dir.path, &dir.checkpoints()] {
             remove_stale(folder)?;
         }
+        let stop = dir.file(STOP);
+        if stop.exists() {
+            fs::remove_file(&stop).map_err(TrainError::io(&stop, "cannot be removed"))?;
+        }
         Ok(dir)
     }
 
@@ -138,6 +150,11 @@ impl RunDir {
         Ok(())
     }
 
+    /// Whether somebody has put a file `stop` into the folder.
+    pub(crate) fn is_asked_to_stop(&self) -> bool {
+        self.file(STOP).exists()
+    }
+
     fn locked(path: &Path) -> Result<Self, TrainError> {
         let file = path.join(LOCK);
         let lock = File::options()
@@ -145,7 +162,15 @@ impl RunDir {
             .append(true)
             .open(&file)
             .map_err(TrainError::io(&file, "cannot be written"))?;
-        match lock.try_lock() {
+        let mut locked = lock.try_lock();
+        for _ in 1..LOCK_TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(LOCK_PAUSE);
+            locked = lock.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(Self { path: path.into(), lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => Err(TrainError::RunDir {
                 path: path.into(),
@@ -341,7 +366,23 @@ mod tests {
         assert!(error(RunDir::reopen(&dir.path)).contains("in use"));
         let path = dir.path.clone();
         drop(dir);
-        RunDir::reopen(&path).unwrap();
+        // A run that goes on has nothing more to do with who stopped it.
+        fs::write(path.join("stop"), "").unwrap();
+        let dir = RunDir::reopen(&path).unwrap();
+        assert!(!dir.is_asked_to_stop());
+        fs::write(path.join("stop"), "").unwrap();
+        assert!(dir.is_asked_to_stop());
+        drop(dir);
+        // Nor with who looks whether it is going on.
+        let looks = File::open(path.join("run.lock")).unwrap();
+        looks.lock_shared().unwrap();
+        let goes = thread::spawn({
+            let path = path.clone();
+            move || RunDir::reopen(&path).map(drop)
+        });
+        thread::sleep(Duration::from_millis(30));
+        looks.unlock().unwrap();
+        goes.join().unwrap().unwrap();
         assert!(error(RunDir::reopen(path.parent().unwrap())).contains("no run to resume"));
     }
 }

@@ -187,7 +187,7 @@ impl Stage {
             let is_logged = step.is_multiple_of(journal.log.every) || is_last;
             let is_measured = journal.log.is_measured(done) || (is_last && journal.log.measures());
             let is_due = group.leads() && journal.log.is_due(done, saved.elapsed());
-            let stopped = journal.stop.load(Ordering::Relaxed);
+            let stopped = journal.is_stopped();
             let [stopped, is_due] = agree(&group, [stopped, is_due], task.images())?;
             let is_saved = is_last || stopped || is_measured || is_due;
             journal.warn(task.images())?;
@@ -273,6 +273,11 @@ fn agree(group: &Group, answers: [bool; 2], images: &Images) -> Result<[bool; 2]
 }
 
 impl Journal<'_> {
+    /// Whether the run is to stop: it was interrupted, or its folder has a file `stop`.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.dir.is_asked_to_stop()
+    }
+
     /// Writes a step's line.
     fn log_step(
         &mut self,

@@ -17,6 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
+use sar_exchange::Group;
 use sar_pipeline::{Pipeline, Request, RgbImage, grid, magnification};
 use sar_rollout::Sampler;
 use sar_train::event::{Event, Observer};

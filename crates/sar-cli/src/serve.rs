@@ -1,0 +1,60 @@
+//! `sar serve`: sampling, editing and runs in a browser.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn::tensor::backend::AutodiffBackend;
+use sar_serve::{Server, Settings};
+
+use crate::Verdict;
+use crate::device::{DeviceArg, Job};
+use crate::generation::{Files, WeightsArgs};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    weights: WeightsArgs,
+    /// The address that is listened on; beyond this machine, as in 0.0.0.0, it needs a --token.
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port [default: one that is free]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    port: u16,
+    /// What clients have to know: 16 or more letters and digits. Nothing is encrypted: beyond a network
+    /// that you trust, put a proxy with TLS in front.
+    #[arg(long, value_name = "TEXT")]
+    token: Option<String>,
+    /// A folder of runs, or a run, to watch.
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+pub(crate) fn run(args: Args) -> Result<Verdict> {
+    let Args { weights, host, port, token, runs, device } = args;
+    let command = format!("sar sample{}", weights.command_line());
+    let files = weights.files()?;
+    let settings = Settings { host, port, token, runs, command, ..Settings::default() };
+    device.run(Serve { files, settings })
+}
+
+struct Serve {
+    files: Files,
+    settings: Settings,
+}
+
+impl Job for Serve {
+    type Output = Verdict;
+
+    fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
+        let Self { files, settings } = self;
+        let pipeline = files.in_precision(files.load::<A::InnerBackend>(&device)?)?;
+        let server = Server::bind(pipeline, settings)?;
+        println!("{}", server.url());
+        eprintln!("open it in a browser; Ctrl-C ends it");
+        server.run()?;
+        Ok(Verdict::Good)
+    }
+}

@@ -1,0 +1,349 @@
+//! The page in a real browser: it samples, edits and watches a run, by mouse and by keyboard, asks nobody but
+//! its server, and has a name for everything. Without Chromium a line says that nothing was tested.
+
+#![cfg(unix)]
+
+mod chromium;
+mod program;
+mod serving;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use chromium::Browser;
+use program::does;
+use serde_json::{Value, json};
+use serving::Serving;
+
+const DESKTOP: [u32; 2] = [1280, 860];
+const PHONE: [u32; 2] = [390, 844];
+
+fn browser() -> Option<Browser> {
+    let browser = Browser::start();
+    if browser.is_none() {
+        println!("skipped: there is no chromium");
+    }
+    browser
+}
+
+/// In every size and color that people have.
+fn look(browser: &mut Browser, name: &str) {
+    for (scheme, size, what) in [
+        ("dark", PHONE, "phone-dark"),
+        ("light", PHONE, "phone-light"),
+        ("dark", DESKTOP, "desktop-dark"),
+        ("light", DESKTOP, "desktop-light"),
+    ] {
+        browser.window(size, scheme);
+        browser.value("new Promise((done) => setTimeout(done, 250))");
+        // Nothing is wider than the window.
+        let wide = browser.value("document.documentElement.scrollWidth - innerWidth");
+        assert!(wide.as_f64().unwrap() <= 0.0, "{name}, {what}: {wide} pixels too wide");
+        browser.look(&format!("{name}-{what}"));
+    }
+}
+
+/// No errors, no request to others, and a name for everything that can be used.
+fn well_behaved(browser: &mut Browser, server: &Serving) {
+    let tree = browser.call("Accessibility.getFullAXTree", json!({}));
+    let roles = [
+        "button",
+        "textbox",
+        "slider",
+        "radio",
+        "tab",
+        "checkbox",
+        "combobox",
+        "spinbutton",
+        "link",
+        "searchbox",
+        "img",
+        "progressbar",
+        "radiogroup",
+    ];
+    let mut seen = BTreeSet::new();
+    for node in tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] != true) {
+        let role = node["role"]["value"].as_str().unwrap_or_default();
+        if roles.contains(&role) {
+            let name = node["name"]["value"].as_str().unwrap_or_default();
+            assert!(!name.trim().is_empty(), "a {role} without a name: {node}");
+            seen.insert(role.to_owned());
+        }
+    }
+    assert!(seen.contains("tab") && seen.contains("button"), "{seen:?}");
+    let own = format!("http://{}/", server.address);
+    for event in &browser.events {
+        let params = &event["params"];
+        match event["method"].as_str().unwrap() {
+            "Network.requestWillBeSent" => {
+                let url = params["request"]["url"].as_str().unwrap();
+                let is_own = [own.as_str(), "data:", "blob:", "about:"]
+                    .iter()
+                    .any(|start| url.starts_with(start));
+                assert!(is_own, "asks another server: {url}");
+            }
+            "Runtime.exceptionThrown" => panic!("{params}"),
+            "Log.entryAdded" if params["entry"]["level"] == "error" => panic!("{params}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn samples_and_edits() {
+    let Some(mut browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(folder.path(), &[]);
+    browser.window(DESKTOP, "light");
+    browser.open(&server.url);
+
+    // Sampling, with what is there after every scale.
+    browser.value(
+        "[...document.querySelectorAll('#classes label')].find((l) => l.textContent.startsWith('Animals')).click();
+         document.querySelector('#seed').value = 7;
+         document.querySelector('#count').value = 2;
+         document.querySelector('#new-seed').checked = false;
+         window.shown = [];
+         new MutationObserver(() => {
+           const image = document.querySelector('#tiles img');
+           if (image && shown.at(-1) !== image.src) shown.push(image.src);
+         }).observe(document.querySelector('#tiles'), { subtree: true, childList: true, attributes: true });
+         document.querySelector('#draw').click();",
+    );
+    browser.until("document.querySelectorAll('#gallery .card').length === 2");
+    let previews = browser.value("shown.filter((url) => url.startsWith('data:image/png')).length");
+    assert_eq!(previews, 5, "every scale but the last, and then the picture");
+    assert_eq!(browser.value("shown.at(-1).startsWith('blob:')"), true);
+    assert_eq!(browser.value("document.querySelectorAll('#ladder .on').length"), 6);
+    let bytes = "(async () => [...new Uint8Array(await (await fetch(document.querySelectorAll('#tiles img')[1].src)).arrayBuffer())])()";
+    let ours: Vec<u8> = serde_json::from_value(browser.value(bytes)).unwrap();
+    does(
+        folder.path(),
+        &["sample", "--class", "animals", "--seed", "7", "--n", "2", "--out", "out"],
+    );
+    let theirs =
+        fs::read_dir(folder.path().join("out")).unwrap().flatten().map(|entry| entry.path());
+    let theirs =
+        theirs.into_iter().find(|path| path.to_string_lossy().ends_with("-001.png")).unwrap();
+    assert!(ours == fs::read(theirs).unwrap(), "the picture of `sar sample`");
+
+    // A gallery, for the eyes.
+    for class in ["Food", "Flags", "Smileys", "Objects"] {
+        let n = browser.value("document.querySelectorAll('#gallery .card').length");
+        browser.value(&format!(
+            "document.querySelector('#count').value = 4;
+             document.querySelector('#seed').value = 3;
+             [...document.querySelectorAll('#classes label')].find((l) => l.textContent.startsWith('{class}')).click();
+             document.querySelector('#draw').click();"
+        ));
+        browser.until(&format!("document.querySelectorAll('#gallery .card').length === {n} + 4 && !document.querySelector('#draw').disabled"));
+    }
+    look(&mut browser, "sample");
+
+    // A click takes the settings of a picture.
+    browser.value("document.querySelector('#gallery li:last-child > button').click()");
+    assert_eq!(browser.value("document.querySelector('#seed').value"), "7");
+    assert_eq!(browser.value("document.querySelector('#count').value"), "2");
+    let chosen = "document.querySelector('#classes input:checked').parentElement.textContent";
+    assert!(browser.value(chosen).as_str().unwrap().starts_with("Animals"));
+
+    // Canceling.
+    browser.value(
+        "document.querySelector('#count').value = 4;
+         document.querySelector('#size').value = '256x256';
+         document.querySelector('#draw').click();",
+    );
+    browser.until("!document.querySelector('#cancel').hidden");
+    browser.until("document.querySelector('#ladder .on')");
+    browser.value("document.querySelector('#cancel').click()");
+    browser.until("document.querySelector('#caption').textContent === 'Canceled' && !document.querySelector('#draw').disabled");
+    // What the server refuses is said.
+    browser.value(
+        "document.querySelector('#size').value = '63x63'; document.querySelector('#draw').click();",
+    );
+    browser.until("document.querySelector('#toast').textContent.includes('multiples of 8')");
+    browser.value(
+        "document.querySelector('#reset').click(); document.querySelector('#toast').hidden = true",
+    );
+
+    // In-painting: a picture of the gallery, a mask by the mouse.
+    browser.value("document.querySelector('#gallery li button[aria-label^=\"Edit\"]').click()");
+    browser.until("document.querySelector('#canvas').width === 64");
+    let at = browser.value(
+        "(() => { scrollTo(0, 0); const box = document.querySelector('#canvas').getBoundingClientRect(); return [box.left, box.top, box.width]; })()",
+    );
+    let [left, top, width] = serde_json::from_value::<[f64; 3]>(at).unwrap();
+    let point = |x: f64, y: f64| [left + x * width, top + y * width];
+    browser.drag(&[point(0.35, 0.4), point(0.45, 0.5), point(0.55, 0.45), point(0.65, 0.55)]);
+    browser.value("document.querySelector('#edit-seed').value = 5");
+    browser.value("document.querySelector('#edit-draw').click()");
+    browser.until("!document.querySelector('#result-actions').hidden");
+    assert_eq!(browser.value("document.querySelectorAll('#results button').length"), 4);
+    let differs = browser.value(
+        "(async () => {
+           const pixels = async (id) => {
+             const image = document.querySelector(id);
+             await image.decode();
+             const sheet = document.createElement('canvas');
+             [sheet.width, sheet.height] = [image.naturalWidth, image.naturalHeight];
+             const pen = sheet.getContext('2d');
+             pen.drawImage(image, 0, 0);
+             return pen.getImageData(0, 0, sheet.width, sheet.height).data;
+           };
+           const [a, b] = [await pixels('#before'), await pixels('#after')];
+           const count = (inside) => {
+             let n = 0;
+             for (let y = 0; y < 64; y++) for (let x = 0; x < 64; x++) {
+               const i = 4 * (64 * y + x);
+               const near = x > 14 && x < 50 && y > 17 && y < 44;
+               if (near === inside && [0, 1, 2].some((c) => a[i + c] !== b[i + c])) n++;
+             }
+             return n;
+           };
+           return [count(true), count(false)];
+         })()",
+    );
+    let [inside, outside] = serde_json::from_value::<[u32; 2]>(differs).unwrap();
+    assert!(inside > 50, "{inside} pixels are new");
+    assert_eq!(outside, 0, "the rest is the picture's own");
+    look(&mut browser, "edit");
+
+    // Without a mouse: tabs by arrows, a box by its fields, the button by Enter.
+    browser.window(DESKTOP, "light");
+    browser.value("document.querySelector('#clear').click(); document.querySelector('#edit-count').value = 1; document.querySelector('#tab-sample').click(); document.querySelector('#tab-sample').focus()");
+    browser.key("ArrowRight");
+    assert_eq!(browser.value("document.activeElement.id"), "tab-edit");
+    browser.value("document.querySelector('#inpaint-tools details').open = true; document.querySelector('#box-left').focus(); document.querySelector('#box-left').select()");
+    for digit in ["8"] {
+        browser.key(digit);
+    }
+    for _ in 0..4 {
+        browser.key("Tab");
+    }
+    assert_eq!(browser.value("document.activeElement.id"), "add-box");
+    browser.key("Enter");
+    browser.value("document.querySelector('#result-actions').hidden = true; document.querySelector('#edit-draw').focus()");
+    browser.key("Enter");
+    browser.until("!document.querySelector('#result-actions').hidden && document.querySelectorAll('#results button').length === 1");
+    // The slider between before and after.
+    browser.value("document.querySelector('#wipe').focus()");
+    let before = browser.value("document.querySelector('#wipe').value");
+    browser.key("ArrowRight");
+    assert_ne!(browser.value("document.querySelector('#wipe').value"), before);
+
+    // Expansion and refinement.
+    for (mode, width) in [("expand", 96), ("refine", 64)] {
+        browser.value(&format!(
+            "document.querySelector('input[name=mode][value={mode}]').click();
+             document.querySelector('#keep-scales').value = 3;
+             document.querySelector('#result-actions').hidden = true;
+             document.querySelector('#edit-draw').click();"
+        ));
+        browser.until(&format!("!document.querySelector('#result-actions').hidden && document.querySelector('#after').naturalWidth === {width}"));
+    }
+    // 400 is what the size of 63 pixels got, and the browser logs it as an error.
+    browser.events.retain(|event| {
+        let entry = &event["params"]["entry"];
+        !entry["text"].as_str().is_some_and(|text| text.contains("400 (Bad Request)"))
+    });
+    well_behaved(&mut browser, &server);
+}
+
+/// A run of seconds, and of `steps` in its second stage.
+fn train(folder: &Path, name: &str, steps: u32) -> std::process::Child {
+    let steps = format!("pretrain.steps={steps}");
+    let settings = [
+        "data.side=16",
+        "tokenizer.model.channel_multipliers=[1,1]",
+        "tokenizer.model.codebook_size=32",
+        "tokenizer.steps=60",
+        "tokenizer.optimization.batch_size=4",
+        "backbone.depth=2",
+        "backbone.width=32",
+        "backbone.heads=1",
+        "backbone.schedule.scales=1_2_4",
+        &steps,
+        "pretrain.optimization.batch_size=4",
+        "sar.steps=30",
+        "sar.optimization.batch_size=4",
+        "evaluation.samples_per_class=2",
+        "evaluation.bootstrap=100",
+        "evaluation.quality={ kind = \"none\" }",
+        "log.every=2",
+        "log.checkpoint_steps=0",
+        "log.measure_steps=50",
+        "log.measure_images=8",
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.current_dir(folder).args(["train", "--run-dir", &format!("runs/{name}")]);
+    settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn watches_a_run_to_its_end_and_stops_another() {
+    let Some(mut browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path().join("runs");
+    fs::create_dir(&runs).unwrap();
+    let server = Serving::start(folder.path(), &["--runs", "runs"]);
+    browser.window(DESKTOP, "light");
+    browser.open(&format!("{}#runs", server.url));
+    browser.until("document.querySelector('#run-stage').textContent.includes('no runs yet')");
+
+    let mut first = train(folder.path(), "first", 150);
+    browser.until("document.querySelector('.run-list .state')?.textContent === 'running'");
+    browser.until("document.querySelectorAll('.charts .chart path').length > 0");
+    assert!(first.wait().unwrap().success());
+    browser.until("document.querySelector('.run-list .state')?.textContent === 'done'");
+    browser.until("document.querySelectorAll('.run-pictures img').length === 3");
+    browser
+        .until("document.querySelector('#run-stage table')?.textContent.includes('exposure gap')");
+    browser.until("[...document.querySelectorAll('.run-pictures img')].every((image) => image.naturalWidth > 0)");
+    let charts = browser.value("[...document.querySelectorAll('.chart[role=img]')].map((chart) => chart.getAttribute('aria-label'))");
+    let charts: Vec<String> = serde_json::from_value(charts).unwrap();
+    for title in [
+        "Pre-training: teacher loss",
+        "SAR: student loss",
+        "Held-out student loss by scale",
+        "PSNR by scale",
+    ] {
+        assert!(charts.iter().any(|label| label.starts_with(title)), "no {title}: {charts:?}");
+    }
+    // What the chart says is what the file says.
+    let metrics = fs::read_to_string(runs.join("first/metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let last = lines
+        .filter(|line| line["stage"] == "pretrain" && line["teacher"].is_number())
+        .last()
+        .unwrap();
+    let told = charts.iter().find(|label| label.starts_with("Pre-training: teacher loss")).unwrap();
+    let value: f64 = told.rsplit(", ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((value - last["teacher"].as_f64().unwrap()).abs() < 0.01, "{told} {last}");
+
+    // Another, stopped with a checkpoint.
+    let mut second = train(folder.path(), "second", 100_000);
+    browser.until("document.querySelectorAll('.run-list button').length === 2");
+    browser.value("document.querySelector('[data-run=second]').click()");
+    browser.until("document.querySelector('.run-head h2')?.textContent === 'second'");
+    browser.until(
+        "document.querySelector('.run-head')?.textContent.includes('Pre-training ends in about')",
+    );
+    look(&mut browser, "runs-live");
+    browser.value("(async () => { const stop = [...document.querySelectorAll('.run-head button')][0]; stop.click(); stop.click(); })()");
+    assert_eq!(second.wait().unwrap().code(), Some(130));
+    browser.until("document.querySelector('.run-head')?.textContent.includes('--resume')");
+    let checkpoints = fs::read_dir(runs.join("second/checkpoints")).unwrap().flatten();
+    let names: Vec<String> =
+        checkpoints.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    assert!(names.iter().any(|name| name.starts_with("pretrain-")), "{names:?}");
+
+    // Two, side by side.
+    browser.value("(() => { const beside = document.querySelector('#beside'); beside.value = 'first'; beside.dispatchEvent(new Event('change')); })()");
+    browser.until("document.querySelectorAll('.run-head').length === 2");
+    browser.until("document.querySelectorAll('.legend').length > 0");
+    look(&mut browser, "runs-two");
+    well_behaved(&mut browser, &server);
+}

@@ -1,0 +1,225 @@
+// The tab Runs.
+
+import { $, ask, make, picture, say, send, tell } from "./api.js";
+import { chart, short } from "./chart.js";
+
+const EVERY = 2000;
+const NAMES = { tokenizer: "Tokenizer", pretrain: "Pre-training", sar: "SAR", control: "Control" };
+const STATES = { running: "running", stopping: "stopping", stopped: "stopped", done: "done" };
+/** What is worth a chart of its own, and what it is called. */
+const CHARTS = {
+  tokenizer: [["total", "loss"], ["held_out_psnr_db", "held-out PSNR, dB"], ["perceptual", "perceptual term"]],
+  pretrain: [["teacher", "teacher loss"], ["held_out_teacher", "held-out teacher loss"]],
+  sar: [["student", "student loss"], ["teacher", "teacher loss"], ["held_out_student", "held-out student loss"]],
+  control: [["teacher", "teacher loss"], ["held_out_student", "held-out student loss"]],
+};
+const PICTURES = {
+  "reconstructions.png": "Reconstructions: originals above, then every scale, finest first",
+  "samples-before.png": "Samples before SAR",
+  "samples-after.png": "Samples after SAR",
+};
+
+export function startRuns(model) {
+  if (!model.runs) return () => {};
+  $("run-stage").replaceChildren();
+  let runs = [];
+  let [first, second] = [null, null];
+  let timer = null;
+  const known = new Map();
+  /** When a stage was how far: for the time to go. */
+  const pace = new Map();
+
+  const share = ({ steps, done }) => (steps ? Math.min(1, done / steps) : done ? 1 : 0);
+  function bar(stages) {
+    return make("span", { class: "stages", "aria-hidden": "true" }, ...stages.map((stage) => {
+      const done = make("b");
+      done.style.width = `${100 * share(stage)}%`;
+      return make("i", {}, done);
+    }));
+  }
+  function listed(run) {
+    const item = make("button", { type: "button", "aria-pressed": String(run.name === first), onclick() {
+      first = run.name;
+      if (second === first) second = null;
+      refresh();
+    } },
+      make("span", { class: "name" }, make("span", {}, run.name), make("span", { class: `state ${run.state}` }, STATES[run.state])),
+      bar(run.stages));
+    item.dataset.run = run.name;
+    return make("li", {}, item);
+  }
+  function list() {
+    const focused = document.activeElement?.dataset?.run;
+    $("run-list").replaceChildren(...runs.map(listed));
+    if (focused) [...$("run-list").querySelectorAll("button")].find((button) => button.dataset.run === focused)?.focus();
+    $("beside-field").hidden = runs.length < 2;
+    const others = ["", ...runs.map(({ name }) => name).filter((name) => name !== first)];
+    const now = [...$("beside").options].map(({ value }) => value);
+    if (others.join("\n") !== now.join("\n")) {
+      $("beside").replaceChildren(...others.map((name) => make("option", { value: name }, name || "nothing")));
+    }
+    $("beside").value = second ?? "";
+  }
+  $("beside").addEventListener("change", () => {
+    second = $("beside").value || null;
+    refresh();
+  });
+
+  /** Seconds to the end of the stage at hand, by its pace since the page looks. */
+  function toGo(run) {
+    if (run.state !== "running") return null;
+    const stage = run.stages.find(({ steps, done }) => steps && done < steps);
+    if (!stage) return null;
+    const key = `${run.name}\n${stage.name}`;
+    const seen = pace.get(key) ?? [];
+    const now = performance.now() / 1000;
+    if (!seen.length || seen[seen.length - 1][1] !== stage.done) seen.push([now, stage.done]);
+    if (seen.length > 40) seen.shift();
+    pace.set(key, seen);
+    const [[t0, d0], [t1, d1]] = [seen[0], seen[seen.length - 1]];
+    return d1 > d0 ? { stage: NAMES[stage.name], seconds: Math.max(0, ((stage.steps - d1) * (t1 - t0)) / (d1 - d0) - (now - t1)) } : null;
+  }
+  const clock = (s) => (s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
+
+  function head(run) {
+    const rest = toGo(run);
+    const stop = make("button", { type: "button", class: "small" }, "Stop with a checkpoint");
+    let asked = false;
+    stop.addEventListener("click", async () => {
+      if (!asked) {
+        asked = true;
+        stop.textContent = "Really stop it?";
+        setTimeout(() => ((asked = false), (stop.textContent = "Stop with a checkpoint")), 4000);
+        return;
+      }
+      try {
+        await send(`/api/runs/${encodeURIComponent(run.name)}/stop`, {});
+        tell("The run writes a checkpoint and stops");
+        refresh();
+      } catch (error) {
+        say(error.message);
+      }
+    });
+    const wall = run.report?.wall_s;
+    return make("div", { class: "run-head" },
+      make("div", { class: "row" }, make("h2", {}, run.name), run.state === "running" ? stop : null),
+      make("p", { class: "hint" }, [
+        run.recipe && `recipe ${run.recipe}`,
+        STATES[run.state],
+        rest && `${rest.stage} ends in about ${clock(rest.seconds)}`,
+        wall != null && `took ${clock(wall)}`,
+        run.state === "stopped" && "goes on with sar train --resume",
+      ].filter(Boolean).join(" · ")),
+      make("div", { class: "progress" }, ...run.stages.flatMap((stage) => {
+        const id = `progress-${run.name}-${stage.name}`;
+        const done = make("progress", { max: 1, value: share(stage), "aria-label": `${NAMES[stage.name]}, ${run.name}` });
+        done.id = id;
+        return [make("span", {}, NAMES[stage.name]), done, make("span", {}, stage.steps ? `${stage.done} of ${stage.steps}` : `${stage.done}`)];
+      })));
+  }
+
+  /** Charts of both runs over each other. */
+  function curves(a, b) {
+    const panels = [];
+    for (const [stage, charts] of Object.entries(CHARTS)) {
+      for (const [key, called] of charts) {
+        const of = (run) => run?.series[stage]?.[key] ?? [];
+        const lines = [{ points: of(a), style: "a", name: a.name }];
+        if (b) lines.push({ points: of(b), style: "b", name: b.name });
+        panels.push(chart(`${NAMES[stage]}: ${called}`, lines));
+      }
+    }
+    return make("div", { class: "charts" }, ...panels);
+  }
+
+  function byScale({ report }) {
+    const held = report?.held_out;
+    if (!held) return null;
+    const kinds = [["before", "before SAR", "b"], ["after", "after SAR", "a"], ["control", "control", "c"]];
+    const names = held.after.by_scale.map(({ scale }) => scale);
+    const of = (key) => kinds.filter(([kind]) => held[kind]).map(([kind, name, style]) => ({
+      name, style,
+      points: held[kind].by_scale.map((row, i) => [i, row[key]]).filter(([, y]) => y != null),
+    }));
+    const psnr = report.tokenizer?.by_scale;
+    return make("div", { class: "charts" },
+      chart("Held-out student loss by scale", of("student_loss"), { names }),
+      chart("Held-out teacher loss by scale", of("teacher_loss"), { names }),
+      psnr && chart("PSNR by scale, dB", [{ name: "tokenizer", style: "a", points: psnr.map((row, i) => [i, row.psnr_db]) }], { names: psnr.map(({ scale }) => scale) }));
+  }
+
+  function figures({ report }) {
+    const held = report?.held_out;
+    if (!held) return null;
+    const kinds = [["before", "before SAR"], ["after", "after SAR"], ["control", "control"]].filter(([kind]) => held[kind]);
+    const { quality } = report;
+    const rows = [
+      ["teacher loss", (kind) => held[kind].teacher_loss],
+      ["student loss", (kind) => held[kind].student_loss],
+      ["exposure gap", (kind) => held[kind].exposure_gap],
+      quality && ["KID, times 1000", (kind) => scaled(quality[kind]?.kid_effnetlite0, 1000)],
+      quality && ["Fréchet distance", (kind) => quality[kind]?.fd_effnetlite0],
+      quality && ["class accuracy", (kind) => quality[kind]?.class_accuracy],
+    ].filter(Boolean);
+    const cell = (value) => typeof value === "object" && value
+      ? make("td", {}, short(value.mean), make("small", {}, `${short(value.low)} to ${short(value.high)}`))
+      : make("td", {}, short(value));
+    return make("div", { class: "panel scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Held out"), ...kinds.map(([, name]) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), ...kinds.map(([kind]) => cell(value(kind))))))));
+  }
+  const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value * by]));
+
+  const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map(({ name, url, changed }) =>
+    make("figure", {}, make("a", { href: url, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, PICTURES[name])),
+      make("figcaption", { class: "hint" }, PICTURES[name]))));
+
+  function show() {
+    const [a, b] = [known.get(first)?.answer, second ? known.get(second)?.answer : null];
+    if (!a) return;
+    const columns = (part) => {
+      const parts = [a, b].filter(Boolean).map(part);
+      return parts.some(Boolean) ? make("div", { class: b ? "run-columns two" : "run-columns" }, ...parts.map((part) => make("div", { class: "run" }, part))) : null;
+    };
+    const stage = $("run-stage");
+    const focused = stage.contains(document.activeElement);
+    if (focused && document.activeElement.textContent === "Really stop it?") return;
+    stage.replaceChildren(...[columns(head), curves(a, b), columns(byScale), columns(figures), columns(pictures)].filter(Boolean));
+  }
+
+  async function load(name) {
+    const before = known.get(name);
+    const headers = before?.etag ? { "If-None-Match": before.etag } : {};
+    const answer = await ask(`/api/runs/${encodeURIComponent(name)}`, { headers });
+    if (answer) known.set(name, answer);
+    return answer != null;
+  }
+  let busy = false;
+  async function refresh() {
+    if (busy) return;
+    busy = true;
+    try {
+      ({ answer: { runs } } = await ask("/api/runs"));
+      if (!runs.some(({ name }) => name === first)) first = runs[0]?.name ?? null;
+      list();
+      if (first == null) {
+        $("run-stage").replaceChildren(make("div", { class: "nothing wide" }, make("p", {}, "The folder holds no runs yet.")));
+        return;
+      }
+      const wanted = `${first}\n${second}`;
+      const changed = await Promise.all([first, second].filter(Boolean).map(load));
+      if (changed.some(Boolean) || $("run-stage").dataset.shown !== wanted) show();
+      $("run-stage").dataset.shown = wanted;
+    } catch (error) {
+      say(error.message);
+    } finally {
+      busy = false;
+    }
+  }
+  return (shown) => {
+    clearInterval(timer);
+    if (!shown) return;
+    refresh();
+    timer = setInterval(() => document.hidden || refresh(), EVERY);
+  };
+}

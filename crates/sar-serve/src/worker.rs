@@ -1,0 +1,96 @@
+//! The thread that draws.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sar_pipeline::{PipelineError, to_png};
+use serde_json::json;
+
+use crate::Limits;
+use crate::engine::{Engine, Seen, Work};
+use crate::jobs::{Job, Jobs, Status};
+
+/// Draws one job after the other until the server ends.
+pub(crate) fn work(jobs: &Jobs, engine: &dyn Engine, limits: &Limits) {
+    while let Some(job) = jobs.next() {
+        if let Some(work) = job.take_work() {
+            // A fault in one job ends neither the server nor other jobs.
+            let outcome = catch_unwind(AssertUnwindSafe(|| draw(&job, &work, engine, limits)));
+            match outcome {
+                Ok(Ok(status)) => {
+                    let why = (status == Status::Canceled).then(|| job.why_unwanted().to_owned());
+                    job.end(status, why);
+                }
+                Ok(Err(error)) => job.end(Status::Failed, Some(error.to_string())),
+                Err(_) => {
+                    let why = "a fault in the program; what it said is where the server runs";
+                    job.end(Status::Failed, Some(why.into()));
+                }
+            }
+        }
+        jobs.finished();
+    }
+}
+
+fn draw(
+    job: &Arc<Job>,
+    work: &Work,
+    engine: &dyn Engine,
+    limits: &Limits,
+) -> Result<Status, PipelineError> {
+    let mut n_scales = 0;
+    let mut status = Status::Canceled;
+    engine.draw(work, &mut |seen| {
+        match seen {
+            Seen::Begins { scales, before, notes } => {
+                n_scales = scales.len();
+                let (last, unit) = (scales.last(), engine.unit());
+                let begun = json!({
+                    "scales": scales.to_string(),
+                    "height": last.height * unit,
+                    "width": last.width * unit,
+                    "notes": notes,
+                });
+                let before = before.iter().map(|image| Bytes::from(to_png(image))).collect();
+                job.change(|state| {
+                    (state.status, state.ahead) = (Status::Running, 0);
+                    (state.begun, state.before) = (Some(begun), before);
+                });
+            }
+            Seen::Scale(k, decode) => {
+                let is_last = k + 1 == n_scales;
+                let pictures: Vec<Bytes> = match work.previews || is_last {
+                    true => decode().iter().map(|image| Bytes::from(to_png(image))).collect(),
+                    false => Vec::new(),
+                };
+                // The last ones have addresses of their own.
+                let shown = pictures.iter().filter(|_| work.previews && !is_last);
+                let event = json!({
+                    "scale": k + 1,
+                    "of": n_scales,
+                    "pictures": shown.map(|png| BASE64_STANDARD.encode(png)).collect::<Vec<_>>(),
+                });
+                let event = event.to_string().into();
+                job.change(|state| {
+                    state.scales.push(event);
+                    if is_last {
+                        state.pictures = pictures;
+                    }
+                });
+                if is_last {
+                    status = Status::Done;
+                    return ControlFlow::Continue(());
+                }
+            }
+        }
+        match job.is_wanted(limits.unwatched) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    Ok(status)
+}
