@@ -9,11 +9,13 @@ use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
 use sar_model::Precision;
 use sar_pipeline::{
-    Known, Pipeline, PipelineError, RgbImage, Wishes, files_of_run, size_in_pixels, to_png,
+    Known, MadeWith, Pipeline, PipelineError, RgbImage, Wishes, files_of_run, size_in_pixels,
+    to_png,
 };
 use sar_rollout::Sampler;
-use sar_weights::write_bytes;
+use sar_weights::{checksum, write_bytes};
 
+use crate::device::arithmetic;
 use crate::first_free;
 use crate::origin::Origin;
 
@@ -86,6 +88,12 @@ pub(crate) struct Settings {
 }
 
 impl WeightsArgs {
+    /// Those that come with the project.
+    pub(crate) fn in_the_box() -> Self {
+        let (run, tokenizer, backbone, root) = (None, None, None, None);
+        Self { run, tokenizer, backbone, root, precision: Precision::F32 }
+    }
+
     /// The run directory that was named.
     pub(crate) fn run_dir(&self) -> Option<&Path> {
         self.run.as_deref()
@@ -138,6 +146,21 @@ impl Files {
             eprintln!("{note}");
         }
         Ok(pipeline)
+    }
+
+    /// The weights, not yet in another precision, and what computes with them.
+    pub(crate) fn made_with<B: Backend>(
+        &self,
+        pipeline: &Pipeline<B>,
+        device: &B::Device,
+    ) -> MadeWith {
+        let (tokenizer, backbone) = (pipeline.tokenizer(), pipeline.backbone());
+        MadeWith {
+            precision: self.precision,
+            device: arithmetic::<B>(device),
+            tokenizer: checksum(&tokenizer.model, tokenizer.config.layout()),
+            backbone: checksum(&backbone.model, &sar_model::LAYOUT),
+        }
     }
 
     /// The weights with products in the precision that was asked for.

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 #[cfg(feature = "flex")]
 use sar_kernels::CpuLevel;
-use sar_model::PositionsConfig;
-use sar_pipeline::{Known, Model, Recognized, Wanted};
+use sar_model::{PositionsConfig, Precision};
+use sar_pipeline::{Known, MadeWith, Model, Origin, Recognized, Wanted};
+use sar_rollout::Choice;
 use sar_tokenizer::{Family, TokenizerConfig};
 use sar_train::{Recipe, StageId};
 use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
@@ -21,13 +22,14 @@ use crate::Verdict;
 #[cfg(feature = "flex")]
 use crate::device::serves;
 use crate::device::{DeviceArg, HostBackend, Job};
+use crate::generation::WeightsArgs;
 
 /// The longest metadata value that is shown whole, in characters.
 const SHOWN: usize = 200;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .pth or safetensors file, a recipe (.toml) or a run directory.
+    /// A .pth or safetensors file, a recipe (.toml), a run directory, or a sampled picture (.png).
     #[arg(value_name = "FILE", required_unless_present = "device")]
     path: Option<PathBuf>,
     /// Lists every tensor instead of one line per kind of tensor.
@@ -61,6 +63,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     if path.extension().is_some_and(|ending| ending == "toml") {
         return recipe(&path);
     }
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")) {
+        return picture(&path);
+    }
     let mut file = WeightsFile::open(&path).map_err(|error| match path.is_dir() {
         true => anyhow!("{error}, or the folder of a run, which has a recipe.toml"),
         false => error.into(),
@@ -70,6 +75,60 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let summary = Summary::of(&mut file, root);
     weights(&file, &summary, checksum, all);
     Ok(Verdict::Good)
+}
+
+/// What a sampled picture is made from, and the command that draws it again.
+fn picture(path: &Path) -> Result<Verdict> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    let Some(origin) = Origin::of_png(&bytes) else {
+        bail!("{}: does not say what it is made from; `sar sample` writes that", path.display());
+    };
+    let MadeWith { precision, device, tokenizer, backbone } = &origin.job.made_with;
+    let class = origin.class.as_deref().unwrap_or("no class");
+    println!("picture {} of {} of {class}, seed {}", origin.number, origin.job.n, origin.job.seed);
+    println!("made by sar {}, {device}, products in {precision}", origin.job.sar);
+    println!("tokenizer {tokenizer}, backbone {backbone} (checksums)");
+    let in_the_box = WeightsArgs::in_the_box().files().and_then(|files| {
+        let device = Default::default();
+        Ok(files.made_with(&files.load::<HostBackend>(&device)?, &device))
+    });
+    let is_in_the_box =
+        in_the_box.is_ok_and(|known| (&known.tokenizer, &known.backbone) == (tokenizer, backbone));
+    let weights = if is_in_the_box { "" } else { " --run DIR" };
+    if !is_in_the_box {
+        println!("DIR below: the run, or --tokenizer and --backbone, with these checksums");
+    }
+    println!("{}", again(&origin, weights));
+    Ok(Verdict::Good)
+}
+
+/// The command that draws a picture again.
+fn again(origin: &Origin, weights: &str) -> String {
+    let Origin { job, label, class, .. } = origin;
+    let class = match class {
+        Some(_) => format!("--class {label}"),
+        None => "--unconditional".into(),
+    };
+    let (top_k, top_p) = match job.sampler.choice {
+        Choice::Argmax => (0, 0.0),
+        Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
+    };
+    let mut text = format!(
+        "sar sample{weights} {class} --n {} --batch {} --seed {} --guidance {} --top-k {top_k} --top-p {top_p} \
+         --scales {}",
+        job.n,
+        job.batch,
+        job.seed,
+        job.sampler.guidance.scale(),
+        job.scales,
+    );
+    if matches!(job.sampler.choice, Choice::MoreSmooth { .. }) {
+        text += " --more-smooth";
+    }
+    match job.made_with.precision {
+        Precision::F32 => text,
+        precision => format!("{text} --precision {precision}"),
+    }
 }
 
 /// What a device is.

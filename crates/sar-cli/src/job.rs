@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use sar_core::ScaleSchedule;
 use sar_model::Precision;
+use sar_pipeline::{JobOrigin, MadeWith, Origin};
 use sar_rollout::Sampler;
 use sar_weights::{remove_stale_of, write_bytes};
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,31 @@ pub(crate) struct Class {
 }
 
 impl SampleJob {
+    /// What the image at a position is made from.
+    pub(crate) fn origin(&self, position: usize) -> Origin {
+        let (label, number) = self.image(position);
+        let class = &self.classes[position / self.n];
+        Origin {
+            job: JobOrigin {
+                sar: self.sar.clone(),
+                seed: self.seed,
+                n: self.n,
+                batch: self.batch,
+                scales: self.scales.clone(),
+                sampler: self.sampler,
+                made_with: MadeWith {
+                    precision: self.precision,
+                    device: self.device.clone(),
+                    tokenizer: self.tokenizer.clone(),
+                    backbone: self.backbone.clone(),
+                },
+            },
+            label,
+            class: class.name.clone(),
+            number,
+        }
+    }
+
     /// Where the job of a folder is written: beside it, as the folder holds images only.
     pub(crate) fn path(folder: &Path) -> PathBuf {
         named_after(folder, "job.json")

@@ -43,6 +43,7 @@ mod report;
 mod sample;
 mod serve;
 mod study;
+mod shell;
 mod table;
 mod tokenizer_eval;
 mod train;
@@ -90,6 +91,10 @@ enum Verb {
     Inspect(inspect::Args),
     /// Compares with the golden tensors of case folders.
     Parity(parity::Args),
+    /// Prints a script that completes `sar` in a shell.
+    Completions(shell::CompletionsArgs),
+    /// Writes the manual pages.
+    Man(shell::ManArgs),
 }
 
 /// What a verb found.
@@ -124,6 +129,8 @@ fn main() -> ExitCode {
         Verb::Convert(args) => convert::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Parity(args) => parity::run(args),
+        Verb::Completions(args) => shell::completions(args),
+        Verb::Man(args) => shell::man(args),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,

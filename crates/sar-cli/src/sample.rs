@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::Instant;
@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
 use sar_pipeline::{Pipeline, Request, RgbImage, grid, magnification, to_png};
-use sar_weights::{checksum, remove_stale_of};
+use sar_weights::{remove_stale_of, write_bytes};
 
 use crate::Verdict;
-use crate::device::{DeviceArg, Job, arithmetic};
+use crate::device::{DeviceArg, Job};
 use crate::generation::{
     Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save,
 };
@@ -181,7 +181,7 @@ impl Sample {
     fn job<B: Backend>(&self, device: &B::Device) -> Result<(SampleJob, Pipeline<B>)> {
         let Self { weights, wanted, settings, .. } = self;
         let pipeline = weights.load::<B>(device)?;
-        let (tokenizer, backbone) = (pipeline.tokenizer(), pipeline.backbone());
+        let made_with = weights.made_with(&pipeline, device);
         let (scales, unit) = (settings.scales(&pipeline)?, pipeline.downsampling());
         let job = SampleJob {
             sar: env!("CARGO_PKG_VERSION").into(),
@@ -192,11 +192,11 @@ impl Sample {
             height: scales.last().height * unit,
             width: scales.last().width * unit,
             scales,
-            sampler: settings.sampler(backbone.sampler),
-            precision: weights.precision,
-            device: arithmetic::<B>(device),
-            tokenizer: checksum(&tokenizer.model, tokenizer.config.layout()),
-            backbone: checksum(&backbone.model, &sar_model::LAYOUT),
+            sampler: settings.sampler(pipeline.backbone().sampler),
+            precision: made_with.precision,
+            device: made_with.device,
+            tokenizer: made_with.tokenizer,
+            backbone: made_with.backbone,
         };
         let n = job.n.checked_mul(job.classes.len());
         ensure!(n.is_some(), "--n {}: are more images than can be counted", job.n);
@@ -248,7 +248,7 @@ impl Sample {
                 pipeline.sample(&request)
             };
             let new: Vec<_> = positions.zip(&images).filter(|(p, _)| !there[*p]).collect();
-            save_all(&new, |position| out.join(job.name(position)))?;
+            save_all(&new, job, out)?;
             n_there += new.len();
             (n_drawn, n_left) = (n_drawn + images.len(), n_left - images.len());
             let to_go = start.elapsed().mul_f64(n_left as f64 / n_drawn as f64);
@@ -315,9 +315,12 @@ impl Sample {
     }
 }
 
-/// Saves images with their positions.
-fn save_all(images: &[(usize, &RgbImage)], path: impl Fn(usize) -> PathBuf + Sync) -> Result<()> {
-    let save = |(position, image): &(usize, &RgbImage)| save(image, &path(*position));
+/// Saves images with their positions and origins.
+fn save_all(images: &[(usize, &RgbImage)], job: &SampleJob, out: &Path) -> Result<()> {
+    let save = |(position, image): &(usize, &RgbImage)| -> Result<()> {
+        let png = job.origin(*position).to_png(image);
+        Ok(write_bytes(&out.join(job.name(*position)), &png)?)
+    };
     thread::scope(|scope| {
         let parts = images.chunks(images.len().div_ceil(WRITERS).max(1));
         let writers: Vec<_> =

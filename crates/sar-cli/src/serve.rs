@@ -50,7 +50,10 @@ impl Job for Serve {
 
     fn run<A: AutodiffBackend>(self, device: A::Device, _workers: usize) -> Result<Verdict> {
         let Self { files, settings } = self;
-        let pipeline = files.in_precision(files.load::<A::InnerBackend>(&device)?)?;
+        let pipeline = files.load::<A::InnerBackend>(&device)?;
+        let made_with = Some(files.made_with(&pipeline, &device));
+        let pipeline = files.in_precision(pipeline)?;
+        let settings = Settings { made_with, ..settings };
         let server = Server::bind(pipeline, settings)?;
         println!("{}", server.url());
         eprintln!("open it in a browser; Ctrl-C ends it");

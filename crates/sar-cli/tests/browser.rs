@@ -307,7 +307,7 @@ fn watches_a_run_to_its_end_and_stops_another() {
     for title in [
         "Pre-training: teacher loss",
         "SAR: student loss",
-        "Held-out student loss by scale",
+        "Student loss by scale",
         "PSNR by scale",
     ] {
         assert!(charts.iter().any(|label| label.starts_with(title)), "no {title}: {charts:?}");

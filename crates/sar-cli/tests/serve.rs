@@ -52,6 +52,55 @@ fn pictures_are_those_of_sar_sample() {
 }
 
 #[test]
+fn a_picture_says_how_it_is_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let pictures = |out: &str| {
+        let entries = fs::read_dir(folder.join(out)).unwrap().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    let jobs: [&[&str]; 4] = [
+        &["--class", "flags", "--n", "3"],
+        &["--unconditional", "--n", "2", "--seed", "18446744073709551615", "--batch", "1"],
+        &["--class", "0", "--n", "1", "--guidance", "0.3", "--top-k", "5", "--more-smooth"],
+        &[
+            "--class",
+            "food",
+            "--n",
+            "2",
+            "--size",
+            "48x32",
+            "--top-p",
+            "0.55",
+            "--precision",
+            "bf16",
+        ],
+    ];
+    for (i, job) in jobs.into_iter().enumerate() {
+        let (first, second) = (format!("first-{i}"), format!("second-{i}"));
+        does(folder, &[&["sample", "--out", &first], job].concat());
+        let before = pictures(&first);
+        let name = before[before.len() - 1].to_str().unwrap();
+        let (said, _) = does(folder, &["inspect", name]);
+        let command = said.lines().last().unwrap();
+        let again: Vec<&str> = command.split(' ').skip(1).chain(["--out", &second]).collect();
+        does(folder, &again);
+        let after = pictures(&second);
+        assert_eq!(before.len(), after.len());
+        for (a, b) in before.iter().zip(&after) {
+            assert!(a.file_name() == b.file_name() && fs::read(a).unwrap() == fs::read(b).unwrap());
+        }
+    }
+    // A picture of other weights says so, one of another program says nothing.
+    image::RgbImage::new(4, 4).save(folder.join("plain.png")).unwrap();
+    refuses(folder, &["inspect", "plain.png"], &["plain.png", "sar sample"]);
+    fs::write(folder.join("broken.png"), b"no picture").unwrap();
+    refuses(folder, &["inspect", "broken.png"], &["broken.png"]);
+}
+
+#[test]
 fn what_cannot_be_served_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refuse = |args: &[&str], parts: &[&str]| {

@@ -38,6 +38,7 @@ pub mod wishes;
 
 pub mod edit;
 pub mod mask;
+pub mod origin;
 
 pub mod error;
 
@@ -45,6 +46,7 @@ pub use edit::{Edit, EditSettings, Part};
 pub use error::PipelineError;
 pub use image::RgbImage;
 pub use mask::Mask;
+pub use origin::{JobOrigin, MadeWith, Origin};
 pub use pipeline::{Pipeline, Request, files_of_run, sample_stream, tokenizer_of_run};
 pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
 pub use recognize::{Known, Model, Recognized, Wanted};

@@ -67,6 +67,16 @@ impl Guidance {
         }
     }
 
+    /// The scale of the rule.
+    pub const fn scale(self) -> f64 {
+        match self {
+            Self::Ramp { scale }
+            | Self::FlexRamp { scale, .. }
+            | Self::Constant { scale }
+            | Self::HalfRamp { scale } => scale,
+        }
+    }
+
     /// The strength `t` of [`guide`] at scale `k`. A single scale has ramp ratio 0.
     pub fn strength(self, k: usize, schedule: &ScaleSchedule) -> f64 {
         let steps = schedule.len() - 1;

@@ -2,8 +2,8 @@
 
 import { make } from "./api.js";
 
-const [WIDTH, HEIGHT] = [300, 150];
-const [LEFT, RIGHT, TOP, BOTTOM] = [38, 8, 8, 20];
+const [WIDTH, HEIGHT] = [250, 132];
+const [LEFT, RIGHT, TOP, BOTTOM] = [30, 6, 8, 18];
 
 /** Round numbers that cover a range, about `n` of them. */
 export function ticks(low, high, n) {
@@ -26,16 +26,16 @@ export function short(x) {
 
 /**
  * Lines over steps or over names.
- * `lines`: [{ points: [[x, y]], style: "a" | "b" | "c", name }]; `names`: those of x = 0, 1, 2, …
+ * `lines`: [{ points: [[x, y]], style: "a" | "b" | "c", name, faint }]; `names`: those of x = 0, 1, 2, …
  */
 export function chart(title, lines, { names = null, unit = "" } = {}) {
   const shown = lines.filter(({ points }) => points.length);
   if (!shown.length) return null;
   const all = shown.flatMap(({ points }) => points);
   const range = (i) => all.reduce(([a, b], point) => [Math.min(a, point[i]), Math.max(b, point[i])], [Infinity, -Infinity]);
-  let [x0, x1] = range(0);
+  let [x0, x1] = names ? [0, names.length - 1] : range(0);
   let [y0, y1] = range(1);
-  if (!names && shown.every(({ points }) => points.length > 12)) {
+  if (!names && all.length > 24) {
     // A first value far from all others hides what there is to see.
     const high = all.map((point) => point[1]).sort((a, b) => a - b)[Math.floor(0.97 * (all.length - 1))];
     if (y1 - y0 > 3 * (high - y0) && high > y0) y1 = high + 0.15 * (high - y0);
@@ -47,7 +47,7 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
   const py = (y) => TOP + (1 - (Math.min(y, y1) - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM);
 
   const svg = make("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  for (const y of ticks(y0, y1, 3)) {
+  for (const y of ticks(y0, y1, 4)) {
     svg.append(
       make("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y) }),
       make("text", { x: LEFT - 6, y: py(y) + 3.5, "text-anchor": "end" }, short(y)));
@@ -56,9 +56,9 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
   for (const [x, name] of marks) {
     svg.append(make("text", { x: px(x), y: HEIGHT - 4, "text-anchor": "middle" }, String(name)));
   }
-  for (const { points, style } of shown) {
-    svg.append(make("path", { class: style, d: points.map(([x, y], i) => `${i ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("") }));
-    if (points.length <= 12) {
+  for (const { points, style, faint } of shown) {
+    svg.append(make("path", { class: faint ? `${style} faint` : style, d: points.map(([x, y], i) => `${i ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("") }));
+    if (!faint && points.length <= 24) {
       svg.append(...points.map(([x, y]) => make("circle", { class: style, cx: px(x), cy: py(y), r: 2.6 })));
     }
   }
@@ -87,9 +87,9 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
     cross.setAttribute("visibility", "hidden");
     value.textContent = end() + unit;
   });
-  const legend = lines.length > 1
-    ? make("div", { class: "legend" }, ...shown.map(({ style, name }) =>
-        make("span", {}, make("svg", { viewBox: "0 0 20 8", class: "chart", "aria-hidden": "true" }, make("line", { class: style, x1: 1, x2: 19, y1: 4, y2: 4 })), name)))
+  const legend = shown.length > 1
+    ? make("div", { class: "legend" }, ...shown.map(({ style, name, faint }) =>
+        make("span", {}, make("svg", { viewBox: "0 0 20 8", class: "key", "aria-hidden": "true" }, make("line", { class: faint ? `${style} faint` : style, x1: 1, x2: 19, y1: 4, y2: 4 })), name)))
     : null;
   return make("div", { class: "panel" }, make("div", { class: "row" }, make("h3", {}, title), value), svg, legend);
 }

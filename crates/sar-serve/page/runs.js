@@ -6,13 +6,15 @@ import { chart, short } from "./chart.js";
 const EVERY = 2000;
 const NAMES = { tokenizer: "Tokenizer", pretrain: "Pre-training", sar: "SAR", control: "Control" };
 const STATES = { running: "running", stopping: "stopping", stopped: "stopped", done: "done" };
-/** What is worth a chart of its own, and what it is called. */
-const CHARTS = {
-  tokenizer: [["total", "loss"], ["held_out_psnr_db", "held-out PSNR, dB"], ["perceptual", "perceptual term"]],
-  pretrain: [["teacher", "teacher loss"], ["held_out_teacher", "held-out teacher loss"]],
-  sar: [["student", "student loss"], ["teacher", "teacher loss"], ["held_out_student", "held-out student loss"]],
-  control: [["teacher", "teacher loss"], ["held_out_student", "held-out student loss"]],
-};
+/** What is worth a chart: the stage, what it is called, its series in training and held out. */
+const CHARTS = [
+  ["tokenizer", "loss", "total", null],
+  ["tokenizer", "PSNR, dB", null, "held_out_psnr_db"],
+  ["pretrain", "teacher loss", "teacher", "held_out_teacher"],
+  ["sar", "student loss", "student", "held_out_student"],
+  ["sar", "teacher loss", "teacher", "held_out_teacher"],
+  ["control", "teacher loss", "teacher", "held_out_teacher"],
+];
 const PICTURES = {
   "reconstructions.png": "Reconstructions: originals above, then every scale, finest first",
   "samples-before.png": "Samples before SAR",
@@ -120,15 +122,18 @@ export function startRuns(model) {
 
   /** Charts of both runs over each other. */
   function curves(a, b) {
-    const panels = [];
-    for (const [stage, charts] of Object.entries(CHARTS)) {
-      for (const [key, called] of charts) {
-        const of = (run) => run?.series[stage]?.[key] ?? [];
-        const lines = [{ points: of(a), style: "a", name: a.name }];
-        if (b) lines.push({ points: of(b), style: "b", name: b.name });
-        panels.push(chart(`${NAMES[stage]}: ${called}`, lines));
-      }
-    }
+    const panels = CHARTS.map(([stage, called, training, heldOut]) => {
+      const of = (run, style) => {
+        const named = b ? `${run.name}, ` : "";
+        const series = (key) => run.series[stage]?.[key] ?? [];
+        const both = training && heldOut;
+        return [
+          training && { points: series(training), style, name: both ? `${named}training` : run.name, faint: both && series(heldOut).length > 0 },
+          heldOut && { points: series(heldOut), style, name: both ? `${named}held out` : run.name },
+        ].filter(Boolean);
+      };
+      return chart(`${NAMES[stage]}: ${called}`, [...of(a, "a"), ...(b ? of(b, "b") : [])]);
+    });
     return make("div", { class: "charts" }, ...panels);
   }
 
@@ -143,15 +148,15 @@ export function startRuns(model) {
     }));
     const psnr = report.tokenizer?.by_scale;
     return make("div", { class: "charts" },
-      chart("Held-out student loss by scale", of("student_loss"), { names }),
-      chart("Held-out teacher loss by scale", of("teacher_loss"), { names }),
+      chart("Student loss by scale", of("student_loss"), { names }),
+      chart("Teacher loss by scale", of("teacher_loss"), { names }),
       psnr && chart("PSNR by scale, dB", [{ name: "tokenizer", style: "a", points: psnr.map((row, i) => [i, row.psnr_db]) }], { names: psnr.map(({ scale }) => scale) }));
   }
 
   function figures({ report }) {
     const held = report?.held_out;
     if (!held) return null;
-    const kinds = [["before", "before SAR"], ["after", "after SAR"], ["control", "control"]].filter(([kind]) => held[kind]);
+    const kinds = [["before", "before"], ["after", "after SAR"], ["control", "control"]].filter(([kind]) => held[kind]);
     const { quality } = report;
     const rows = [
       ["teacher loss", (kind) => held[kind].teacher_loss],

@@ -94,6 +94,7 @@ export function startSample(model, edit) {
   function use(said) {
     chosen = said.class == null ? null : Number(said.class);
     chips($("class-search").value);
+    $("classes").querySelector(":checked")?.parentElement.scrollIntoView({ block: "nearest", inline: "center" });
     reset();
     $("seed").value = said.seed;
     $("count").value = said.count;

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
 use sar_model::PositionsConfig;
-use sar_pipeline::{EditSettings, Model, Pipeline, PipelineError, Request, RgbImage, Wishes};
+use sar_pipeline::{
+    EditSettings, Model, Origin, Pipeline, PipelineError, Request, RgbImage, Wishes,
+};
 use sar_rollout::{Choice, Guidance, Sampler};
 use serde_json::{Value, json};
 
@@ -17,6 +19,8 @@ pub(crate) struct Work {
     pub(crate) count: usize,
     /// Whether every scale is shown.
     pub(crate) previews: bool,
+    /// What goes into the files of finished pictures, but for their numbers.
+    pub(crate) origin: Option<Origin>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,11 +75,12 @@ impl<B: Backend> Engine for Pipeline<B> {
         let presets = ScaleSchedule::PRESETS.iter().filter(|(name, _)| {
             ScaleSchedule::preset(name).is_ok_and(|scales| self.check_scales(&scales).is_ok())
         });
-        let [rule, guidance] = match backbone.sampler.guidance {
-            Guidance::Ramp { scale } => [json!("ramp"), json!(scale)],
-            Guidance::FlexRamp { scale, .. } => [json!("flex-ramp"), json!(scale)],
-            Guidance::Constant { scale } => [json!("constant"), json!(scale)],
-            Guidance::HalfRamp { scale } => [json!("half-ramp"), json!(scale)],
+        let guidance = backbone.sampler.guidance;
+        let rule = match guidance {
+            Guidance::Ramp { .. } => "ramp",
+            Guidance::FlexRamp { .. } => "flex-ramp",
+            Guidance::Constant { .. } => "constant",
+            Guidance::HalfRamp { .. } => "half-ramp",
         };
         let (top_k, top_p, choice) = match backbone.sampler.choice {
             Choice::Argmax => (0, 0.0, "argmax"),
@@ -95,7 +100,7 @@ impl<B: Backend> Engine for Pipeline<B> {
             // Learned positions belong to one schedule.
             "fixed_scales": matches!(backbone.config.positions, PositionsConfig::PerToken { .. }),
             "sampler": {
-                "rule": rule, "guidance": guidance, "choice": choice, "top_k": top_k, "top_p": top_p,
+                "rule": rule, "guidance": guidance.scale(), "choice": choice, "top_k": top_k, "top_p": top_p,
             },
             "notes": self.notes(),
         })

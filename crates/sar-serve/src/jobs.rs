@@ -336,7 +336,8 @@ mod tests {
     fn work() -> Work {
         let sampler = Sampler { guidance: Guidance::Ramp { scale: 1.0 }, choice: Choice::Argmax };
         let scales = ScaleSchedule::squares(&[1, 2]).unwrap();
-        Work { what: What::Sample { label: 0, seed: 0, scales, sampler }, count: 1, previews: true }
+        let what = What::Sample { label: 0, seed: 0, scales, sampler };
+        Work { what, count: 1, previews: true, origin: None }
     }
 
     fn jobs(limits: Limits) -> (Jobs, impl Fn(&Jobs) -> Result<Arc<Job>, Refusal>) {

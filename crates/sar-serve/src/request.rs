@@ -134,7 +134,7 @@ impl SampleRequest {
         let (scales, sampler) = (engine.scales(&wishes)?, engine.sampler(&wishes));
         within(limits, engine, &scales, self.count as f64)?;
         let what = What::Sample { label, seed: self.seed, scales, sampler };
-        Ok(Work { what, count: self.count, previews: self.previews })
+        Ok(Work { what, count: self.count, previews: self.previews, origin: None })
     }
 
     /// The command that draws the same pictures, for those who have the program. `command` names the
@@ -268,7 +268,7 @@ impl EditRequest {
             seed: sampling.seed,
         };
         let what = What::Edit { source, settings: Box::new(settings) };
-        Ok(Work { what, count: sampling.count, previews: sampling.previews })
+        Ok(Work { what, count: sampling.count, previews: sampling.previews, origin: None })
     }
 
     /// What is shown of the request: not the pictures.

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use futures_util::stream::{self, Stream};
+use sar_pipeline::{JobOrigin, MadeWith, Origin};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -30,6 +31,8 @@ use crate::runs;
 
 /// The longest request without a picture, in bytes.
 const SMALL_BODY: usize = 1 << 16;
+/// What `sar sample` draws together if nothing else is said.
+const BATCH: usize = 16;
 /// A silent stream shows that it lives.
 const ALIVE: Duration = Duration::from_secs(5);
 /// What the API is, for programs.
@@ -42,6 +45,7 @@ pub(crate) struct App {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) runs: Option<PathBuf>,
     pub(crate) command: String,
+    pub(crate) made_with: Option<MadeWith>,
     pub(crate) limits: Limits,
     /// Pictures that are received and decoded at the same time.
     pub(crate) uploads: Semaphore,
@@ -176,12 +180,26 @@ impl App {
 async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusal> {
     let body = body(request, SMALL_BODY, app.limits.patience).await?;
     let request: SampleRequest = parse(&body)?;
-    let work = app.ask(|engine| request.work(engine, &app.limits))?;
-    let classes = app.about["classes"].as_array().map_or(0, Vec::len);
-    let command = match work.what {
-        What::Sample { label, .. } => request.command(&app.command, label, classes),
-        What::Edit { .. } => String::new(),
-    };
+    let mut work = app.ask(|engine| request.work(engine, &app.limits))?;
+    let mut command = String::new();
+    if let What::Sample { label, seed, scales, sampler } = &work.what {
+        let classes = app.about["classes"].as_array().map_or(&[][..], Vec::as_slice);
+        command = request.command(&app.command, *label, classes.len());
+        work.origin = app.made_with.clone().map(|made_with| Origin {
+            job: JobOrigin {
+                sar: env!("CARGO_PKG_VERSION").into(),
+                seed: *seed,
+                n: work.count,
+                batch: work.count.max(BATCH),
+                scales: scales.clone(),
+                sampler: *sampler,
+                made_with,
+            },
+            label: *label,
+            class: classes.get(*label).and_then(Value::as_str).map(str::to_owned),
+            number: 0,
+        });
+    }
     app.accept(json!({ "kind": "sample", "request": request, "command": command }), work)
 }
 

@@ -44,7 +44,7 @@ impl Server {
     /// If the settings would let strangers in, or the system gives no port or thread.
     pub fn bind<B: Backend>(pipeline: Pipeline<B>, settings: Settings) -> Result<Self, ServeError> {
         settings.check()?;
-        let Settings { host, port, token, runs, command, limits } = settings;
+        let Settings { host, port, token, runs, command, made_with, limits } = settings;
         let address = SocketAddr::new(host, port);
         let bind = |reason| ServeError::Bind { address, reason };
         let listener = TcpListener::bind(address).map_err(bind)?;
@@ -64,6 +64,7 @@ impl Server {
             jobs: Arc::clone(&jobs),
             runs,
             command,
+            made_with,
             limits,
             uploads: Semaphore::new(4),
         };

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sar_pipeline::MadeWith;
+
 /// The shortest token: long enough that nobody guesses it.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -20,6 +22,8 @@ pub struct Settings {
     pub runs: Option<PathBuf>,
     /// The command that samples with the same weights, for people to copy.
     pub command: String,
+    /// What is written into the files of pictures as their origin; none for no origin.
+    pub made_with: Option<MadeWith>,
     /// How much it takes on.
     pub limits: Limits,
 }
@@ -59,6 +63,7 @@ impl Default for Settings {
             token: None,
             runs: None,
             command: "sar sample".into(),
+            made_with: None,
             limits: Limits::default(),
         }
     }

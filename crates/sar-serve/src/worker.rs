@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use sar_pipeline::{PipelineError, to_png};
+use sar_pipeline::{Origin, PipelineError, RgbImage, to_png};
 use serde_json::json;
 
 use crate::Limits;
@@ -63,10 +63,14 @@ fn draw(
             }
             Seen::Scale(k, decode) => {
                 let is_last = k + 1 == n_scales;
-                let pictures: Vec<Bytes> = match work.previews || is_last {
-                    true => decode().iter().map(|image| Bytes::from(to_png(image))).collect(),
-                    false => Vec::new(),
+                let drawn = if work.previews || is_last { decode() } else { Vec::new() };
+                let png = |(i, image): (usize, &RgbImage)| match &work.origin {
+                    Some(origin) if is_last => {
+                        Bytes::from(Origin { number: i, ..origin.clone() }.to_png(image))
+                    }
+                    _ => Bytes::from(to_png(image)),
                 };
+                let pictures: Vec<Bytes> = drawn.iter().enumerate().map(png).collect();
                 // The last ones have addresses of their own.
                 let shown = pictures.iter().filter(|_| work.previews && !is_last);
                 let event = json!({

@@ -177,7 +177,7 @@ fn two_clients_get_their_own_pictures() {
 
 /// Long enough to be caught while it is drawn.
 fn slow() -> Value {
-    json!({ "class": "food", "size": "256x256", "scales": "1_2_3_4_5_6_8", "count": 8 })
+    json!({ "class": "food", "size": "256x256", "scales": "1_2_3_4_5_6_8", "count": 6 })
 }
 
 fn wait_for(address: std::net::SocketAddr, id: &str, status: &str) -> Value {
@@ -316,8 +316,15 @@ fn pages_and_answers_are_for_this_page_alone() {
     for forbidden in ["http://", "https://", "//cdn", " style=", "<style", "onclick="] {
         assert!(!text.contains(forbidden), "{forbidden}");
     }
-    for file in text.split('"').filter(|part| part.starts_with('/')) {
-        assert_eq!(get(address, file).status, 200, "{file}");
+    for attribute in ["href=\"/", "src=\"/"] {
+        for rest in text.split(attribute).skip(1) {
+            let file = format!("/{}", rest.split('"').next().unwrap());
+            assert_eq!(get(address, &file).status, 200, "{file}");
+        }
+    }
+    let script = get(address, "/app.js").text();
+    for file in script.split("from \"./").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        assert_eq!(get(address, &format!("/{file}")).status, 200, "{file}");
     }
     let port = address.port();
     let as_host = |host: &str| {

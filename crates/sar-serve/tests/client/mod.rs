@@ -13,14 +13,14 @@ use sar_pipeline::Pipeline;
 use sar_serve::{Server, Settings};
 use serde_json::Value;
 
-pub const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
+pub(crate) const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
 
-pub fn pipeline() -> Pipeline<Flex> {
+pub(crate) fn pipeline() -> Pipeline<Flex> {
     Pipeline::open_run(WEIGHTS.as_ref(), &Default::default()).unwrap()
 }
 
 /// Starts a server that lives as long as the process.
-pub fn start(settings: Settings) -> SocketAddr {
+pub(crate) fn start(settings: Settings) -> SocketAddr {
     let server = Server::bind(pipeline(), settings).unwrap();
     let address = server.address();
     thread::spawn(move || server.run().unwrap());
@@ -28,27 +28,27 @@ pub fn start(settings: Settings) -> SocketAddr {
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// Its sentence.
-    pub fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         self.json()["error"].as_str().unwrap_or_else(|| panic!("no error: {self:?}")).to_owned()
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (found, value) = line.split_once(": ")?;
             found.eq_ignore_ascii_case(name).then_some(value)
@@ -57,7 +57,7 @@ impl Answer {
 }
 
 /// Sends bytes, and reads to the end; none if the connection breaks before there is an answer.
-pub fn raw(address: SocketAddr, bytes: &[u8]) -> Option<Answer> {
+pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> Option<Answer> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     // It may answer, and close, before it has read everything.
@@ -89,7 +89,13 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
 }
 
 /// A request as programs send them.
-pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+pub(crate) fn ask(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &str,
+) -> Answer {
     let extra: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
     let length = body.len();
     let text = format!(
@@ -98,16 +104,16 @@ pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[&str], body
     raw(address, text.as_bytes()).expect("an answer")
 }
 
-pub fn get(address: SocketAddr, path: &str) -> Answer {
+pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     ask(address, "GET", path, &[], "")
 }
 
-pub fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
+pub(crate) fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
     ask(address, "POST", path, &["Content-Type: application/json"], body)
 }
 
 /// Submits work, and returns the job's id.
-pub fn submit(address: SocketAddr, path: &str, body: &Value) -> String {
+pub(crate) fn submit(address: SocketAddr, path: &str, body: &Value) -> String {
     let answer = post(address, path, &body.to_string());
     assert_eq!(answer.status, 202, "{}", answer.text());
     let id = answer.json()["id"].as_str().unwrap().to_owned();
@@ -116,7 +122,7 @@ pub fn submit(address: SocketAddr, path: &str, body: &Value) -> String {
 }
 
 /// The events of a job to its end: names and data.
-pub fn events(address: SocketAddr, id: &str) -> Vec<(String, Value)> {
+pub(crate) fn events(address: SocketAddr, id: &str) -> Vec<(String, Value)> {
     let answer = get(address, &format!("/api/jobs/{id}/events"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("text/event-stream"));
@@ -131,7 +137,7 @@ pub fn events(address: SocketAddr, id: &str) -> Vec<(String, Value)> {
 }
 
 /// The pictures of a job that has to succeed, as PNG files.
-pub fn pictures(address: SocketAddr, id: &str) -> Vec<Vec<u8>> {
+pub(crate) fn pictures(address: SocketAddr, id: &str) -> Vec<Vec<u8>> {
     let events = events(address, id);
     let (name, data) = events.last().expect("events");
     assert_eq!(name, "done", "{data}");
@@ -139,14 +145,14 @@ pub fn pictures(address: SocketAddr, id: &str) -> Vec<Vec<u8>> {
     urls.iter().map(|url| picture(address, url.as_str().unwrap())).collect()
 }
 
-pub fn picture(address: SocketAddr, url: &str) -> Vec<u8> {
+pub(crate) fn picture(address: SocketAddr, url: &str) -> Vec<u8> {
     let answer = get(address, url);
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")), "{url}");
     answer.body
 }
 
 /// A folder with two runs, one of them that of the weights that come along.
-pub fn runs() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn runs() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path().join("runs");
     std::fs::create_dir_all(runs.join("emoji")).unwrap();

@@ -1,0 +1,142 @@
+//! What a sampled picture is made from, in the picture itself: a text chunk of its PNG file.
+
+use std::io::Cursor;
+
+use image::RgbImage;
+use sar_core::ScaleSchedule;
+use sar_model::Precision;
+use sar_rollout::Sampler;
+use serde::{Deserialize, Serialize};
+
+/// The keyword of the chunk (PNG specification, section 11.3.3.4).
+const KEYWORD: &str = "sar";
+
+/// What a picture is made from: with it the same one is drawn again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// What it has in common with the others of its job.
+    pub job: JobOrigin,
+    /// Its class; the number of classes is no class at all.
+    pub label: usize,
+    /// The name of the class.
+    pub class: Option<String>,
+    /// Its number among those of its class.
+    pub number: usize,
+}
+
+/// What pictures of one job are made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobOrigin {
+    /// The version of the program.
+    pub sar: String,
+    /// Seed of all pictures.
+    pub seed: u64,
+    /// Pictures of a class.
+    pub n: usize,
+    /// Pictures that were drawn together: what that changes is the rounding of products.
+    pub batch: usize,
+    /// The scales.
+    pub scales: ScaleSchedule,
+    /// Guidance and filters.
+    pub sampler: Sampler,
+    /// The weights, and what computed with them.
+    pub made_with: MadeWith,
+}
+
+/// Weights, and what computed with them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeWith {
+    /// Of the matrix products.
+    pub precision: Precision,
+    /// The backend, and of a CPU its vector instructions.
+    pub device: String,
+    /// The checksum of the tokenizer.
+    pub tokenizer: String,
+    /// The checksum of the backbone.
+    pub backbone: String,
+}
+
+impl Origin {
+    /// The picture as the bytes of a PNG file that has its origin in it.
+    ///
+    /// # Panics
+    /// If the image has no pixels.
+    pub fn to_png(&self, image: &RgbImage) -> Vec<u8> {
+        let text = serde_json::to_string(self).expect("plain values");
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        // As `image` does.
+        encoder.set_compression(png::Compression::Fast);
+        encoder.set_filter(png::Filter::Adaptive);
+        let written = encoder
+            .add_itxt_chunk(KEYWORD.into(), text)
+            .and_then(|()| encoder.write_header())
+            .and_then(|mut writer| {
+                writer.write_image_data(image.as_raw())?;
+                writer.finish()
+            });
+        written.expect("memory takes any image that has pixels");
+        bytes
+    }
+
+    /// The origin that a PNG file has in it, if it has one that can be read.
+    pub fn of_png(bytes: &[u8]) -> Option<Self> {
+        let reader = png::Decoder::new(Cursor::new(bytes)).read_info().ok()?;
+        let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD)?;
+        serde_json::from_str(&chunk.get_text().ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+    use sar_rollout::{Choice, Guidance};
+
+    use super::*;
+    use crate::to_png;
+
+    fn origin() -> Origin {
+        Origin {
+            job: JobOrigin {
+                sar: "0.1.0".into(),
+                seed: u64::MAX,
+                n: 3,
+                batch: 16,
+                scales: "1_2x3".parse().unwrap(),
+                sampler: Sampler {
+                    guidance: Guidance::Ramp { scale: 0.1 + 0.2 },
+                    choice: Choice::Sample { top_k: 7, top_p: 0.3 },
+                },
+                made_with: MadeWith {
+                    precision: Precision::F32,
+                    device: "flex".into(),
+                    tokenizer: "01234567".into(),
+                    backbone: "89abcdef".into(),
+                },
+            },
+            label: 4,
+            class: Some("Naturaleza 🐾 ñ".into()),
+            number: 2,
+        }
+    }
+
+    #[test]
+    fn a_picture_tells_where_it_is_from() {
+        let image = RgbImage::from_fn(9, 5, |x, y| Rgb([x as u8 * 28, y as u8 * 51, 7]));
+        let png = origin().to_png(&image);
+        assert_eq!(Origin::of_png(&png).unwrap(), origin());
+        assert_eq!(image::load_from_memory(&png).unwrap().into_rgb8(), image);
+        // The pixels are written as everywhere.
+        let plain = to_png(&image);
+        let data = |png: &[u8]| {
+            let start = png.windows(4).position(|four| four == b"IDAT").unwrap();
+            png[start..].to_vec()
+        };
+        assert_eq!(data(&png), data(&plain));
+        assert!(Origin::of_png(&plain).is_none());
+        assert!(Origin::of_png(&png[..60]).is_none() && Origin::of_png(b"GIF").is_none());
+    }
+}
