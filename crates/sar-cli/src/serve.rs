@@ -57,6 +57,9 @@ impl Job for Serve {
         let server = Server::bind(pipeline, settings)?;
         println!("{}", server.url());
         eprintln!("open it in a browser; Ctrl-C ends it");
+        if server.address().ip().is_unspecified() {
+            eprintln!("from other machines, with the name of this one in the place of its address");
+        }
         server.run()?;
         Ok(Verdict::Good)
     }

@@ -201,7 +201,7 @@ impl Jobs {
     /// If too much waits.
     pub(crate) fn submit(&self, about: Value, work: Work) -> Result<Arc<Job>, Refusal> {
         let mut inner = locked(&self.inner);
-        inner.drop_unwanted(self.limits.unwatched);
+        inner.drop_unwanted(&self.limits);
         let ahead = inner.queue.len() + usize::from(inner.running.is_some());
         if inner.queue.len() >= self.limits.queue {
             return Err(Refusal::busy(format!(
@@ -237,7 +237,7 @@ impl Jobs {
     pub(crate) fn next(&self) -> Option<Arc<Job>> {
         let mut inner = locked(&self.inner);
         loop {
-            inner.drop_unwanted(self.limits.unwatched);
+            inner.drop_unwanted(&self.limits);
             if inner.is_closed {
                 return None;
             }
@@ -274,10 +274,13 @@ impl Jobs {
     /// forgotten.
     pub(crate) fn cancel(&self, id: &str) -> Result<Arc<Job>, Refusal> {
         let job = self.find(id)?;
+        let is_over = job.state().status.is_final();
         job.cancel();
         let mut inner = locked(&self.inner);
-        inner.drop_unwanted(self.limits.unwatched);
-        inner.finished.retain(|other| other.id != id);
+        inner.drop_unwanted(&self.limits);
+        if is_over {
+            inner.finished.retain(|other| other.id != id);
+        }
         Ok(job)
     }
 
@@ -286,7 +289,7 @@ impl Jobs {
         let mut inner = locked(&self.inner);
         inner.is_closed = true;
         inner.queue.iter().chain(&inner.running).for_each(|job| job.cancel());
-        inner.drop_unwanted(self.limits.unwatched);
+        inner.drop_unwanted(&self.limits);
         self.changed.notify_all();
     }
 
@@ -304,9 +307,9 @@ impl Jobs {
 }
 
 impl Inner {
-    fn drop_unwanted(&mut self, unwatched: Duration) {
+    fn drop_unwanted(&mut self, limits: &Limits) {
         let (wanted, unwanted): (VecDeque<_>, VecDeque<_>) =
-            self.queue.drain(..).partition(|job| job.is_wanted(unwatched));
+            self.queue.drain(..).partition(|job| job.is_wanted(limits.unwatched));
         self.queue = wanted;
         for job in unwanted {
             // Its pictures need their memory no more.
@@ -314,6 +317,7 @@ impl Inner {
             job.end(Status::Canceled, Some(job.why_unwanted().into()));
             self.finished.push_back(job);
         }
+        self.trim(limits);
     }
 
     fn trim(&mut self, limits: &Limits) {
@@ -369,6 +373,15 @@ mod tests {
         jobs.cancel(&job.id).unwrap();
         assert_eq!(job.state().status, Status::Canceled);
         assert!(job.take_work().is_none());
+        assert!(jobs.find(&job.id).is_ok(), "whoever asks is told");
+        jobs.cancel(&job.id).unwrap();
+        assert!(jobs.find(&job.id).is_err(), "and then it is forgotten");
+        // However often, nothing piles up.
+        for _ in 0..1000 {
+            let job = submit(&jobs).unwrap();
+            jobs.cancel(&job.id).unwrap();
+        }
+        assert_eq!(jobs.summary()["kept"], Limits::default().kept);
         submit(&jobs).unwrap();
         assert_eq!(jobs.cancel("1-0").unwrap_err().status, axum::http::StatusCode::NOT_FOUND);
     }

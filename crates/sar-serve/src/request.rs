@@ -272,8 +272,8 @@ impl EditRequest {
     }
 
     /// What is shown of the request: not the pictures.
-    pub(crate) fn shown(&self) -> Self {
-        Self { image: String::new(), mask: None, ..self.clone() }
+    pub(crate) fn shown(self) -> Self {
+        Self { image: String::new(), mask: None, ..self }
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod client;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -457,6 +457,14 @@ fn clients_that_stall_hold_up_nobody() {
         drop(open(&format!("GET /app.js HTTP/1.1\r\nHost: {address}\r\n\r\n")));
     }
     thread::sleep(3 * patience);
+    // They are gone, whatever they had sent.
+    for mut stream in stalled {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut rest = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "still open: {error}");
+        }
+    }
     let answer = raw(address, head.as_bytes()).expect("an answer");
     assert_eq!(answer.status, 408);
     works(address);
