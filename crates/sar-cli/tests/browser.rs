@@ -138,7 +138,7 @@ fn samples_and_edits() {
              [...document.querySelectorAll('#classes label')].find((l) => l.textContent.startsWith('{class}')).click();
              document.querySelector('#draw').click();"
         ));
-        browser.until(&format!("document.querySelectorAll('#gallery .card').length === {n} + 4 && !document.querySelector('#draw').disabled"));
+        browser.until(&format!("document.querySelectorAll('#gallery .card').length === {n} + 4 && document.querySelector('#draw').ariaDisabled === 'false'"));
     }
     look(&mut browser, "sample");
 
@@ -158,7 +158,7 @@ fn samples_and_edits() {
     browser.until("!document.querySelector('#cancel').hidden");
     browser.until("document.querySelector('#ladder .on')");
     browser.value("document.querySelector('#cancel').click()");
-    browser.until("document.querySelector('#caption').textContent === 'Canceled' && !document.querySelector('#draw').disabled");
+    browser.until("document.querySelector('#caption').textContent === 'Canceled' && document.querySelector('#draw').ariaDisabled === 'false'");
     // What the server refuses is said.
     browser.value(
         "document.querySelector('#size').value = '63x63'; document.querySelector('#draw').click();",

@@ -18,6 +18,7 @@ export function startEdit(model) {
   let loaded = false;
   let name = "picture";
   let running = null;
+  let isBusy = false;
   const undo = [];
 
   $("edit-classes").append(...model.classes.map((value) => make("option", { value })));
@@ -221,8 +222,9 @@ export function startEdit(model) {
     choose(Math.min(chosen, urls.length - 1));
   }
   function busy(is) {
+    isBusy = is;
     $("edit-cancel").hidden = !is;
-    $("edit-draw").disabled = is || !loaded;
+    $("edit-draw").setAttribute("aria-disabled", is);
     $("edit-draw").textContent = is ? "Drawing" : "Draw";
   }
   function request() {
@@ -252,7 +254,7 @@ export function startEdit(model) {
     return edit;
   }
   async function draw() {
-    if (running || !loaded) return;
+    if (isBusy || !loaded) return;
     busy(true);
     try {
       const edit = request();

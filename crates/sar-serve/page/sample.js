@@ -14,6 +14,7 @@ export function startSample(model, edit) {
   const { classes, sampler, limits } = model;
   let chosen = classes.length ? 0 : null;
   let running = null;
+  let isBusy = false;
   let command = "";
 
   // Classes
@@ -142,13 +143,15 @@ export function startSample(model, edit) {
   };
 
   function busy(is) {
+    isBusy = is;
     $("now").classList.toggle("busy", is);
     $("cancel").hidden = !is;
-    $("draw").disabled = is;
+    // A button that is disabled would lose the focus.
+    $("draw").setAttribute("aria-disabled", is);
     $("draw").textContent = is ? "Drawing" : "Draw";
   }
   async function draw() {
-    if (running) return;
+    if (isBusy) return;
     const said = settings();
     const alt = (i) => `${nameOf(chosen)}, picture ${i + 1} of ${said.count}`;
     const named = nameOf(chosen);
