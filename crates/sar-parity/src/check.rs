@@ -199,7 +199,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 transitions,
                 SeedTree::new(0),
             );
-            let Some(StudentPass { schedule, inputs_blc, predicts }) = passes.pop() else {
+            let Some(StudentPass { schedule, inputs_blc, predicts, .. }) = passes.pop() else {
                 continue;
             };
             self.floats(&format!("rollout.{name}.input"), inputs_blc.clone());

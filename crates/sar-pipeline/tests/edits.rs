@@ -15,6 +15,7 @@ use sar_rollout::{
     Choice, Guidance, KeptTokens, Region, Request, Sampler, generate, generate_watched,
 };
 use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig};
+use sar_weights::fill;
 
 type B = Flex;
 
@@ -54,7 +55,17 @@ fn models_of(family: Family, first_scale: FirstScale, scales: &str) -> Models {
         config: tokenizer,
     };
     let backbone = TrainedBackbone {
-        model: sar_model::init(&backbone, init, seed, &device).unwrap(),
+        model: match first_scale {
+            FirstScale::ClassToken {} => sar_model::init(&backbone, init, seed, &device).unwrap(),
+            // Open residual branches, so that tokens matter to each other.
+            _ => {
+                let empty = Backbone::new(&backbone, &device).unwrap();
+                fill(empty, &sar_model::LAYOUT, |name, shape| {
+                    let normals = seed.child(name).normals(shape.iter().product());
+                    normals.into_iter().map(|x| 0.3 * x).collect()
+                })
+            }
+        },
         config: backbone,
         classes: ["a", "b", "c"].map(String::from).to_vec(),
         scales: scales.clone(),

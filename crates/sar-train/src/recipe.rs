@@ -27,9 +27,10 @@ use crate::validate::validate;
 use crate::{StageId, TrainError};
 
 /// Recipes that come with the program.
-pub const BUILT_IN: [(&str, &str); 6] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     ("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml")),
     ("emoji", include_str!("../../../assets/recipes/emoji.toml")),
+    ("emoji-masked", include_str!("../../../assets/recipes/emoji-masked.toml")),
     ("flexvar-d16-in256", include_str!("../../../assets/recipes/flexvar-d16-in256.toml")),
     ("sar-d16-in256", include_str!("../../../assets/recipes/sar-d16-in256.toml")),
     ("sar-d20-in256", include_str!("../../../assets/recipes/sar-d20-in256.toml")),
