@@ -13,7 +13,7 @@ use sar_kernels::CpuLevel;
 use sar_model::{PositionsConfig, Precision};
 use sar_pipeline::{Known, MadeWith, Model, Origin, Recognized, Wanted};
 use sar_rollout::Choice;
-use sar_tokenizer::{Family, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, TokenizerConfig};
 use sar_train::{Recipe, StageId};
 use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
 use serde_json::Value;
@@ -368,6 +368,7 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
             z_channels,
             codebook_size,
             codebook_dim,
+            codebook_growth,
         }) => {
             let mut fields = vec![
                 ("channels", format!("{base_channels} times {channel_multipliers:?}")),
@@ -375,6 +376,11 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
                 ("z_channels", z_channels.to_string()),
                 ("codebook", codebook(*codebook_size, *codebook_dim)),
             ];
+            if let CodebookGrowth::Geometric { first, full_side } = codebook_growth {
+                let growth =
+                    format!("from {first} codes at one token to all at a side of {full_side}");
+                fields.push(("codebook growth", growth));
+            }
             if let Family::Var { phi } = family {
                 fields.push(("phi", format!("{phi:?}")));
             }

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use sar_core::{FirstScale, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, PositionsConfig, Visibility};
-use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Tokenizer, TokenizerConfig};
 use sar_weights::fill;
 
 /// Number of codes, v.
@@ -62,6 +62,7 @@ pub(crate) fn tokenizer_config() -> TokenizerConfig {
         z_channels: 6,
         codebook_size: CODES,
         codebook_dim: CHANNELS,
+        codebook_growth: CodebookGrowth::None {},
     }
 }
 

@@ -12,6 +12,7 @@ use sar_loss::Reduction;
 use sar_model::{Backbone, Precision, Visibility};
 use sar_tokenizer::{Perturbation, Tokenizer, codebook};
 use sar_train::backbone_loss::backbone_loss;
+use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::learner::{Learner, Optimization};
 use sar_train::objective::{Objective, Regularization};
@@ -36,6 +37,7 @@ const UNREGULARIZED: Regularization = Regularization {
     drop_path_rate: 0.0,
     label_smoothing: 0.0,
     reduction: Reduction::MeanTokens,
+    context_noise: ContextNoise::NONE,
 };
 
 /// Teacher forcing, every parameter of the variants of the backbone, of the kinds of visibility and of

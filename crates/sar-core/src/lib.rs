@@ -14,6 +14,6 @@ pub use classes::{ClassError, find_class};
 pub use first_scale::FirstScale;
 pub use resample::{Filter, resample};
 pub use rng::SeedTree;
-pub use roles::{CodePyramid, ScaleModel, paint_all};
+pub use roles::{CodePyramid, ScaleModel, paint_all, restrict};
 pub use scales::{ScaleSchedule, ScaleSize, ScheduleError};
 pub use schedule_sampler::{SidePool, TrainingSchedule};

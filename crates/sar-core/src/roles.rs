@@ -6,9 +6,9 @@
 //! Shapes: b batch, n tokens of one scale, l tokens of the whole pyramid, c channels of a code,
 //! v codes.
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-use crate::{FirstScale, ScaleSchedule};
+use crate::{FirstScale, ScaleSchedule, ScaleSize};
 
 /// A transformer that predicts each scale from the coarser ones, one scale at a time.
 pub trait ScaleModel<B: Backend> {
@@ -79,6 +79,13 @@ pub trait CodePyramid<B: Backend> {
     /// All codes, `[v, c]`.
     fn codes(&self) -> Tensor<B, 2>;
 
+    /// How many of the codes, the first ones, a scale of this size may use: all, unless the codebook grows
+    /// with the scales.
+    fn n_codes(&self, _size: ScaleSize) -> usize {
+        let [v, _] = self.codes().dims();
+        v
+    }
+
     /// Paints the codes of scale `k`, f_hat_{k-1} to f_hat_k, and returns the input of scale `k + 1`,
     /// or `None` after the last scale.
     ///
@@ -116,6 +123,36 @@ pub trait CodePyramid<B: Backend> {
         let [_, c] = rows.dims();
         rows.reshape([b, n, c])
     }
+}
+
+/// Logits in which the codes that a scale may not use have probability 0, see [`CodePyramid::n_codes`].
+///
+/// # Shapes
+/// - `logits_bnv` and output: `[b, n, v]`, the tokens of `sizes`, coarse to fine
+/// - `n_codes`: how many codes a scale of a size may use
+pub fn restrict<B: Backend>(
+    logits_bnv: Tensor<B, 3>,
+    sizes: &[ScaleSize],
+    n_codes: impl Fn(ScaleSize) -> usize,
+) -> Tensor<B, 3> {
+    /// As good as minus infinity, and finite in whatever is made of it.
+    const FORBIDDEN: f64 = -1e9;
+    let [_, n, v] = logits_bnv.dims();
+    let limits: Vec<i64> = sizes
+        .iter()
+        .flat_map(|size| std::iter::repeat_n(n_codes(*size) as i64, size.tokens()))
+        .collect();
+    if limits.iter().all(|limit| *limit >= v as i64) {
+        return logits_bnv;
+    }
+    let device = logits_bnv.device();
+    let limits_nv = Tensor::<B, 1, Int>::from_data(TensorData::new(limits, [n]), &device)
+        .reshape([n, 1])
+        .repeat_dim(1, v);
+    let codes_nv =
+        Tensor::<B, 1, Int>::arange(0..v as i64, &device).reshape([1, v]).repeat_dim(0, n);
+    let forbidden_nv = codes_nv.greater_equal(limits_nv).float() * FORBIDDEN;
+    logits_bnv + forbidden_nv.reshape([1, n, v])
 }
 
 /// Paints a whole pyramid: the inputs of scales `1..K` when each scale's tokens are given.

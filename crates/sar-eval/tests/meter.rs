@@ -9,7 +9,7 @@ use burn_flex::Flex;
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_eval::{Distance, TokenizerMeter};
 use sar_features::{EfficientNetLite0, PerceptualDistance, WEIGHTS};
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Phi, Tokenizer, TokenizerConfig};
 
 const CODES: usize = 12;
 const SIDE: usize = 32;
@@ -23,6 +23,7 @@ fn tokenizer(family: Family) -> Tokenizer<Flex> {
         z_channels: 4,
         codebook_size: CODES,
         codebook_dim: 4,
+        codebook_growth: CodebookGrowth::None {},
     };
     let (init, seed) = (sar_tokenizer::Init::Torch {}, SeedTree::new(2));
     sar_tokenizer::init(&config, init, seed, &Default::default()).unwrap()

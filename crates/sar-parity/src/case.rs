@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sar_core::{FirstScale, ScaleSchedule};
 use sar_model::{BackboneConfig, BackboneShape, PositionsConfig, Visibility};
 use sar_rollout::Guidance;
-use sar_tokenizer::{Family, Phi, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Phi, TokenizerConfig};
 use sar_weights::{NamedTensors, WeightsError};
 use serde::Deserialize;
 
@@ -222,6 +222,7 @@ impl File {
             z_channels: t.z_channels,
             codebook_size: t.codebook_size,
             codebook_dim: t.codebook_dim,
+            codebook_growth: CodebookGrowth::None {},
         };
         let backbone = BackboneConfig {
             shape: BackboneShape {

@@ -9,6 +9,7 @@ use sar_model::Backbone;
 use sar_rollout::{Predictions, StudentContext, Transitions};
 use sar_tokenizer::Tokenizer;
 use sar_train::backbone_loss::backbone_loss;
+use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::objective::{ConditionDraw, Objective, Regularization};
 use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
@@ -52,6 +53,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 drop_path_rate: 0.0,
                 label_smoothing: 0.0,
                 reduction: Reduction::MeanTokens,
+                context_noise: ContextNoise::NONE,
             };
             let model = trainable::<A, Backbone<A>>(backbone.clone());
             let terms = backbone_loss::<A, _>(

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use sar_core::{FirstScale, ScaleSchedule};
 use sar_model::{Backbone, BackboneConfig, Hints, PositionsConfig, Visibility};
 use sar_rollout::Sampler;
-use sar_tokenizer::{Family, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Tokenizer, TokenizerConfig};
 use sar_weights::{
     Anchor, Layout, Located, NamedTensors, ParameterInfo, WeightsError, WeightsFile, parameters,
 };
@@ -116,8 +116,13 @@ impl Recognized {
             let Some(located) = found? else { continue };
             let recognized = match kind {
                 Wanted::Tokenizer => {
-                    let config = TokenizerConfig::recognize(located.shapes());
-                    let model = Model::Tokenizer(config.map_err(unrecognized)?);
+                    let mut config =
+                        TokenizerConfig::recognize(located.shapes()).map_err(&unrecognized)?;
+                    if let Some(growth) = growth_of(file)? {
+                        config.codebook_growth = growth;
+                        config.validate().map_err(|error| unrecognized(error.to_string()))?;
+                    }
+                    let model = Model::Tokenizer(config);
                     Self { located, model, assumed: Vec::new() }
                 }
                 _ => Self::backbone(file, located, known)?,
@@ -315,6 +320,18 @@ fn scales_of_levels(
     let sides: Vec<usize> = counts.iter().map(|count| count.isqrt()).collect();
     let is_square = sides.iter().zip(&counts).all(|(side, count)| side * side == *count);
     Ok(ScaleSchedule::squares(&sides).ok().filter(|_| is_square))
+}
+
+/// How the codebook of a tokenizer grows, of which its shapes show nothing; older files say nothing of it.
+fn growth_of(file: &WeightsFile) -> Result<Option<CodebookGrowth>, PipelineError> {
+    let described: Option<serde_json::Value> = of_metadata(file, CONFIG)?;
+    let growth = described.as_ref().and_then(|config| config.get("codebook_growth"));
+    let growth = growth.map(|growth| serde_json::from_value(growth.clone()));
+    growth.transpose().map_err(|error| PipelineError::Metadata {
+        path: file.path().into(),
+        field: CONFIG,
+        problem: error.to_string(),
+    })
 }
 
 /// What a file of ours says of itself; files of others may use the same words for something else.

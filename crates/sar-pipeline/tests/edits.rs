@@ -14,7 +14,7 @@ use sar_pipeline::{
 use sar_rollout::{
     Choice, Guidance, KeptTokens, Region, Request, Sampler, generate, generate_watched,
 };
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Phi, Tokenizer, TokenizerConfig};
 use sar_weights::fill;
 
 type B = Flex;
@@ -40,6 +40,7 @@ fn models_of(family: Family, first_scale: FirstScale, scales: &str) -> Models {
         z_channels: 32,
         codebook_size: 32,
         codebook_dim: 16,
+        codebook_growth: CodebookGrowth::None {},
     };
     let shape = BackboneShape { width: 24, heads: 2, first_scale, ..BackboneShape::published(2) };
     let positions = match family {

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, restrict};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::{argmax, draw, gumbel_softmax};
@@ -256,7 +256,8 @@ where
                 (first.tokens_bn, first.codes_bnc, first.logits_bnv);
         } else {
             let t = sampler.guidance.strength(k, schedule);
-            logits_bnv = guided_by(t, model.step(&mut cache, input.take()));
+            let free_bnv = guided_by(t, model.step(&mut cache, input.take()));
+            logits_bnv = restrict(free_bnv, &[schedule.size(k)], |size| pyramid.n_codes(size));
             let chosen = sampler.choice.choose(logits_bnv.clone(), streams, schedule, k);
             codes_bnc = chosen.codes(pyramid);
             tokens_bn = chosen.tokens();

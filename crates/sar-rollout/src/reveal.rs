@@ -9,7 +9,7 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use sar_core::first_scale::{Reveal, order, revealed};
-use sar_core::{CodePyramid, FirstScale, ScaleModel, SeedTree};
+use sar_core::{CodePyramid, FirstScale, ScaleModel, ScaleSize, SeedTree, restrict};
 
 use crate::generate::{Chosen, Request};
 
@@ -86,7 +86,9 @@ where
             None => unknown.iter().map(|order| order[..now].to_vec()).collect(),
         };
         let strength = sampler.guidance.first_strength(t + 1, counts.len());
-        let logits_bpv = guide(strength, model.predict(cache, &rows(&places)));
+        let free_bpv = guide(strength, model.predict(cache, &rows(&places)));
+        let row = ScaleSize { height: 1, width: places[0].len() };
+        let logits_bpv = restrict(free_bpv, &[row], |_| pyramid.n_codes(schedule.size(0)));
         let chosen = match kept.filter(|_| is_kept(places[0][0])) {
             Some(kept) => Chosen::Tokens(kept.tokens_at(0, &places)),
             None => {

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_rollout::{StudentContext, Transitions, stagger};
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig, init};
+use sar_tokenizer::{CodebookGrowth, Family, Phi, Tokenizer, TokenizerConfig, init};
 use sar_weights::{NamedTensors, collect};
 
 /// Code channels.
@@ -20,6 +20,7 @@ fn config() -> TokenizerConfig {
         z_channels: C,
         codebook_size: CODES,
         codebook_dim: C,
+        codebook_growth: CodebookGrowth::None {},
     }
 }
 

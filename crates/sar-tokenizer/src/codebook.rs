@@ -5,6 +5,9 @@
 use burn::module::{Initializer, Module};
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{Int, Tensor, backend::Backend};
+use sar_core::ScaleSize;
+
+use crate::CodebookGrowth;
 
 /// What makes a code near.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +25,25 @@ pub struct Codebook<B: Backend> {
     embedding: Embedding<B>,
     #[module(skip)]
     metric: Metric,
+    #[module(skip)]
+    growth: CodebookGrowth,
 }
 
 impl<B: Backend> Codebook<B> {
     pub(crate) fn new(size: usize, dim: usize, metric: Metric, device: &B::Device) -> Self {
         let config = EmbeddingConfig::new(size, dim).with_initializer(Initializer::Zeros);
-        Self { embedding: config.init(device), metric }
+        let growth = CodebookGrowth::None {};
+        Self { embedding: config.init(device), metric, growth }
+    }
+
+    /// The same codes, of which coarse scales may use fewer.
+    pub(crate) fn growing(self, growth: CodebookGrowth) -> Self {
+        Self { growth, ..self }
+    }
+
+    /// How many of the codes, the first ones, a scale may use.
+    pub fn n_codes(&self, size: ScaleSize) -> usize {
+        self.growth.n_codes(size, self.size())
     }
 
     /// Number of codes, v.
@@ -57,8 +73,9 @@ impl<B: Backend> Codebook<B> {
 
     /// The same parameter with other vectors `[v, c]` (initialization from data, dead codes).
     pub fn with_raw(self, vectors_vc: Tensor<B, 2>) -> Self {
-        let weight = self.embedding.weight.map(|_| vectors_vc);
-        Self { embedding: Embedding { weight }, metric: self.metric }
+        let Self { embedding, metric, growth } = self;
+        let weight = embedding.weight.map(|_| vectors_vc);
+        Self { embedding: Embedding { weight }, metric, growth }
     }
 
     /// Rows as the search compares them, `[n, c]`: of length 1 where angles count.
@@ -97,7 +114,16 @@ impl<B: Backend> Codebook<B> {
     /// - `z_nc`: `[n, c]`, any length
     /// - output: `[n]`, each in `0..v`; no gradient
     pub fn nearest(&self, z_nc: Tensor<B, 2>) -> Tensor<B, 1, Int> {
-        self.nearness(z_nc.detach()).detach().argmax(1).squeeze_dim(1)
+        self.nearest_among(z_nc, self.size())
+    }
+
+    /// The nearest of the first `n_codes` codes to each row, see [`nearest`](Self::nearest).
+    pub fn nearest_among(&self, z_nc: Tensor<B, 2>, n_codes: usize) -> Tensor<B, 1, Int> {
+        let mut nearness_nv = self.nearness(z_nc.detach()).detach();
+        if n_codes < self.size() {
+            nearness_nv = nearness_nv.slice_dim(1, 0..n_codes);
+        }
+        nearness_nv.argmax(1).squeeze_dim(1)
     }
 }
 

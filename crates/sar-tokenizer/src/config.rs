@@ -1,5 +1,6 @@
 //! What a tokenizer is made of.
 
+use sar_core::ScaleSize;
 use serde::{Deserialize, Serialize};
 
 /// Channels per group normalization are split into this many groups, as released.
@@ -40,6 +41,39 @@ impl Phi {
     }
 }
 
+/// How the codes that a scale may use grow with its side (arXiv:2605.06207): the first ones, fewer at coarse
+/// scales. Latents, logits and samples of a scale keep to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CodebookGrowth {
+    /// All scales may use all codes.
+    None {},
+    /// ```text
+    /// v(s) = first (v / first)^(ln s / ln full_side),   v from full_side on
+    /// ```
+    /// for a scale whose longer side is s, rounded.
+    Geometric {
+        /// Codes of a scale of one token.
+        first: usize,
+        /// The side from which on all codes may be used, 2 or more.
+        full_side: usize,
+    },
+}
+
+impl CodebookGrowth {
+    /// How many of `v` codes a scale may use.
+    pub fn n_codes(self, size: ScaleSize, v: usize) -> usize {
+        let Self::Geometric { first, full_side } = self else { return v };
+        let side = size.height.max(size.width);
+        if side >= full_side {
+            return v;
+        }
+        let share = (side as f64).ln() / (full_side as f64).ln();
+        let (first, all) = (first as f64, v as f64);
+        (first * (all / first).powf(share)).round() as usize
+    }
+}
+
 /// Shape of a tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +93,8 @@ pub struct TokenizerConfig {
     pub codebook_size: usize,
     /// Channels of a code, c.
     pub codebook_dim: usize,
+    /// How many of the codes a scale may use.
+    pub codebook_growth: CodebookGrowth,
 }
 
 /// A tokenizer configuration that cannot be built.
@@ -83,6 +119,7 @@ impl TokenizerConfig {
             z_channels: 256,
             codebook_size: 8912,
             codebook_dim: 32,
+            codebook_growth: CodebookGrowth::None {},
         }
     }
 
@@ -96,6 +133,7 @@ impl TokenizerConfig {
             z_channels: 32,
             codebook_size: 4096,
             codebook_dim: 32,
+            codebook_growth: CodebookGrowth::None {},
         }
     }
 
@@ -144,6 +182,45 @@ impl TokenizerConfig {
                 return err(field, format!("{value} is less than {least}"));
             }
         }
+        if let CodebookGrowth::Geometric { first, full_side } = self.codebook_growth {
+            let v = self.codebook_size;
+            if !(1..=v).contains(&first) {
+                return err(
+                    "codebook_growth.first",
+                    format!("{first} is not in 1..={v}, the codes"),
+                );
+            }
+            if full_side < 2 {
+                return err("codebook_growth.full_side", format!("{full_side} is less than 2"));
+            }
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_grow_by_hand() {
+        let growth = CodebookGrowth::Geometric { first: 8, full_side: 8 };
+        let of = |side| growth.n_codes(ScaleSize::square(side), 512);
+        // 64 times as many over three doublings of the side.
+        assert_eq!([1, 2, 4, 8, 16].map(of), [8, 32, 128, 512, 512]);
+        assert_eq!(of(3), 58, "8 * 64^(ln 3 / ln 8) = 57.6");
+        assert_eq!(growth.n_codes(ScaleSize { height: 1, width: 4 }, 512), 128);
+        assert!((1..40).is_sorted_by_key(of));
+        assert_eq!(CodebookGrowth::None {}.n_codes(ScaleSize::square(1), 512), 512);
+        let wrong = |first, full_side| {
+            let codebook_growth = CodebookGrowth::Geometric { first, full_side };
+            TokenizerConfig { codebook_growth, ..TokenizerConfig::var() }
+                .validate()
+                .unwrap_err()
+                .field
+        };
+        assert_eq!(wrong(0, 8), "codebook_growth.first");
+        assert_eq!(wrong(5000, 8), "codebook_growth.first");
+        assert_eq!(wrong(8, 1), "codebook_growth.full_side");
     }
 }

@@ -9,7 +9,7 @@
 //! Shapes: b batch, c code channels, n tokens of one scale.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
-use sar_core::SeedTree;
+use sar_core::{ScaleSize, SeedTree};
 use serde::{Deserialize, Serialize};
 
 use crate::Codebook;
@@ -54,7 +54,7 @@ impl Disturbance<'_> {
         codebook: &Codebook<B>,
         z_nc: Tensor<B, 2>,
         indices_n: Tensor<B, 1, Int>,
-        scale: &str,
+        size: ScaleSize,
     ) -> Tensor<B, 1, Int> {
         let Perturbation { share, nearest } = self.perturbation;
         if share == 0.0 {
@@ -63,10 +63,11 @@ impl Disturbance<'_> {
         let [n_rows] = indices_n.dims();
         let n = n_rows / self.images.len();
         assert_eq!(n * self.images.len(), n_rows, "a stream for each image");
-        let nearest = nearest.clamp(1, codebook.size());
+        let allowed = codebook.n_codes(size);
+        let (nearest, scale) = (nearest.clamp(1, allowed), size.to_string());
         let (mut rows, mut ranks) = (Vec::new(), Vec::new());
         for (image, stream) in self.images.iter().enumerate() {
-            let draws = stream.child("perturbation").child(scale);
+            let draws = stream.child("perturbation").child(&scale);
             let ranked = draws.child("rank");
             for (token, uniform) in draws.uniforms(n).into_iter().enumerate() {
                 if f64::from(uniform) < share {
@@ -83,6 +84,7 @@ impl Disturbance<'_> {
         let rows_m = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [m]), &device);
         let ranks_m1 = Tensor::<B, 2, Int>::from_data(TensorData::new(ranks, [m, 1]), &device);
         let nearness_mv = codebook.nearness(z_nc.detach().select(0, rows_m.clone())).detach();
+        let nearness_mv = nearness_mv.slice_dim(1, 0..allowed);
         let (_, order_mv) = nearness_mv.sort_descending_with_indices(1);
         let others_m = order_mv.gather(1, ranks_m1).reshape([m]);
         let change_m = others_m - indices_n.clone().select(0, rows_m.clone());
@@ -127,7 +129,7 @@ mod tests {
         let indices = book.nearest(z.clone());
         let perturbation = Perturbation { share, nearest };
         let disturbance = Disturbance { perturbation, dropout: 0.0, images };
-        let indices = disturbance.perturbed(&book, z, indices, "2x2");
+        let indices = disturbance.perturbed(&book, z, indices, ScaleSize::square(2));
         indices.into_data().convert::<i64>().into_vec().unwrap()
     }
 

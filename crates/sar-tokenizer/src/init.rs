@@ -106,7 +106,7 @@ mod tests {
     use burn_flex::Flex;
 
     use super::*;
-    use crate::{ColorAxes, Family, Phi};
+    use crate::{CodebookGrowth, ColorAxes, Family, Phi};
 
     fn config(family: Family) -> TokenizerConfig {
         TokenizerConfig {
@@ -117,6 +117,7 @@ mod tests {
             z_channels: 8,
             codebook_size: 16,
             codebook_dim: 4,
+            codebook_growth: CodebookGrowth::None {},
         }
     }
 

@@ -17,7 +17,7 @@ pub mod tokenizer;
 
 pub use codebook::{Codebook, Metric};
 pub use color::{ColorAxes, ColorMoments};
-pub use config::{Family, Phi, TokenizerConfig, TokenizerConfigError};
+pub use config::{CodebookGrowth, Family, Phi, TokenizerConfig, TokenizerConfigError};
 pub use disturbance::{Disturbance, Perturbation};
 pub use init::{Init, init};
 pub use last_layer::last_layer_gradient;

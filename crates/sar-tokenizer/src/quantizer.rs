@@ -47,8 +47,10 @@ pub struct Quantized<B: Backend> {
 
 impl<B: Backend> Quantizer<B> {
     pub(crate) fn new(config: &TokenizerConfig, device: &B::Device) -> Self {
-        let codebook =
-            |metric| Codebook::new(config.codebook_size, config.codebook_dim, metric, device);
+        let codebook = |metric| {
+            let codes = Codebook::new(config.codebook_size, config.codebook_dim, metric, device);
+            codes.growing(config.codebook_growth)
+        };
         match config.family {
             Family::Flexvar => Self::Direct(Direct { codebook: codebook(Metric::Cosine) }),
             Family::Var { phi } => Self::Residual(Residual::new(
@@ -113,8 +115,8 @@ impl<B: Backend> Quantizer<B> {
     pub(crate) fn tokens(&self, h_bchw: Tensor<B, 4>, scales: &[ScaleSize]) -> Tensor<B, 2, Int> {
         let [b, ..] = h_bchw.dims();
         let mut tokens = Vec::with_capacity(scales.len());
-        self.encode_scales(h_bchw, scales, |z_nc| {
-            let (indices_n, codes_nc) = self.nearest(z_nc);
+        self.encode_scales(h_bchw, scales, |z_nc, size| {
+            let (indices_n, codes_nc) = self.nearest(z_nc, size);
             let [n] = indices_n.dims();
             tokens.push(indices_n.reshape([b, n / b]));
             codes_nc
@@ -130,7 +132,7 @@ impl<B: Backend> Quantizer<B> {
     /// - output: one `[b n_k, c]` per scale
     pub fn targets(&self, h_bchw: Tensor<B, 4>, scales: &[ScaleSize]) -> Vec<Tensor<B, 2>> {
         let mut targets = Vec::with_capacity(scales.len());
-        self.encode_scales(h_bchw, scales, |z_nc| {
+        self.encode_scales(h_bchw, scales, |z_nc, _| {
             targets.push(z_nc.clone());
             z_nc
         });
@@ -162,7 +164,7 @@ impl<B: Backend> Quantizer<B> {
                 let pair = |size: &ScaleSize| {
                     let z_bchw = resample(h_bchw.clone(), *size, Filter::Area);
                     let z_nc = direct.codebook.comparable(rows(z_bchw));
-                    let (indices_n, q_nc) = self.nearest(z_nc.clone());
+                    let (indices_n, q_nc) = self.nearest(z_nc.clone(), *size);
                     indices.push(indices_n);
                     [z_nc, q_nc]
                 };
@@ -170,20 +172,16 @@ impl<B: Backend> Quantizer<B> {
                 let [z_nc, mut q_nc] = pairs[pairs.len() - 1].clone();
                 if let (Some(disturbance), Some(size)) = (disturbance, scales.last()) {
                     let found_n = indices[indices.len() - 1].clone();
-                    let indices_n = disturbance.perturbed(
-                        &direct.codebook,
-                        z_nc.clone(),
-                        found_n,
-                        &size.to_string(),
-                    );
+                    let indices_n =
+                        disturbance.perturbed(&direct.codebook, z_nc.clone(), found_n, *size);
                     q_nc = direct.codebook.codes().select(0, indices_n);
                 }
                 (pairs, map(straight_through(z_nc, q_nc), [b, height, width]))
             }
             Self::Residual(_) => {
                 let mut searched = Vec::new();
-                let f_hats = self.encode_scales(h_bchw.clone(), scales, |z_nc| {
-                    let (indices_n, codes_nc) = self.nearest(z_nc.clone());
+                let f_hats = self.encode_scales(h_bchw.clone(), scales, |z_nc, size| {
+                    let (indices_n, codes_nc) = self.nearest(z_nc.clone(), size);
                     searched.push((z_nc, indices_n.clone()));
                     indices.push(indices_n);
                     codes_nc
@@ -213,8 +211,7 @@ impl<B: Backend> Quantizer<B> {
         let b = kept.len();
         let mut f_hat: Option<Tensor<B, 4>> = None;
         for (k, ((z_nc, indices_n), size)) in searched.into_iter().zip(scales).enumerate() {
-            let indices_n =
-                disturbance.perturbed(self.codebook(), z_nc, indices_n, &size.to_string());
+            let indices_n = disturbance.perturbed(self.codebook(), z_nc, indices_n, *size);
             let q_bchw = map(codes_vc.clone().select(0, indices_n), [b, size.height, size.width]);
             let mut added = self.add_scale(None, scales, k, q_bchw).detach();
             if kept.iter().any(|kept| *kept <= k) {
@@ -230,19 +227,19 @@ impl<B: Backend> Quantizer<B> {
         f_hat.expect("at least one scale")
     }
 
-    /// The nearest codes of rows: their indices and, with gradients, the codes.
-    fn nearest(&self, z_nc: Tensor<B, 2>) -> (Tensor<B, 1, Int>, Tensor<B, 2>) {
-        let indices_n = self.codebook().nearest(z_nc);
+    /// The nearest codes of a scale's rows: their indices and, with gradients, the codes.
+    fn nearest(&self, z_nc: Tensor<B, 2>, size: ScaleSize) -> (Tensor<B, 1, Int>, Tensor<B, 2>) {
+        let indices_n = self.codebook().nearest_among(z_nc, self.codebook().n_codes(size));
         (indices_n.clone(), self.codebook().codes().select(0, indices_n))
     }
 
-    /// Goes through the scales: `choose` gets the rows that each searches codes for and returns the
-    /// codes that it takes. Returns `f_hat` after each scale.
+    /// Goes through the scales: `choose` gets the rows that each searches codes for, and its size, and returns
+    /// the codes that it takes. Returns `f_hat` after each scale.
     fn encode_scales(
         &self,
         h_bchw: Tensor<B, 4>,
         scales: &[ScaleSize],
-        mut choose: impl FnMut(Tensor<B, 2>) -> Tensor<B, 2>,
+        mut choose: impl FnMut(Tensor<B, 2>, ScaleSize) -> Tensor<B, 2>,
     ) -> Vec<Tensor<B, 4>> {
         let [b, ..] = h_bchw.dims();
         let h_bchw = match self {
@@ -256,7 +253,7 @@ impl<B: Backend> Quantizer<B> {
                 (Self::Residual(_), Some(f_hat)) => h_bchw.clone() - f_hat.clone(),
                 _ => h_bchw.clone(),
             };
-            let codes_nc = choose(rows(resample(rest.detach(), size, Filter::Area)));
+            let codes_nc = choose(rows(resample(rest.detach(), size, Filter::Area)), size);
             let q_bchw = map(codes_nc, [b, size.height, size.width]);
             f_hats.push(self.add_scale(before, scales, k, q_bchw));
         }

@@ -4,7 +4,7 @@
 use burn::tensor::TensorData;
 use sar_weights::{Anchor, Layout, NamedTensors, Shapes};
 
-use crate::{Family, Phi, TokenizerConfig};
+use crate::{CodebookGrowth, Family, Phi, TokenizerConfig};
 
 /// Finds a tokenizer in a file, a checkpoint of a run among them. Where a file holds averaged weights, too, they are taken, as the
 /// released evaluation of LlamaGen's tokenizers does.
@@ -95,6 +95,8 @@ impl TokenizerConfig {
             z_channels,
             codebook_size,
             codebook_dim,
+            // No shape shows it.
+            codebook_growth: CodebookGrowth::None {},
         };
         config.validate().map_err(|error| error.to_string())?;
         Ok(config)

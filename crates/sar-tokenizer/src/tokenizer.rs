@@ -201,6 +201,10 @@ impl<B: Backend> CodePyramid<B> for Tokenizer<B> {
         self.codebook().codes()
     }
 
+    fn n_codes(&self, size: ScaleSize) -> usize {
+        self.codebook().n_codes(size)
+    }
+
     fn paint(
         &self,
         canvas: &mut Self::Canvas,

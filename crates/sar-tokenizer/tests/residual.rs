@@ -4,7 +4,9 @@ use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 use sar_core::{ScaleSchedule, SeedTree, paint_all};
-use sar_tokenizer::{Disturbance, Family, Perturbation, Phi, Tokenizer, TokenizerConfig, init};
+use sar_tokenizer::{
+    CodebookGrowth, Disturbance, Family, Perturbation, Phi, Tokenizer, TokenizerConfig, init,
+};
 
 fn config(phi: Phi, c: usize, codes: usize) -> TokenizerConfig {
     TokenizerConfig {
@@ -15,6 +17,7 @@ fn config(phi: Phi, c: usize, codes: usize) -> TokenizerConfig {
         z_channels: 2,
         codebook_size: codes,
         codebook_dim: c,
+        codebook_growth: CodebookGrowth::None {},
     }
 }
 

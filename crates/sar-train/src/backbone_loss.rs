@@ -5,7 +5,7 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
-use sar_core::{CodePyramid, FirstScale, ScaleModel, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, FirstScale, ScaleModel, ScaleSchedule, SeedTree, restrict};
 use sar_loss::{StudentTarget, Target, cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, DropPath, FirstToken, Pass};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
@@ -16,8 +16,8 @@ use crate::tokens::{FirstGiven, Masking, TokenBatch, argmax_tokens, inputs, labe
 
 /// The loss of a backbone on a batch.
 ///
-/// `pyramid` is the frozen tokenizer's look-up; nothing of it is differentiated. `step` is the
-/// stream of this step.
+/// `pyramid` is the frozen tokenizer's look-up; nothing of it is differentiated. `objective` is that of
+/// the step ([`Objective::weighted`]), `step` the step's stream.
 pub fn backbone_loss<A, P>(
     model: &Backbone<A>,
     pyramid: &P,
@@ -49,13 +49,21 @@ where
     let given = FirstGiven::of(model.first_scale(), pyramid, batch, Masking::Drawn);
     let first = || FirstToken::from_inner(given.token.clone());
     let labels_b = condition("condition");
+    let context_bl = regularization.context_noise.apply(
+        pyramid,
+        schedule,
+        batch.tokens_bl.clone(),
+        &batch.streams,
+    );
     let teacher_blv = model.forward(Pass {
         labels_b: labels_b.clone(),
-        inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()).map(Tensor::from_inner),
+        inputs_blc: inputs(pyramid, schedule, context_bl).map(Tensor::from_inner),
         schedule,
         first: first(),
         depth_drops: drops("teacher").as_ref(),
     });
+    let n_codes = |size| pyramid.n_codes(size);
+    let teacher_blv = restrict(teacher_blv, schedule.sizes(), n_codes);
     let truth_bl = Tensor::<A, 2, Int>::from_inner(batch.tokens_bl.clone());
     let smoothing = regularization.label_smoothing;
     let token_loss_bl = given.weigh(cross_entropy(teacher_blv.clone(), truth_bl, smoothing));
@@ -112,6 +120,7 @@ where
             first: if begins_as_the_teachers { first() } else { FirstToken::Bare },
             depth_drops: student_drops.as_ref(),
         });
+        let logits_blv = restrict(logits_blv, pass.schedule.sizes(), n_codes);
         // The first scale's own logits are dropped.
         let student_blv = logits_blv.slice_dim(1, places);
         student_forcing(student_blv, target.of_tokens(pass.predicts))
@@ -154,13 +163,14 @@ where
             // dropped for one of them would mix two nulls.
             let inner = model.valid();
             let run = |labels: Vec<usize>| {
-                inner.forward(Pass {
+                let logits_blv = inner.forward(Pass {
                     labels_b: labels_tensor(labels.into_iter(), device),
                     inputs_blc: inputs(pyramid, schedule, batch.tokens_bl.clone()),
                     schedule,
                     first: given.token.clone(),
                     depth_drops: None,
-                })
+                });
+                restrict(logits_blv, schedule.sizes(), |size| pyramid.n_codes(size))
             };
             let cond_blv = run(batch.labels.clone());
             let uncond_blv = (!sampler.guidance.is_off(schedule, FirstScale::ClassToken {}))

@@ -17,6 +17,7 @@ use crate::latents::{LatentBatch, LatentCache};
 use crate::learner::{Learner, Optimization, State};
 use crate::objective::{BackboneMeasure, Objective, Regularization};
 use crate::recipe::Recipe;
+use crate::schedule::Ramp;
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
 use crate::tokens::TokenBatch;
 
@@ -38,6 +39,8 @@ pub(crate) type Tokens<'t, B> = (&'t Tokenizer<B>, LatentSource<'t>);
 pub(crate) struct BackboneSettings<'a> {
     pub(crate) optimization: &'a Optimization,
     pub(crate) objective: &'a Objective,
+    /// A factor of the student term's weight.
+    pub(crate) weight: Ramp,
     pub(crate) regularization: &'a Regularization,
     pub(crate) monitor: BackboneMeasure,
 }
@@ -108,6 +111,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
             })
             .collect();
         let (tokenizer, device, settings) = (self.tokenizer, self.device, self.settings);
+        let objective = settings.objective.weighted(settings.weight.at(step, steps));
         let precision = self.recipe.backbone.precision;
         let loss = |model: &Backbone<A>, (source, schedule): (Source, ScaleSchedule)| {
             let tokens = match source {
@@ -121,7 +125,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
                 &precision.view(model),
                 tokenizer,
                 &tokens,
-                settings.objective,
+                &objective,
                 settings.regularization,
                 draws,
                 device,

@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
-use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, restrict};
 use sar_loss::{StatsByScale, cross_entropy, mean_tokens};
 use sar_model::{Backbone, FirstToken, Pass};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
@@ -289,6 +289,7 @@ where
     let of_scale = |(k, range): (usize, Range<usize>)| {
         let sizes = schedule.sizes()[..=k].to_vec();
         let scales = &ScaleSchedule::new(sizes).expect("the beginning of a schedule");
+        let (size, n_codes) = (schedule.size(k), pyramid.n_codes(schedule.size(k)));
         let parts = batches.iter().zip(&all_inputs).map(|(batch, inputs_blc)| Part::<A> {
             labels_b: labels_tensor(batch.labels.iter().copied(), device),
             first: FirstGiven::of(model.first_scale(), pyramid, batch, Masking::All).token,
@@ -309,6 +310,7 @@ where
                 depth_drops: None,
             });
             let logits_bnv = logits_blv.slice_dim(1, range.clone());
+            let logits_bnv = restrict(logits_bnv, &[size], |_| n_codes);
             let loss_bn = cross_entropy(logits_bnv, Tensor::from_inner(part.truth_bn), 0.0);
             let loss = mean_tokens(loss_bn) * part.weight;
             (Terms { loss, parts: Vec::new(), scales: Vec::new() }, ())

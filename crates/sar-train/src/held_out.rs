@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
-use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, restrict};
 use sar_data::{DataError, ImageBatch};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, Pass};
@@ -257,13 +257,14 @@ pub(crate) fn logits_in<B: Backend, P: CodePyramid<B>>(
     batch: &TokenBatch<B>,
     device: &B::Device,
 ) -> Tensor<B, 3> {
-    model.forward(Pass {
+    let logits_blv = model.forward(Pass {
         labels_b: labels_tensor(batch.labels.iter().copied(), device),
         inputs_blc: inputs(pyramid, &batch.schedule, context_bl),
         schedule: &batch.schedule,
         first: FirstGiven::of(model.first_scale(), pyramid, batch, Masking::All).token,
         depth_drops: None,
-    })
+    });
+    restrict(logits_blv, batch.schedule.sizes(), |size| pyramid.n_codes(size))
 }
 
 /// The mean of some values, not none.

@@ -4,6 +4,7 @@
 pub mod recipe;
 mod validate;
 
+pub mod context_noise;
 pub mod objective;
 pub mod schedule;
 

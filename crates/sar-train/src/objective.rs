@@ -5,6 +5,8 @@ use sar_loss::{Reduction, StudentTarget};
 use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
 use serde::{Deserialize, Serialize};
 
+use crate::context_noise::ContextNoise;
+
 /// Teacher forcing alone, or with a student term.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -67,6 +69,15 @@ impl Objective {
         }
     }
 
+    /// The same objective with the weight of the student term times a factor, as schedules have it.
+    pub fn weighted(&self, factor: f64) -> Self {
+        let mut objective = self.clone();
+        if let Self::Sar { weight, .. } = &mut objective {
+            *weight *= factor;
+        }
+        objective
+    }
+
     /// What one step computes, in units of a teacher-forced step at the same scales: what an
     /// equal-compute control gets.
     ///
@@ -114,7 +125,7 @@ pub enum BackboneMeasure {
 }
 
 /// Regularization of a backbone stage; none of it is active in evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Regularization {
     /// Probability that an image's class is replaced by the null class (published: 0.1).
@@ -124,6 +135,8 @@ pub struct Regularization {
     pub drop_path_rate: f64,
     /// Label smoothing of the teacher-forced loss (published: 0).
     pub label_smoothing: f64,
+    /// Replaced codes in the context of the teacher pass.
+    pub context_noise: ContextNoise,
     /// How token losses of the teacher pass become one number.
     pub reduction: Reduction,
 }
@@ -131,6 +144,24 @@ pub struct Regularization {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::Ramp;
+
+    #[test]
+    fn the_weight_follows_its_schedule() {
+        let weights = |warmup, end| {
+            let ramp = Ramp { warmup, end };
+            (0..5).map(move |step| match Objective::paper(0.1).weighted(ramp.at(step, 5)) {
+                Objective::Sar { weight, .. } => weight,
+                Objective::TeacherForcing => unreachable!(),
+            })
+        };
+        assert!(weights(0.0, 1.0).eq([0.1; 5]), "to the bit");
+        let near = |found: f64, expected: f64| (found - expected).abs() < 1e-15;
+        assert!(weights(0.4, 0.0).zip([0.0, 0.05, 0.1, 0.05, 0.0]).all(|(a, b)| near(a, b)));
+        assert!(weights(0.0, 3.0).zip([0.1, 0.15, 0.2, 0.25, 0.3]).all(|(a, b)| near(a, b)));
+        assert_eq!(Ramp { warmup: 0.0, end: 0.5 }.at(0, 1), 1.0, "a single step");
+        assert_eq!(Objective::TeacherForcing.weighted(0.5), Objective::TeacherForcing);
+    }
 
     #[test]
     fn compute_by_hand() {

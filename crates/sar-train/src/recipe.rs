@@ -23,6 +23,7 @@ pub use self::tokenizer::{
 use crate::latents::Latents;
 use crate::learner::Optimization;
 use crate::objective::{BackboneMeasure, Objective, Regularization};
+use crate::schedule::Ramp;
 use crate::validate::validate;
 use crate::{StageId, TrainError};
 
@@ -165,6 +166,8 @@ pub struct SarRecipe {
     pub output: Output,
     /// What is optimized.
     pub objective: Objective,
+    /// How the weight of the student term changes over the stage.
+    pub weight_schedule: Ramp,
     /// Whether teacher forcing for the same number of passes runs from the same weights, as the
     /// control that SAR is compared with.
     pub control: bool,
@@ -476,6 +479,19 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_scales_and_growing_codebooks_are_taken() {
+        let settings = [
+            "pretrain.regularization.reduction={ scales = [3.0, 1.0, 1.0, 1.0, 1.0, 1.0] }",
+            "tokenizer.model.codebook_growth={ kind = \"geometric\", first = 16, full_side = 8 }",
+            "sar.weight_schedule={ warmup = 0.5, end = 0.1 }",
+            "sar.regularization.context_noise={ max_share = 0.3, nearest = 32 }",
+        ];
+        let recipe = Recipe::load("emoji-quick", &settings.map(String::from)).unwrap();
+        let table = recipe.to_toml().parse().unwrap();
+        assert_eq!(Recipe::from_table(table).unwrap(), recipe);
+    }
+
+    #[test]
     fn settings_replace_values() {
         let recipe = Recipe::load(
             "emoji-quick",
@@ -522,6 +538,29 @@ mod tests {
             &["tokenizer.optimization.lr.decay.flat"],
         );
         check(&["pretrain.init_from.path=x"], &["pretrain.init_from", "path"]);
+        let noise = |value: &str| format!("sar.regularization.context_noise.{value}");
+        check(
+            &[&noise("max_share=1.1")],
+            &["sar.regularization.context_noise.max_share", "[0, 1]"],
+        );
+        check(&[&noise("nearest=513")], &["context_noise.nearest", "512"]);
+        let weights =
+            |list: &str| format!("pretrain.regularization.reduction={{ scales = {list} }}");
+        check(&[&weights("[1.0, 2.0]")], &["reduction.scales", "2 weights", "as many scales"]);
+        check(&[&weights("[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]")], &["reduction.scales", "one of them"]);
+        check(&["sar.weight_schedule.warmup=1"], &["weight_schedule.warmup"]);
+        check(&["sar.weight_schedule.end=-1"], &["weight_schedule.end"]);
+        let growth = |first: usize, side: usize| {
+            format!(
+                "tokenizer.model.codebook_growth={{ kind = \"geometric\", first = {first}, full_side = {side} }}"
+            )
+        };
+        check(&[&growth(0, 8)], &["tokenizer.model.codebook_growth.first", "1..=512"]);
+        check(&[&growth(16, 1)], &["tokenizer.model.codebook_growth.full_side"]);
+        check(&[&growth(16, 9)], &["codebook_growth.full_side", "last scale's side, 8"]);
+        let smooth = "pretrain.regularization.label_smoothing=0.1";
+        check(&[&growth(16, 8), smooth], &["pretrain.regularization.label_smoothing", "growing"]);
+        check(&[&growth(16, 8), "tokenizer.loss.entropy=0.1"], &["tokenizer.loss.entropy"]);
         let error = Recipe::load("no-such", &[]).unwrap_err().to_string();
         assert!(error.contains("no-such") && error.contains("emoji-quick"), "{error}");
     }

@@ -421,7 +421,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
             StageId::Tokenizer => unreachable!("not a stage of the backbone"),
         };
         let optimization = self.recipe.optimization(id);
-        let settings = BackboneSettings { optimization, objective, regularization, monitor };
+        let weight = sar.weight_schedule;
+        let settings =
+            BackboneSettings { optimization, objective, weight, regularization, monitor };
         let seed = match id {
             // The name of the stage's stream is older than the stage's name.
             StageId::Pretrain => self.seed.child("teacher"),

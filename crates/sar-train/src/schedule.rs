@@ -23,6 +23,37 @@ pub enum Decay {
     Exponential,
 }
 
+/// How the weight of a loss changes over the steps of a stage: a factor.
+///
+/// ```text
+/// step / w                              before w = warmup * steps
+/// 1 + (end - 1) (step - w) / (last - w) from there to the last step
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    /// Share of the steps over which it rises from 0, in [0, 1).
+    pub warmup: f64,
+    /// The factor at the last step; 1: it stays.
+    pub end: f64,
+}
+
+impl Ramp {
+    /// Always 1.
+    pub const CONSTANT: Self = Self { warmup: 0.0, end: 1.0 };
+
+    /// The factor of a step.
+    pub fn at(&self, step: u64, steps: u64) -> f64 {
+        let (step, last) = (step as f64, steps.saturating_sub(1) as f64);
+        let warmup = self.warmup * steps as f64;
+        if step < warmup {
+            return step / warmup;
+        }
+        let x = if last > warmup { (step - warmup) / (last - warmup) } else { 0.0 };
+        1.0 + (self.end - 1.0) * x
+    }
+}
+
 /// Peak, warm-up and decay.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

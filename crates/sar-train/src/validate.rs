@@ -5,8 +5,9 @@ use sar_discriminator::DiscriminatorConfigError;
 use sar_loss::Reduction;
 use sar_model::Init;
 use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext};
-use sar_tokenizer::{Family, Perturbation, Phi};
+use sar_tokenizer::{CodebookGrowth, Family, Perturbation, Phi};
 
+use crate::context_noise::ContextNoise;
 use crate::latents::Latents;
 use crate::learner::Optimization;
 use crate::objective::{Objective, Regularization};
@@ -16,7 +17,7 @@ use crate::recipe::{
     Output, Perceptual, PositionsRecipe, PretrainRecipe, Recipe, SampleQuality, SarRecipe,
     TokenizerLoss, TokenizerRecipe, TokenizerRegularization,
 };
-use crate::schedule::{Decay, LrSchedule, WeightDecay};
+use crate::schedule::{Decay, LrSchedule, Ramp, WeightDecay};
 
 /// A field and what is wrong with it.
 type Problem = (String, String);
@@ -57,6 +58,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         .validate()
         .map_err(|e| (format!("backbone.{}", e.field), e.problem))?;
     of_family(recipe)?;
+    of_growth(recipe)?;
     let Init { adaln_gamma } = *init;
     at_least_zero(adaln_gamma, "backbone.init.adaln_gamma")?;
     of_sizes(data.side as usize, tokenizer.model.downsampling(), schedule)?;
@@ -66,20 +68,25 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     of_steps("pretrain", *steps, init_from)?;
     of_optimization("pretrain", optimization)?;
     of_output("pretrain", *output, optimization, log)?;
-    of_regularization("pretrain", regularization)?;
+    let codes = tokenizer.model.codebook_size;
+    of_regularization("pretrain", regularization, schedule, codes)?;
     let SarRecipe {
         steps: _,
         monitor: _,
         output,
         objective,
+        weight_schedule,
         control: _,
         optimization,
         regularization,
     } = sar;
     of_objective(objective)?;
+    let Ramp { warmup, end } = *weight_schedule;
+    below_one(warmup, "sar.weight_schedule.warmup")?;
+    at_least_zero(end, "sar.weight_schedule.end")?;
     of_optimization("sar", optimization)?;
     of_output("sar", *output, optimization, log)?;
-    of_regularization("sar", regularization)?;
+    of_regularization("sar", regularization, schedule, codes)?;
 
     if let Latents::Cached { folder: _, variants, precision: _ } = latents {
         in_range(*variants, 1, MOST_VARIANTS, "latents.variants")?;
@@ -283,6 +290,29 @@ fn of_first_scale(backbone: &BackboneRecipe) -> Result<(), Problem> {
     }
 }
 
+/// What a growing codebook needs: scales that use all of it, and no loss over codes that a scale has not.
+fn of_growth(recipe: &Recipe) -> Result<(), Problem> {
+    let CodebookGrowth::Geometric { first: _, full_side } = recipe.tokenizer.model.codebook_growth
+    else {
+        return Ok(());
+    };
+    let last = recipe.scales().last();
+    let side = last.height.max(last.width);
+    check(
+        full_side <= side,
+        "tokenizer.model.codebook_growth.full_side",
+        &format!("{full_side} is over the last scale's side, {side}: no scale would use all codes"),
+    )?;
+    let needs = |value: f64, field: &str| {
+        check(value == 0.0, field, "must be 0 with a growing codebook: it is over all codes")
+    };
+    needs(recipe.tokenizer.loss.entropy, "tokenizer.loss.entropy")?;
+    let [pretrain, sar] =
+        [&recipe.pretrain.regularization, &recipe.sar.regularization].map(|of| of.label_smoothing);
+    needs(pretrain, "pretrain.regularization.label_smoothing")?;
+    needs(sar, "sar.regularization.label_smoothing")
+}
+
 /// Image, latent and scales fit each other.
 fn of_sizes(side: usize, downsampling: usize, schedule: &TrainingSchedule) -> Result<(), Problem> {
     schedule.validate().map_err(|problem| ("backbone.schedule".into(), problem))?;
@@ -384,18 +414,47 @@ fn of_schedules(
     at_least_zero(max_grad_norm, &field("max_grad_norm"))
 }
 
-fn of_regularization(stage: &str, regularization: &Regularization) -> Result<(), Problem> {
-    let Regularization { class_dropout_prob, drop_path_rate, label_smoothing, reduction } =
-        *regularization;
+fn of_regularization(
+    stage: &str,
+    regularization: &Regularization,
+    schedule: &TrainingSchedule,
+    codes: usize,
+) -> Result<(), Problem> {
+    let Regularization {
+        class_dropout_prob,
+        drop_path_rate,
+        label_smoothing,
+        context_noise,
+        reduction,
+    } = regularization;
+    let field = |name: &str| format!("{stage}.regularization.{name}");
     match reduction {
         Reduction::MeanTokens | Reduction::MeanScales => {}
+        Reduction::Scales(weights) => {
+            let n = schedule.fixed().len();
+            check(
+                matches!(schedule, TrainingSchedule::Fixed { .. }) && weights.len() == n,
+                &field("reduction.scales"),
+                &format!("{} weights need a fixed schedule of as many scales", weights.len()),
+            )?;
+            let fit =
+                weights.iter().all(|weight| *weight >= 0.0) && weights.iter().sum::<f64>() > 0.0;
+            check(fit, &field("reduction.scales"), "must be 0 or more, one of them more")?;
+        }
     }
+    let ContextNoise { max_share, nearest } = *context_noise;
+    check(
+        (0.0..=1.0).contains(&max_share),
+        &field("context_noise.max_share"),
+        "must be in [0, 1]",
+    )?;
+    in_range(nearest, 0, codes, &field("context_noise.nearest"))?;
     for (name, value) in [
         ("class_dropout_prob", class_dropout_prob),
         ("drop_path_rate", drop_path_rate),
         ("label_smoothing", label_smoothing),
     ] {
-        below_one(value, &format!("{stage}.regularization.{name}"))?;
+        below_one(*value, &field(name))?;
     }
     Ok(())
 }

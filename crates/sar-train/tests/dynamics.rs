@@ -12,7 +12,7 @@ use sar_model::{
     Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig,
 };
 use sar_rollout::Choice;
-use sar_tokenizer::{Family, Phi, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Phi, Tokenizer, TokenizerConfig};
 use sar_train::dynamics::{ContextLosses, Dynamics, DynamicsMeter, gradient_norms, rollout_tokens};
 use sar_train::gradients::Gradients;
 use sar_train::held_out::HeldOutMeter;
@@ -45,6 +45,7 @@ impl World {
             z_channels: 4,
             codebook_size: CODES,
             codebook_dim: CHANNELS,
+            codebook_growth: CodebookGrowth::None {},
         };
         let init = sar_tokenizer::Init::Torch {};
         let tokenizer =

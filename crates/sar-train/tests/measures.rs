@@ -8,7 +8,8 @@ use burn_flex::Flex;
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, FirstToken, Init, Pass, PositionsConfig};
 use sar_tokenizer::{
-    ColorAxes, Family, Perturbation, Phi, Tokenizer, TokenizerConfig, codebook::rows,
+    CodebookGrowth, ColorAxes, Family, Perturbation, Phi, Tokenizer, TokenizerConfig,
+    codebook::rows,
 };
 use sar_train::held_out::HeldOutMeter;
 use sar_train::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
@@ -31,6 +32,7 @@ fn tokenizer(family: Family) -> Tokenizer<B> {
         z_channels: 4,
         codebook_size: CODES,
         codebook_dim: CHANNELS,
+        codebook_growth: CodebookGrowth::None {},
     };
     sar_tokenizer::init(
         &config,

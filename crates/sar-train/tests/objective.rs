@@ -13,8 +13,9 @@ use sar_loss::{Reduction, StudentTarget};
 use sar_model::{
     Backbone, BackboneConfig, BackboneShape, FirstToken, LAYOUT, Pass, PositionsConfig, Visibility,
 };
-use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions};
+use sar_rollout::{Choice, Guidance, Predictions, Sampler, StudentContext, Transitions, generate};
 use sar_train::backbone_loss::backbone_loss;
+use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::Gradients;
 use sar_train::objective::{ConditionDraw, Objective, Regularization};
 use sar_train::step::trainable;
@@ -34,6 +35,7 @@ const UNREGULARIZED: Regularization = Regularization {
     drop_path_rate: 0.0,
     label_smoothing: 0.0,
     reduction: Reduction::MeanTokens,
+    context_noise: ContextNoise::NONE,
 };
 
 /// A direct pyramid: the next input is the code map, enlarged to the nearest.
@@ -147,12 +149,19 @@ impl World {
 
     /// The parts of the loss, by name.
     fn parts(&self, objective: &Objective, dropout: f64) -> Vec<(&'static str, f64)> {
-        let model = trainable::<A, Backbone<A>>(self.model.clone());
         let regularization = Regularization { class_dropout_prob: dropout, ..UNREGULARIZED };
+        self.parts_with(objective, &regularization)
+    }
+
+    fn parts_with(
+        &self,
+        objective: &Objective,
+        regularization: &Regularization,
+    ) -> Vec<(&'static str, f64)> {
+        let model = trainable::<A, Backbone<A>>(self.model.clone());
         let (batch, device) = (self.batch(), Default::default());
         let step = SeedTree::new(0);
-        let terms =
-            backbone_loss(&model, &Codes, &batch, objective, &regularization, step, &device);
+        let terms = backbone_loss(&model, &Codes, &batch, objective, regularization, step, &device);
         let parts = terms.parts.into_iter();
         parts.map(|(name, value)| (name, f64::from(value.into_scalar()))).collect()
     }
@@ -404,6 +413,173 @@ fn a_first_scale_in_random_order_by_hand() {
         mean_loss(&teacher, 0..l, certain(&world.truth)),
         mean_loss(&student, n..l, certain(&predicted)),
     );
+}
+
+#[test]
+fn noise_is_in_the_context_of_the_teacher_pass_alone() {
+    let world = World::new(4);
+    let l = world.schedule.n_tokens();
+    let with = |objective: &Objective, max_share, nearest| {
+        let context_noise = ContextNoise { max_share, nearest };
+        world.parts_with(objective, &Regularization { context_noise, ..UNREGULARIZED })
+    };
+    // The noisy context, by the same function; the loss is that of true targets behind it.
+    let noise = ContextNoise { max_share: 1.0, nearest: 0 };
+    let batch = world.batch();
+    let noisy = noise.apply(&Codes, &world.schedule, batch.tokens_bl, &world.streams);
+    let noisy: Vec<i64> = noisy.into_data().convert::<i64>().into_vec().unwrap();
+    let noisy: Tokens =
+        noisy.chunks(l).map(|image| image.iter().map(|code| *code as usize).collect()).collect();
+    assert_ne!(noisy, world.truth);
+    let teacher = world.logits(&world.labels, &noisy, FirstToken::Start);
+    let teacher_loss = mean_loss(&teacher, 0..l, certain(&world.truth));
+    near(with(&Objective::TeacherForcing, 1.0, 0)[0].1, teacher_loss);
+    // Its predictions are the student's context, without further noise.
+    let sar = sar(Predictions::TeacherArgmax, StudentTarget::GroundTruth);
+    let student = world.logits(&world.labels, &most_probable(&teacher), FirstToken::Bare);
+    let student_loss = mean_loss(&student, 1..l, certain(&world.truth));
+    check_parts(&with(&sar, 1.0, 0), teacher_loss, student_loss);
+    // No share is no noise, to the bit; neither is the nearest of one code.
+    for objective in [&Objective::TeacherForcing, &sar] {
+        let without = world.parts(objective, 0.0);
+        for (max_share, nearest) in [(0.0, 0), (0.0, 5), (1.0, 1)] {
+            assert_eq!(with(objective, max_share, nearest), without);
+        }
+        assert_ne!(with(objective, 1.0, 0), without);
+    }
+}
+
+/// The same codes, of which a scale of height s may use the first 2 s, the last scale of 2x3 all.
+struct Growing;
+
+impl CodePyramid<B> for Growing {
+    type Canvas = ();
+
+    fn codes(&self) -> Tensor<B, 2> {
+        Codes.codes()
+    }
+
+    fn n_codes(&self, size: ScaleSize) -> usize {
+        if size.width == 3 { CODES } else { 2 * size.height }
+    }
+
+    fn paint(
+        &self,
+        canvas: &mut (),
+        schedule: &ScaleSchedule,
+        k: usize,
+        codes_bnc: Tensor<B, 3>,
+    ) -> Option<Tensor<B, 3>> {
+        Codes.paint(canvas, schedule, k, codes_bnc)
+    }
+}
+
+/// How many codes each token of the world's schedule may be.
+const LIMITS: [usize; 11] = [2, 4, 4, 4, 4, 7, 7, 7, 7, 7, 7];
+
+#[test]
+fn losses_of_a_growing_codebook_are_over_the_codes_of_the_scale() {
+    let mut world = World::new(5);
+    for image in &mut world.truth {
+        image.iter_mut().zip(LIMITS).for_each(|(code, limit)| *code %= limit);
+    }
+    let l = world.schedule.n_tokens();
+    let cut = |logits: Logits| -> Logits {
+        let rows = |image: Vec<Vec<f64>>| {
+            let rows = image.into_iter().zip(LIMITS);
+            rows.map(|(mut row, limit)| {
+                row[limit..].fill(f64::NEG_INFINITY);
+                row
+            })
+        };
+        logits.into_iter().map(|image| rows(image).collect()).collect()
+    };
+    let free = world.logits(&world.labels, &world.truth, FirstToken::Start);
+    let teacher = cut(free.clone());
+    // 0 log 0 is 0.
+    let loss = |logits: &Logits, range: std::ops::Range<usize>, truth: &Tokens| {
+        let n = (logits.len() * range.len()) as f64;
+        let tokens = (0..logits.len()).flat_map(|i| range.clone().map(move |t| (i, t)));
+        -tokens.map(|(i, t)| log_p(&logits[i][t])[truth[i][t]]).sum::<f64>() / n
+    };
+    let predicted = most_probable(&teacher);
+    assert_ne!(predicted, most_probable(&free), "some would have been other codes");
+    let student = cut(world.logits(&world.labels, &predicted, FirstToken::Bare));
+    let model = trainable::<A, Backbone<A>>(world.model.clone());
+    for (target, truth) in
+        [(StudentTarget::TeacherTokens, &predicted), (StudentTarget::GroundTruth, &world.truth)]
+    {
+        let objective = sar(Predictions::TeacherArgmax, target);
+        let (batch, device, step) = (world.batch(), Default::default(), SeedTree::new(0));
+        let terms =
+            backbone_loss(&model, &Growing, &batch, &objective, &UNREGULARIZED, step, &device);
+        let parts = terms.parts.into_iter();
+        let parts: Vec<_> = parts.map(|(name, x)| (name, f64::from(x.into_scalar()))).collect();
+        check_parts(&parts, loss(&teacher, 0..l, &world.truth), loss(&student, 1..l, truth));
+    }
+    // Soft targets have no share of the other codes, and the loss stays a number.
+    let objective = sar(Predictions::TeacherArgmax, StudentTarget::TeacherProbabilities);
+    let (batch, device, step) = (world.batch(), Default::default(), SeedTree::new(0));
+    let terms = backbone_loss(&model, &Growing, &batch, &objective, &UNREGULARIZED, step, &device);
+    let p = |i: usize, t: usize| -> Vec<f64> {
+        log_p(&teacher[i][t]).into_iter().map(f64::exp).collect()
+    };
+    let tokens = (0..3).flat_map(|i| (1..l).map(move |t| (i, t)));
+    let soft = tokens.map(|(i, t)| {
+        let log_q = log_p(&student[i][t]);
+        -p(i, t).iter().zip(log_q).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * q).sum::<f64>()
+    });
+    near(
+        f64::from(terms.parts[1].1.clone().into_scalar()),
+        soft.sum::<f64>() / (3 * (l - 1)) as f64,
+    );
+    let gradients = Gradients::of(terms.loss, &model);
+    assert!(gradients.norm().into_data().iter::<f64>().all(f64::is_finite));
+}
+
+#[test]
+fn no_code_beyond_those_of_its_scale_is_ever_drawn() {
+    let world = World::new(6);
+    let n = 40;
+    let labels: Vec<usize> = (0..n).map(|i| i % CLASSES).collect();
+    let streams: Vec<SeedTree> = (0..n as u64).map(|i| SeedTree::new(9).at(i)).collect();
+    let choices = [
+        Choice::Argmax,
+        Choice::Sample { top_k: 0, top_p: 0.0 },
+        Choice::Sample { top_k: 5, top_p: 0.9 },
+        Choice::MoreSmooth { top_k: 0, top_p: 0.0 },
+    ];
+    let guidances = [Guidance::Constant { scale: 1.0 }, Guidance::HalfRamp { scale: 3.0 }];
+    let mut beyond = 0;
+    for choice in choices {
+        for guidance in guidances {
+            let sampler = Sampler { guidance, choice };
+            let drawn = |grows: bool| -> Vec<i64> {
+                let (labels, schedule, device) = (&labels, &world.schedule, Default::default());
+                let tokens_bl = match grows {
+                    true => generate(
+                        &world.model,
+                        &Growing,
+                        labels,
+                        schedule,
+                        sampler,
+                        &streams,
+                        &device,
+                    )
+                    .tokens_bl(),
+                    false => {
+                        generate(&world.model, &Codes, labels, schedule, sampler, &streams, &device)
+                            .tokens_bl()
+                    }
+                };
+                tokens_bl.into_data().convert::<i64>().into_vec().unwrap()
+            };
+            let is_beyond = |(i, code): (usize, &i64)| *code as usize >= LIMITS[i % LIMITS.len()];
+            assert!(!drawn(true).iter().enumerate().any(is_beyond), "{sampler:?}");
+            beyond += drawn(false).iter().enumerate().filter(|x| is_beyond(*x)).count();
+        }
+    }
+    assert!(beyond > 100, "{beyond}: without growth there are others");
 }
 
 /// Gradients of the whole objective are those of a sum in which the target is a constant.

@@ -325,7 +325,10 @@ impl Study {
             )
         };
         let common = |study: &Self| -> Value {
-            let study = Self { arms: Vec::new(), ..study.clone() };
+            // What there were no arms for may be said with the first of them.
+            let scratch_control =
+                theirs.scratch_control.as_ref().and(study.scratch_control.clone());
+            let study = Self { arms: Vec::new(), scratch_control, ..study.clone() };
             serde_json::to_value(study).expect("plain values")
         };
         if let Some((field, theirs, ours)) = difference("", &common(&theirs), &common(self)) {
@@ -529,6 +532,16 @@ steps = 60
         assert!(found.contains("passes = 100, not 90"), "{found}");
         let found = error(&more.replace("weight=0.2", "weight=0.3"));
         assert!(found.contains("arm 'sar-soft': set[0]") && found.contains("0.3"), "{found}");
+        // The first arms from scratch bring their control along, which then stays.
+        let folder = root.path().join("later");
+        let scratch = SMALL.find("[[arms]]\nname = \"scratch-control\"").unwrap();
+        let without = SMALL[..scratch].replace("scratch_control = \"scratch-control\"\n", "");
+        load(&without).unwrap().settle(&folder).unwrap();
+        study.settle(&folder).unwrap();
+        let other = SMALL
+            .replace("scratch_control = \"scratch-control\"", "scratch_control = \"scratch-wide\"");
+        let found = load(&other).unwrap().settle(&folder).unwrap_err().to_string();
+        assert!(found.contains("scratch_control"), "{found}");
         let foreign = root.path().join("foreign");
         fs::create_dir(&foreign).unwrap();
         fs::write(foreign.join("thesis.tex"), "").unwrap();

@@ -3,7 +3,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn_flex::Flex;
 use sar_core::ScaleSchedule;
 use sar_discriminator::DiscriminatorConfig;
-use sar_tokenizer::{Family, Init, Perturbation, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Family, Init, Perturbation, Tokenizer, TokenizerConfig};
 use sar_weights::parameters;
 
 use super::*;
@@ -25,6 +25,7 @@ fn config() -> TokenizerConfig {
         z_channels: 4,
         codebook_size: 12,
         codebook_dim: 4,
+        codebook_growth: CodebookGrowth::None {},
     }
 }
 
