@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Command, CommandFactory};
+use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::{Cli, Verdict};
@@ -31,19 +31,7 @@ pub(crate) fn completions(CompletionsArgs { shell }: CompletionsArgs) -> Result<
 pub(crate) fn man(ManArgs { dir }: ManArgs) -> Result<Verdict> {
     let context = || dir.display().to_string();
     fs::create_dir_all(&dir).with_context(context)?;
-    let mut sar = Cli::command().disable_help_subcommand(true);
-    sar.build();
-    let mut pages = vec![("sar".to_owned(), sar.clone())];
-    pages.extend(sar.get_subcommands().map(|verb| {
-        let name = format!("sar-{}", verb.get_name());
-        (name.clone(), Command::clone(verb).name(name))
-    }));
-    for (name, command) in &pages {
-        let mut page = Vec::new();
-        clap_mangen::Man::new(command.clone()).render(&mut page).with_context(context)?;
-        let path = dir.join(format!("{name}.1"));
-        fs::write(&path, page).with_context(|| path.display().to_string())?;
-    }
-    eprintln!("wrote {} pages to {}", pages.len(), dir.display());
+    clap_mangen::generate_to(Cli::command(), &dir).with_context(context)?;
+    eprintln!("wrote the pages to {}", dir.display());
     Ok(Verdict::Good)
 }
