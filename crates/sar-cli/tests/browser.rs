@@ -108,6 +108,9 @@ fn samples_and_edits() {
          document.querySelector('#count').value = 2;
          document.querySelector('#new-seed').checked = false;
          window.shown = [];
+         window.blobs = [];
+         const address = URL.createObjectURL;
+         URL.createObjectURL = (blob) => { blobs.push(blob); return address.call(URL, blob); };
          new MutationObserver(() => {
            const image = document.querySelector('#tiles img');
            if (image && shown.at(-1) !== image.src) shown.push(image.src);
@@ -119,7 +122,7 @@ fn samples_and_edits() {
     assert_eq!(previews, 5, "every scale but the last, and then the picture");
     assert_eq!(browser.value("shown.at(-1).startsWith('blob:')"), true);
     assert_eq!(browser.value("document.querySelectorAll('#ladder .on').length"), 6);
-    let bytes = "(async () => [...new Uint8Array(await (await fetch(document.querySelectorAll('#tiles img')[1].src)).arrayBuffer())])()";
+    let bytes = "(async () => [...new Uint8Array(await blobs[1].arrayBuffer())])()";
     let ours: Vec<u8> = serde_json::from_value(browser.value(bytes)).unwrap();
     does(
         folder.path(),
@@ -211,6 +214,12 @@ fn samples_and_edits() {
     assert!(inside > 50, "{inside} pixels are new");
     assert_eq!(outside, 0, "the rest is the picture's own");
     look(&mut browser, "edit");
+
+    // From result to result.
+    browser.value("document.querySelector('#go-on').click()");
+    browser.until(
+        "document.querySelector('#canvas-caption').textContent.startsWith('the result, 64 x 64')",
+    );
 
     // Without a mouse: tabs by arrows, a box by its fields, the button by Enter.
     browser.window(DESKTOP, "light");

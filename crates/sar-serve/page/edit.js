@@ -206,6 +206,7 @@ export function startEdit(model) {
   });
   $("compare").addEventListener("pointermove", drag);
   let files = [];
+  let blobs = [];
   let chosen = 0;
   function choose(i) {
     chosen = i;
@@ -288,7 +289,7 @@ export function startEdit(model) {
         return tell("Canceled");
       }
       climb($("edit-ladder"), all, all);
-      const blobs = await Promise.all(urls.map(async (url) => (await fetch(url)).blob()));
+      blobs = await Promise.all(urls.map(async (url) => (await fetch(url)).blob()));
       hang(blobs.map((blob) => URL.createObjectURL(blob)));
       $("result-actions").hidden = false;
       setWipe(50);
@@ -311,10 +312,7 @@ export function startEdit(model) {
   addEventListener("pagehide", () => {
     if (running) fetch(`/api/jobs/${running}`, { method: "DELETE", keepalive: true });
   });
-  $("go-on").addEventListener("click", async () => {
-    const file = await (await fetch(files[chosen])).blob();
-    load(file, "the result");
-  });
+  $("go-on").addEventListener("click", () => load(blobs[chosen], "the result"));
   showMode();
 
   return {
