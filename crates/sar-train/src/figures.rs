@@ -67,6 +67,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
         let sheet = reconstructions(tokenizer, &originals, self.scales(), n, self.device);
         let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
+        self.journal.metrics.picture("reconstructions", &sheet)?;
         self.journal.wrote(&path);
         Ok(())
     }
@@ -123,6 +124,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let images: Vec<RgbImage> = self.samples(&pipeline, self.seed, &wanted).flatten().collect();
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
         let path = self.journal.dir.write_png(name, &sheet)?;
+        self.journal.metrics.picture(name.trim_end_matches(".png"), &sheet)?;
         self.journal.wrote(&path);
         Ok(())
     }

@@ -35,6 +35,7 @@ mod stage_id;
 mod checkpoint;
 mod run_dir;
 mod stage;
+mod tensorboard;
 mod watch;
 
 mod batches;

@@ -229,6 +229,8 @@ pub struct LogRecipe {
     pub measure_steps: u64,
     /// Held-out images that such a measurement takes, from all over the split.
     pub measure_images: usize,
+    /// Writes TensorBoard's event files, too, into the folder `tensorboard`.
+    pub tensorboard: bool,
 }
 
 impl LogRecipe {
@@ -419,7 +421,7 @@ impl Recipe {
 /// What may change when a run is resumed, as it changes no result: where the images lie (that they are
 /// the same is checked by their fingerprint), how many of them may be unreadable, how much is done at a
 /// time when nothing is trained, and when checkpoints are written.
-const MAY_CHANGE: [&str; 8] = [
+const MAY_CHANGE: [&str; 9] = [
     "data.source.path",
     "data.source.root",
     "data.source.shards",
@@ -428,6 +430,7 @@ const MAY_CHANGE: [&str; 8] = [
     "evaluation.batch_size",
     "log.checkpoint_steps",
     "log.checkpoint_minutes",
+    "log.tensorboard",
 ];
 
 fn one_line(text: &str) -> String {

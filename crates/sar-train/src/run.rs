@@ -153,7 +153,7 @@ fn train_together<A: AutodiffBackend>(
     for message in initial.notes.iter().chain(&notes) {
         observer.event(&Event::Note { message });
     }
-    let metrics = Metrics::open(&dir)?;
+    let metrics = Metrics::open(&dir, recipe.log.tensorboard)?;
     let Execution { workers, stop, .. } = execution;
     let (log, clock) = (&recipe.log, Clock::start());
     let journal = Journal { dir, metrics, observer, stop, log, stages: Vec::new(), clock };

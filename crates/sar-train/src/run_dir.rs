@@ -9,6 +9,7 @@
 //! tokenizer.safetensors, backbone-pretrain.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with
 //! *-average.safetensors            their averages, where the recipe keeps one
+//! tensorboard/                     metrics.jsonl and pictures for TensorBoard, where the recipe asks for them
 //! latents/                         latents of the tokenizer, where the recipe caches them
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
@@ -27,6 +28,7 @@ use sar_data::{Fingerprint, UnreadableImage};
 use sar_pipeline::{RgbImage, to_png};
 use sar_weights::{remove_stale, write_bytes};
 
+use crate::tensorboard::EventFiles;
 use crate::{Recipe, StageId, TrainError};
 
 /// The folder of a run, locked as long as this lives; in the hands of a rank that does not lead, nothing is
@@ -262,21 +264,23 @@ pub(crate) struct Metrics {
     path: PathBuf,
     /// None where the folder is not ours.
     file: Option<File>,
+    events: Option<EventFiles>,
 }
 
 impl Metrics {
-    /// Opens the file of a run.
-    pub(crate) fn open(dir: &RunDir) -> Result<Self, TrainError> {
+    /// Opens the file of a run, and with `tensorboard` its event files.
+    pub(crate) fn open(dir: &RunDir, tensorboard: bool) -> Result<Self, TrainError> {
         let path = dir.file("metrics.jsonl");
         if !dir.is_ours() {
-            return Ok(Self { path, file: None });
+            return Ok(Self { path, file: None, events: None });
         }
         let file = File::options()
             .create(true)
             .append(true)
             .open(&path)
             .map_err(TrainError::io(&path, "cannot be opened"))?;
-        Ok(Self { path, file: Some(file) })
+        let events = tensorboard.then(|| EventFiles::new(dir.file("tensorboard")));
+        Ok(Self { path, file: Some(file), events })
     }
 
     /// Appends one object with the fields `stage` and `step`.
@@ -284,7 +288,13 @@ impl Metrics {
         let Some(file) = &mut self.file else { return Ok(()) };
         // One write per line, so that a kill leaves at most the last one torn.
         let line = format!("{value}\n");
-        file.write_all(line.as_bytes()).map_err(TrainError::io(&self.path, "cannot be written"))
+        file.write_all(line.as_bytes()).map_err(TrainError::io(&self.path, "cannot be written"))?;
+        self.events.as_mut().map_or(Ok(()), |events| events.line(value))
+    }
+
+    /// A picture, which only event files hold.
+    pub(crate) fn picture(&mut self, name: &str, image: &RgbImage) -> Result<(), TrainError> {
+        self.events.as_mut().map_or(Ok(()), |events| events.picture(name, image))
     }
 
     /// Makes all lines survive a power failure.
@@ -316,7 +326,7 @@ impl Metrics {
             };
             cut(file).map_err(TrainError::io(&self.path, "cannot be cut"))?;
         }
-        Ok(())
+        self.events.as_mut().map_or(Ok(()), |events| events.goes_on(stage.name(), done))
     }
 }
 
@@ -339,7 +349,7 @@ mod tests {
     #[test]
     fn metrics_are_rewound_to_a_step() {
         let (_folder, dir) = run_dir();
-        let mut metrics = Metrics::open(&dir).unwrap();
+        let mut metrics = Metrics::open(&dir, false).unwrap();
         let (a, b, c) = (StageId::Tokenizer, StageId::Pretrain, StageId::Sar);
         for (stage, step) in [(a, 0), (a, 10), (b, 0), (b, 10), (b, 10), (b, 20)] {
             metrics.line(&json!({ "stage": stage, "step": step })).unwrap();

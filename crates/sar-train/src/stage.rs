@@ -451,7 +451,7 @@ mod tests {
             true => RunDir::reopen(dir)?,
             false => RunDir::create(dir, recipe, images.fingerprint())?,
         };
-        let metrics = Metrics::open(&dir)?;
+        let metrics = Metrics::open(&dir, false)?;
         let mut observer = Silent;
         let mut journal = Journal {
             dir,

@@ -115,6 +115,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         checkpoint_minutes,
         measure_steps: _,
         measure_images,
+        tensorboard: _,
     } = log;
     check(*every > 0, "log.every", "must be at least 1")?;
     at_least_zero(*checkpoint_minutes, "log.checkpoint_minutes")?;

@@ -1,0 +1,134 @@
+//! TensorBoard reads what a run has written for it: the numbers of `metrics.jsonl`, also of a run that stopped and
+//! went on. Where Python has no `tensorboard`, a line says that nothing was tested; the variable
+//! `SAR_TENSORBOARD_PYTHON` names one that has it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::backend::Autodiff;
+use burn_flex::Flex;
+use sar_train::event::{Event, Observer};
+use sar_train::{Execution, Recipe, StageId, TrainError, train};
+use serde_json::Value;
+
+const TINY: [&str; 20] = [
+    "data.side=16",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.model.codebook_size=32",
+    "tokenizer.steps=4",
+    "tokenizer.optimization.batch_size=4",
+    "tokenizer.dead_code_restart={ every = 0, until = 0 }",
+    "backbone.depth=1",
+    "backbone.width=32",
+    "backbone.heads=1",
+    "backbone.schedule.scales=1_2_4",
+    "pretrain.steps=6",
+    "pretrain.optimization.batch_size=4",
+    "sar.steps=2",
+    "sar.optimization.batch_size=4",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
+    "log.every=1",
+    "log.measure_steps=2",
+    "log.tensorboard=true",
+];
+
+/// Prints `{run: {tag: [[step, value], ..]}}`, of images their number.
+const READ: &str = "
+import json, os, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+found = {}
+for run in sorted(os.listdir(sys.argv[1])):
+    events = EventAccumulator(os.path.join(sys.argv[1], run), size_guidance={'scalars': 0, 'images': 0})
+    events.Reload()
+    tags = events.Tags()
+    found[run] = {tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag in tags['scalars']}
+    for tag in tags['images']:
+        found[run][tag] = [[image.width, image.height] for image in events.Images(tag)]
+print(json.dumps(found))
+";
+
+/// Asks the run to stop after a step.
+struct StopAt<'a>(StageId, u64, &'a AtomicBool);
+
+impl Observer for StopAt<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step { stage, step, .. } = event
+            && (*stage, *step) == (self.0, self.1)
+        {
+            self.2.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn read(folder: &Path) -> Option<Value> {
+    let python = std::env::var("SAR_TENSORBOARD_PYTHON").unwrap_or("python3".into());
+    let has = Command::new(&python).args(["-c", "import tensorboard"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!("skipped: {python} has no tensorboard");
+        return None;
+    }
+    let output = Command::new(&python).args(["-c", READ]).arg(folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn tensorboard_reads_a_run_that_stopped_and_went_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let settings: Vec<String> = TINY.iter().map(|setting| (*setting).to_owned()).collect();
+    let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+    let go = |resume, until: u64| {
+        let stop = AtomicBool::new(false);
+        let execution = Execution { resume, workers: 1, stop: &stop };
+        let mut observer = StopAt(StageId::Pretrain, until, &stop);
+        train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer)
+    };
+    assert!(matches!(go(false, 2), Err(TrainError::Stopped { .. })));
+    go(true, 100).unwrap();
+
+    let Some(found) = read(&dir.join("tensorboard")) else { return };
+    let mut n = 0;
+    for line in fs::read_to_string(dir.join("metrics.jsonl")).unwrap().lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let of_stage = &found[line["stage"].as_str().unwrap()];
+        let mut check = |tag: String, value: &Value| {
+            let Some(value) = value.as_f64() else { return };
+            let points = of_stage[&tag].as_array().unwrap_or_else(|| panic!("no {tag}"));
+            let at_step: Vec<f64> = points
+                .iter()
+                .filter(|point| point[0] == line["step"])
+                .filter_map(|point| point[1].as_f64())
+                .collect();
+            let near = |found: &f64| (found - value).abs() <= 1e-6 * value.abs();
+            assert!(
+                at_step.len() == 1 && near(&at_step[0]),
+                "{tag}: {at_step:?}, not {value}: {line}"
+            );
+            n += 1;
+        };
+        for (name, value) in line.as_object().unwrap().iter().filter(|(name, _)| *name != "step") {
+            match value {
+                Value::Array(values) => {
+                    values
+                        .iter()
+                        .enumerate()
+                        .for_each(|(i, value)| check(format!("{name}/{i}"), value));
+                }
+                _ => check(name.clone(), value),
+            }
+        }
+    }
+    assert!(n > 60, "{n} numbers");
+    // By scale, and pictures.
+    assert!(found["tokenizer"]["held_out_perplexity/2"].is_array());
+    let pictures = found["pictures"].as_object().unwrap();
+    assert_eq!(
+        pictures.keys().collect::<Vec<_>>(),
+        ["reconstructions", "samples-after", "samples-before"]
+    );
+}
