@@ -91,5 +91,5 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
     ? make("div", { class: "legend" }, ...shown.map(({ style, name, faint }) =>
         make("span", {}, make("svg", { viewBox: "0 0 20 8", class: "key", "aria-hidden": "true" }, make("line", { class: faint ? `${style} faint` : style, x1: 1, x2: 19, y1: 4, y2: 4 })), name)))
     : null;
-  return make("div", { class: "panel" }, make("div", { class: "row" }, make("h3", {}, title), value), svg, legend);
+  return make("div", { class: "panel" }, make("div", { class: "title" }, make("h3", {}, title), value), svg, legend);
 }

@@ -110,8 +110,8 @@ export function startRuns(model) {
         STATES[run.state],
         rest && `${rest.stage} ends in about ${clock(rest.seconds)}`,
         wall != null && `took ${clock(wall)}`,
-        run.state === "stopped" && "goes on with sar train --resume",
-      ].filter(Boolean).join(" · ")),
+        run.state === "stopped" && "goes on with ",
+      ].filter(Boolean).join(" · "), run.state === "stopped" ? make("code", {}, "sar train --resume") : null),
       make("div", { class: "progress" }, ...run.stages.flatMap((stage) => {
         const id = `progress-${run.name}-${stage.name}`;
         const done = make("progress", { max: 1, value: share(stage), "aria-label": `${NAMES[stage.name]}, ${run.name}` });
