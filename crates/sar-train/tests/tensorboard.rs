@@ -1,11 +1,11 @@
 //! TensorBoard reads what a run has written for it: the numbers of `metrics.jsonl`, also of a run that stopped and
-//! went on. Where Python has no `tensorboard`, a line says that nothing was tested; the variable
+//! went on, asked by a file `stop` in its folder. Where Python has no `tensorboard`, a line says that nothing was tested; the variable
 //! `SAR_TENSORBOARD_PYTHON` names one that has it.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
@@ -51,15 +51,15 @@ for run in sorted(os.listdir(sys.argv[1])):
 print(json.dumps(found))
 ";
 
-/// Asks the run to stop after a step.
-struct StopAt<'a>(StageId, u64, &'a AtomicBool);
+/// Asks the run to stop after a step, by a file.
+struct StopAt<'a>(StageId, u64, &'a Path);
 
 impl Observer for StopAt<'_> {
     fn event(&mut self, event: &Event<'_>) {
         if let Event::Step { stage, step, .. } = event
             && (*stage, *step) == (self.0, self.1)
         {
-            self.2.store(true, Ordering::Relaxed);
+            fs::write(self.2.join("stop"), "").unwrap();
         }
     }
 }
@@ -85,11 +85,17 @@ fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     let go = |resume, until: u64| {
         let stop = AtomicBool::new(false);
         let execution = Execution { resume, workers: 1, stop: &stop };
-        let mut observer = StopAt(StageId::Pretrain, until, &stop);
+        let mut observer = StopAt(StageId::Pretrain, until, &dir);
         train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer)
     };
-    assert!(matches!(go(false, 2), Err(TrainError::Stopped { .. })));
+    // It is seen after the step that follows.
+    let stopped = go(false, 2).unwrap_err();
+    assert!(
+        matches!(stopped, TrainError::Stopped { stage: StageId::Pretrain, step: 4 }),
+        "{stopped}"
+    );
     go(true, 100).unwrap();
+    assert!(!dir.join("stop").exists());
 
     let Some(found) = read(&dir.join("tensorboard")) else { return };
     let mut n = 0;
