@@ -93,6 +93,10 @@ pub(crate) enum Mode {
 
 /// Reads a request.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // Fields in a list, without their names, would be taken as well.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::bad("the request is not understood: it is no JSON object"));
+    }
     serde_json::from_slice(body)
         .map_err(|error| Refusal::bad(format!("the request is not understood: {error}")))
 }

@@ -17,22 +17,22 @@ use crate::jobs::{Job, Jobs, Status};
 /// Draws one job after the other until the server ends.
 pub(crate) fn work(jobs: &Jobs, engine: &dyn Engine, limits: &Limits) {
     while let Some(job) = jobs.next() {
-        if let Some(work) = job.take_work() {
-            // A fault in one job ends neither the server nor other jobs.
-            let outcome = catch_unwind(AssertUnwindSafe(|| draw(&job, &work, engine, limits)));
-            match outcome {
-                Ok(Ok(status)) => {
-                    let why = (status == Status::Canceled).then(|| job.why_unwanted().to_owned());
-                    job.end(status, why);
-                }
-                Ok(Err(error)) => job.end(Status::Failed, Some(error.to_string())),
-                Err(_) => {
-                    let why = "a fault in the program; what it said is where the server runs";
-                    job.end(Status::Failed, Some(why.into()));
-                }
+        let Some(work) = job.take_work() else { continue };
+        // A fault in one job ends neither the server nor other jobs.
+        let outcome = catch_unwind(AssertUnwindSafe(|| draw(&job, &work, engine, limits)));
+        drop(work);
+        let (status, error) = match outcome {
+            Ok(Ok(Status::Canceled)) => (Status::Canceled, Some(job.why_unwanted().to_owned())),
+            Ok(Ok(status)) => (status, None),
+            Ok(Err(error)) => (Status::Failed, Some(error.to_string())),
+            Err(_) => {
+                let why = "a fault in the program; what it said is where the server runs";
+                (Status::Failed, Some(why.into()))
             }
-        }
+        };
+        // Put away before anybody is told.
         jobs.finished();
+        job.end(status, error);
     }
 }
 

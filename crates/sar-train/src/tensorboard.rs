@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn frames_by_hand() {
         let empty = framed(&Record::default());
-        let masked = |crc: u32| ((crc >> 15) | (crc << 17)).wrapping_add(0xA282_EAD8);
+        let masked = |crc: u32| crc.rotate_right(15).wrapping_add(0xA282_EAD8);
         assert_eq!(crc32c::crc32c(b"123456789"), 0xE306_9283, "the check value of the polynomial");
         assert_eq!(empty.len(), 16);
         assert_eq!(empty[8..12], masked(crc32c::crc32c(&[0; 8])).to_le_bytes());
