@@ -17,7 +17,10 @@ use crate::jobs::{Job, Jobs, Status};
 /// Draws one job after the other until the server ends.
 pub(crate) fn work(jobs: &Jobs, engine: &dyn Engine, limits: &Limits) {
     while let Some(job) = jobs.next() {
-        let Some(work) = job.take_work() else { continue };
+        let Some(work) = job.take_work() else {
+            jobs.finished();
+            continue;
+        };
         // A fault in one job ends neither the server nor other jobs.
         let outcome = catch_unwind(AssertUnwindSafe(|| draw(&job, &work, engine, limits)));
         drop(work);
