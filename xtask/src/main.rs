@@ -7,6 +7,7 @@ mod ci;
 mod device;
 mod licenses;
 mod matrix;
+mod mpirun;
 mod ranks;
 mod sar;
 mod test;

@@ -8,12 +8,10 @@ use std::{env, fs, thread};
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::{self, Device};
+use crate::mpirun;
 
 /// What a run that was asked to stop ends with.
 const INTERRUPTED: u8 = 130;
-
-/// How long ranks may take to write a checkpoint once they are asked to stop, in seconds.
-const GRACE: &str = "3600";
 
 /// What is asked for of ranks, and the arguments that are left.
 struct Ranks {
@@ -31,10 +29,7 @@ pub(crate) fn train(args: &[OsString]) -> Result<Option<Vec<OsString>>, Failure>
     }
     ensure_mpirun()?;
     let sar = build(&asked.args)?;
-    if asked.restarts {
-        return restarting(&asked, &sar).map(|()| None);
-    }
-    cargo::finish_as(&mut mpirun(&asked, &sar, &asked.args)).map(|()| None)
+    launch(&asked, &sar).map(|()| None)
 }
 
 fn parse(args: &[OsString]) -> Result<Option<Ranks>, Failure> {
@@ -92,12 +87,11 @@ fn build(args: &[OsString]) -> Result<PathBuf, Failure> {
     Ok(target.join("release").join(format!("sar{}", env::consts::EXE_SUFFIX)))
 }
 
-fn mpirun(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
+fn launcher(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
     let mut command = Command::new("mpirun");
-    command.args(["--quiet", "-n", &asked.ranks.to_string()]);
+    command.args(["-n", &asked.ranks.to_string()]);
     // More ranks than cores are slow, not wrong; and every rank has threads.
     command.args(["--oversubscribe", "--bind-to", "none"]);
-    command.args(["--mca", "odls_base_sigkill_timeout", GRACE]);
     // Both are asked for where root starts it, as in a container.
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     match &asked.hostfile {
@@ -121,30 +115,38 @@ fn mpirun(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
 /// Threads of a rank.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// Starts the run, and starts it again from its last checkpoint when it fails, as long as it gets on.
-fn restarting(asked: &Ranks, sar: &Path) -> Outcome {
+/// Starts the run, and where that is asked for, starts it again from its last checkpoint when it fails, as
+/// long as it gets on.
+///
+/// The launcher answers Ctrl-C by killing all ranks within a second. Therefore it does not hear of it: the first is
+/// passed on as SIGUSR1, which it passes on to all ranks, and they write a checkpoint.
+fn launch(asked: &Ranks, sar: &Path) -> Outcome {
     static STOPPED: AtomicBool = AtomicBool::new(false);
     static CHILD: AtomicU32 = AtomicU32::new(0);
     let handler = || {
-        // Ctrl-C reaches the launcher by itself; a signal to this process alone is passed on.
+        let name = if STOPPED.swap(true, Ordering::Relaxed) { "-TERM" } else { "-USR1" };
         let child = CHILD.load(Ordering::Relaxed);
-        if child != 0 && !STOPPED.swap(true, Ordering::Relaxed) {
-            let _ = Command::new("kill").args(["-TERM", &child.to_string()]).status();
+        if child != 0 {
+            let _ = Command::new("kill").args([name, &child.to_string()]).status();
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::Check(format!("signals: {error}")))?;
-    let run = PathBuf::from(value_of(&asked.args, "--run-dir").expect("asked for"));
+    let run = value_of(&asked.args, "--run-dir").map(PathBuf::from);
     let mut args = asked.args.clone();
     loop {
-        let before = checkpoints(&run);
-        let mut command = mpirun(asked, sar, &args);
-        // In a group of its own, so that the launcher hears of Ctrl-C once.
+        let before = run.as_deref().map(checkpoints);
+        let mut command = launcher(asked, sar, &args);
+        // In a group of its own it does not hear of Ctrl-C, and may not read from the terminal.
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|error| {
             Failure::Check(format!("cannot start `{}`: {error}", cargo::shown(&command)))
         })?;
         CHILD.store(child.id(), Ordering::Relaxed);
+        if let Some(said) = child.stderr.take() {
+            mpirun::listen(said, |line| eprintln!("{line}"));
+        }
         let status = child.wait().map_err(|error| Failure::Check(format!("mpirun: {error}")))?;
         CHILD.store(0, Ordering::Relaxed);
         if status.success() {
@@ -152,10 +154,10 @@ fn restarting(asked: &Ranks, sar: &Path) -> Outcome {
         }
         let code = cargo::exit_code(status);
         // What a run found bad stays bad.
-        if code == 1 || code == INTERRUPTED || STOPPED.load(Ordering::Relaxed) {
+        if !asked.restarts || code == 1 || code == INTERRUPTED || STOPPED.load(Ordering::Relaxed) {
             return Err(Failure::Child(code));
         }
-        if checkpoints(&run) == before {
+        if run.as_deref().map(checkpoints) == before {
             eprintln!("ended with {code} and without a new checkpoint: not started again");
             return Err(Failure::Child(code));
         }
@@ -245,8 +247,8 @@ mod tests {
     #[test]
     fn the_launcher_is_given_what_it_takes() {
         let asked = parse(&words("--ranks 3 --fusion --recipe x")).unwrap().unwrap();
-        let line = cargo::shown(&mpirun(&asked, Path::new("/t/sar"), &asked.args));
-        assert!(line.contains("mpirun --quiet -n 3 --oversubscribe"), "{line}");
+        let line = cargo::shown(&launcher(&asked, Path::new("/t/sar"), &asked.args));
+        assert!(line.contains("mpirun -n 3 --oversubscribe"), "{line}");
         assert!(line.ends_with("/t/sar train --recipe x"), "{line}");
     }
 }

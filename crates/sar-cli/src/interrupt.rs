@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks a verb to end well, the second ends it at once.
+//! Ctrl-C and SIGTERM, and among ranks SIGUSR1: the first asks a verb to end well, the second ends it at once.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,14 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Whether the first has come, from now on; it is answered with a line, if there is one.
 pub(crate) fn watch(answer: &'static str) -> Result<&'static AtomicBool> {
+    // Launchers of MPI pass this one on to all ranks; Ctrl-C they answer themselves, with a kill.
+    #[cfg(all(unix, feature = "mpi"))]
+    {
+        let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1])?;
+        std::thread::spawn(move || {
+            signals.forever().for_each(|_| STOP.store(true, Ordering::Relaxed));
+        });
+    }
     ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::Relaxed) {
             process::exit(INTERRUPTED);

@@ -3,12 +3,13 @@
 //! Nothing here blocks: every message is polled for against a deadline, and a process that waits in vain ends the
 //! whole job with one line. All calls have to come from the thread that called [`start`].
 
+use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use mpi::environment::{Universe, processor_name};
-use mpi::request::{self, LocalScope, Request};
+use mpi::request::{self, LocalScope, Request, StaticScope};
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{Destination, Source};
 use mpi::{Rank, Tag};
@@ -29,6 +30,36 @@ const MOST: usize = 1 << 30;
 const HEADS: Tag = 1;
 const BODIES: Tag = 2;
 const ALIVE: Tag = 3;
+
+static SIGN: &[u8] = &[0];
+
+/// A sign of life that has not arrived yet, at which rank.
+type Sign = (usize, Request<'static, [u8], StaticScope>);
+
+thread_local! {
+    /// A rank that has stopped may never take one: nobody waits for it.
+    static UNDER_WAY: RefCell<Vec<Sign>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ranks to which a sign of life is still under way.
+fn under_way(signs: &mut Vec<Sign>) -> Vec<usize> {
+    let mut still = Vec::with_capacity(signs.len());
+    for (rank, sign) in signs.drain(..) {
+        still.extend(sign.test().err().map(|sign| (rank, sign)));
+    }
+    *signs = still;
+    signs.iter().map(|(rank, _)| *rank).collect()
+}
+
+/// Ends the whole job, whatever has become of the launcher.
+fn end_all(world: &SimpleCommunicator) -> ! {
+    std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_secs(5));
+        // The launcher may be out of reach, too.
+        std::process::abort();
+    });
+    world.abort(GIVEN_UP)
+}
 
 /// The engine, as long as this lives: dropped, it waits for all ranks to drop theirs.
 pub struct Engine {
@@ -64,6 +95,14 @@ impl Drop for Engine {
         if std::thread::panicking() {
             // Others would be waited for in vain: the launcher is to see that something is wrong.
             std::process::exit(101);
+        }
+        // All ranks have come to their end, and take what is under way.
+        let since = Instant::now();
+        while UNDER_WAY.with_borrow_mut(|signs| !under_way(signs).is_empty()) {
+            if since.elapsed() > Duration::from_secs(10) {
+                std::process::abort();
+            }
+            std::thread::yield_now();
         }
         drop(self.universe.take());
     }
@@ -157,7 +196,7 @@ impl Process {
             let error = ExchangeError::Silent { rank, seconds };
             let host = processor_name().unwrap_or_default();
             eprintln!("error: {error}; rank {} on {host} {waits_for}", self.rank);
-            world.abort(GIVEN_UP)
+            end_all(world)
         }
     }
 
@@ -247,8 +286,15 @@ impl Exchange for Process {
         }
         signs.sent = Instant::now();
         let world = SimpleCommunicator::world();
-        for other in (0..self.ranks).filter(|rank| *rank != self.rank) {
-            world.process_at_rank(other as Rank).send_with_tag(&[0u8][..], ALIVE);
-        }
+        UNDER_WAY.with_borrow_mut(|signs| {
+            let waiting = under_way(signs);
+            for other in
+                (0..self.ranks).filter(|rank| *rank != self.rank && !waiting.contains(rank))
+            {
+                let process = world.process_at_rank(other as Rank);
+                let sign = process.immediate_send_with_tag(StaticScope, SIGN, ALIVE);
+                signs.push((other, sign));
+            }
+        });
     }
 }

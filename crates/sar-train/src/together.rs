@@ -1,5 +1,7 @@
 //! Whether the ranks of a run fit together, and fit its recipe: found out before anything is trained.
 
+use std::io::Read;
+
 use sar_exchange::{ExchangeError, Group};
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +50,18 @@ pub(crate) fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), Tr
 /// A checksum of the program that runs.
 pub(crate) fn program() -> Result<String, TrainError> {
     let path = std::env::current_exe().map_err(TrainError::io("".as_ref(), "program unknown"))?;
-    let bytes = std::fs::read(&path).map_err(TrainError::io(&path, "cannot be read"))?;
-    Ok(format!("{} {:08x}", env!("CARGO_PKG_VERSION"), crc32fast::hash(&bytes)))
+    let checksum = || -> std::io::Result<u32> {
+        let mut file = std::fs::File::open(&path)?;
+        let (mut hasher, mut buffer) = (crc32fast::Hasher::new(), vec![0; 1 << 16]);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hasher.finalize()),
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    };
+    let checksum = checksum().map_err(TrainError::io(&path, "cannot be read"))?;
+    Ok(format!("{} {checksum:08x}", env!("CARGO_PKG_VERSION")))
 }
 
 fn host() -> String {
