@@ -4,6 +4,9 @@
 //! ```text
 //! guidance in step t of T:  0.5 scale (1 + t / T), t = 1 .. T   (constant where the rule is)
 //! ```
+//! Finer scales see a masked scale as its last step saw it: what that step made known is still masked there, as most
+//! of the scale is in training.
+//!
 //! Shapes: b images, n tokens of the scale, p of them at a time, c code channels, v codes.
 
 use burn::tensor::activation::log_softmax;
