@@ -211,7 +211,8 @@ fn a_coarse_first_scale_keeps_tokens_and_draws_the_others_around_them() {
             let (labels, streams) = (&labels[..], &streams[..]);
             let sampler = SAMPLER;
             let request = Request { labels, streams, schedule: scales, sampler, kept: Some(&kept) };
-            let generated = generate_watched(backbone, tokenizer, request, &device, |_, _| {});
+            let whole = |_, _: &_| ControlFlow::Continue(());
+            let generated = generate_watched(backbone, tokenizer, request, &device, whole).unwrap();
             ids(generated.tokens[0].clone())
         };
         let found = tokens(source.clone());

@@ -1,6 +1,7 @@
 //! Whole runs of a tiny recipe.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -258,7 +259,10 @@ fn coarse_first_scales_train_through_the_whole_chain_and_resume() {
         assert_eq!(pipeline.sample(&one)[0], images[0]);
         assert_ne!(images[0], images[1]);
         let mut previews = 0;
-        pipeline.sample_previews(&two, |_, _| previews += 1);
+        pipeline.sample_previews(&two, |_, _| {
+            previews += 1;
+            ControlFlow::Continue(())
+        });
         assert_eq!(previews, 3);
     }
 }

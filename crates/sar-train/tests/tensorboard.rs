@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
+use sar_exchange::Group;
 use sar_train::event::{Event, Observer};
 use sar_train::{Execution, Recipe, StageId, TrainError, train};
 use serde_json::Value;
@@ -84,7 +85,7 @@ fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     let recipe = Recipe::load("emoji-quick", &settings).unwrap();
     let go = |resume, until: u64| {
         let stop = AtomicBool::new(false);
-        let execution = Execution { resume, workers: 1, stop: &stop };
+        let execution = Execution { resume, workers: 1, stop: &stop, group: &Group::alone() };
         let mut observer = StopAt(StageId::Pretrain, until, &dir);
         train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer)
     };

@@ -70,9 +70,12 @@ const STEM: [(&str, &str); 5] = [
     ("conv_4", "Conv2d_4a_3x3"),
 ];
 
+/// Names of units: in the graph, and in the block.
+type Units = &'static [(&'static str, &'static str)];
+
 /// Where the graph has the units of a block of each kind, and the blocks of that kind.
 #[rustfmt::skip]
-const BLOCKS: [(&[(&str, &str)], &[&str]); 5] = [
+const BLOCKS: [(Units, &[&str]); 5] = [
     (&[
         ("conv", "branch1x1"),
         ("tower/conv", "branch5x5_1"), ("tower/conv_1", "branch5x5_2"),
