@@ -123,7 +123,8 @@ pub fn a_masked_scale_step_by_step_is_the_parallel_pass<B: Backend>(device: &B::
             let unknown = orders.each_ref().map(|order| order[known..].to_vec());
             let found = model.predict(&mut cache, &unknown);
 
-            let is_masked = unknown.iter().flat_map(|unknown| (0..n).map(|i| unknown.contains(&i)));
+            let is_masked =
+                unknown.iter().flat_map(|unknown| (0..n).map(move |i| unknown.contains(&i)));
             let masked = TensorData::new(is_masked.collect::<Vec<bool>>(), [2, n]);
             let masked_bn = Tensor::<B, 2, Bool>::from_data(masked, device);
             // What is masked may be anything.

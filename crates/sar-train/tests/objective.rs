@@ -352,7 +352,7 @@ fn a_masked_first_scale_by_hand() {
             }
             _ => 1.0,
         };
-        let weighted = |i: usize, t: usize| {
+        let weighted = |i: usize, t: usize| -> Vec<f64> {
             certain(&world.truth)(i, t).into_iter().map(|p| p * weight(i, t)).collect()
         };
         let teacher_loss = mean_loss(&teacher, 0..l, weighted);
@@ -382,8 +382,10 @@ fn a_masked_first_scale_by_hand() {
                     first: FirstToken::Bare,
                     depth_drops: None,
                 }));
-                let targets: Tokens =
-                    predicted.iter().map(|tokens| [&[0], &tokens[last.clone()]].concat()).collect();
+                let targets: Tokens = predicted
+                    .iter()
+                    .map(|tokens| [&[0][..], &tokens[last.clone()]].concat())
+                    .collect();
                 mean_loss(&student, 1..10, certain(&targets))
             }
         };

@@ -230,7 +230,7 @@ fn coarse_first_scales_train_through_the_whole_chain_and_resume() {
                 "tokenizer.loss.coarse=0",
                 "backbone.positions={ kind = \"per-token\" }",
                 "sar.control=true",
-            ],
+            ][..],
         ),
     ] {
         let first_scale = format!("backbone.first_scale={first_scale}");
