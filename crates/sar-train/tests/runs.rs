@@ -267,6 +267,56 @@ fn coarse_first_scales_train_through_the_whole_chain_and_resume() {
     }
 }
 
+/// Noise in the context, weights of scales, a weight that changes, replaced codes and a growing codebook.
+#[test]
+fn rivals_of_sar_resume_and_their_samples_keep_to_their_codes() {
+    const RIVALS: [&str; 7] = [
+        "sar.objective.transitions=one-random",
+        "pretrain.regularization.context_noise={ max_share = 0.5, nearest = 0 }",
+        "sar.regularization.context_noise={ max_share = 0.5, nearest = 4 }",
+        "sar.regularization.reduction={ scales = [1.0, 2.0, 0.0] }",
+        "sar.weight_schedule={ warmup = 0.5, end = 0.5 }",
+        "tokenizer.regularization.perturbation={ share = 0.2, nearest = 9 }",
+        "tokenizer.model.codebook_growth={ kind = \"geometric\", first = 2, full_side = 4 }",
+    ];
+    const VAR: [&str; 3] = [
+        "tokenizer.model.family={ kind = \"var\", phi = { per-scale = 3 } }",
+        "tokenizer.loss.coarse=0",
+        "backbone.positions={ kind = \"per-token\" }",
+    ];
+    for family in [&[], &VAR[..]] {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = tiny(&[&RIVALS, family].concat());
+        let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
+        run_undisturbed(&recipe, &whole);
+        let mut resume = false;
+        while stopped_after(&recipe, &pieces, 4, resume) {
+            resume = true;
+        }
+        assert_same(&whole, &pieces);
+        // The files know all that sampling needs: 2 codes at one token, 8 at 2x2, all 32 at 4x4.
+        let device = Default::default();
+        let pipeline = Pipeline::<Flex>::open_run(&whole, &device).unwrap();
+        let (tokenizer, backbone) = (&pipeline.tokenizer().model, pipeline.backbone());
+        let labels: Vec<usize> = (0..27).map(|i| i % 9).collect();
+        let streams: Vec<SeedTree> = (0..27).map(|i| SeedTree::new(5).at(i)).collect();
+        let sampler = Sampler {
+            guidance: Guidance::Constant { scale: 1.0 },
+            choice: Choice::Sample { top_k: 0, top_p: 0.0 },
+        };
+        let scales = &backbone.scales;
+        let drawn =
+            generate(&backbone.model, tokenizer, &labels, scales, sampler, &streams, &device);
+        for (tokens_bn, limit) in drawn.tokens.into_iter().zip([2, 8, 32]) {
+            let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().unwrap();
+            let largest = tokens.iter().max().unwrap();
+            assert!(*largest < limit, "{largest} of {limit}");
+            // Nearly untrained weights draw from all that they may.
+            assert!(*largest > limit / 2 - 1, "{largest} of {limit}");
+        }
+    }
+}
+
 /// Of a residual tokenizer, with dropout and replaced codes; the discriminator begins amid the stage, so that
 /// checkpoints are from before and after.
 #[test]
