@@ -179,7 +179,7 @@ impl Folder {
             control: study.control.clone(),
             scratch_control: study.scratch_control.clone(),
             intervals: INTERVALS,
-            hours: outcomes().map(|of| of.wall_s).sum::<f64>() / 3600.0,
+            hours: outcomes().fold(0.0, |seconds, of| seconds + of.wall_s) / 3600.0,
             command: code::command(),
             code,
             real: real.and_then(|text| serde_json::from_str(&text).ok()),
