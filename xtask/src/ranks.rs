@@ -2,8 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 use std::{env, fs, thread};
 
 use crate::cargo::{self, Failure, Outcome};
@@ -144,11 +146,11 @@ fn launch(asked: &Ranks, sar: &Path) -> Outcome {
             Failure::Check(format!("cannot start `{}`: {error}", cargo::shown(&command)))
         })?;
         CHILD.store(child.id(), Ordering::Relaxed);
-        if let Some(said) = child.stderr.take() {
-            mpirun::listen(said, |line| eprintln!("{line}"));
-        }
+        let said = child.stderr.take().map(|said| pass_on(said, child.id(), &CHILD));
         let status = child.wait().map_err(|error| Failure::Check(format!("mpirun: {error}")))?;
         CHILD.store(0, Ordering::Relaxed);
+        // What it started on other machines may hold its stderr longer than it lives.
+        let _ = said.map(|end| end.recv_timeout(Duration::from_secs(2)));
         if status.success() {
             return Ok(());
         }
@@ -166,6 +168,33 @@ fn launch(asked: &Ranks, sar: &Path) -> Outcome {
             args.push("--resume".into());
         }
     }
+}
+
+/// What a rank says that was waited for in vain, and with it all others end.
+const SILENT: &str = "gave no sign of life";
+
+/// Passes on what the launcher says, on a thread, which says when that is all.
+///
+/// Where a machine is cut off Open MPI waits for its daemon there for minutes, when all ranks have long ended: it is
+/// killed.
+fn pass_on(said: ChildStderr, launcher: u32, child: &'static AtomicU32) -> Receiver<()> {
+    let (all, end) = mpsc::channel();
+    thread::spawn(move || {
+        mpirun::listen(said, |line| {
+            eprintln!("{line}");
+            if line.contains(SILENT) {
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_secs(20));
+                    if child.load(Ordering::Relaxed) == launcher {
+                        let _ =
+                            Command::new("kill").args(["-KILL", &launcher.to_string()]).status();
+                    }
+                });
+            }
+        });
+        let _ = all.send(());
+    });
+    end
 }
 
 /// The names of a run's checkpoints.

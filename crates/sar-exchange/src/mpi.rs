@@ -189,7 +189,7 @@ impl Process {
             signs.seen[status.source_rank() as usize] = Instant::now();
         }
         // One of them is to speak, not all.
-        let patience = self.deadline + Duration::from_millis(200) * self.rank.min(50) as u32;
+        let patience = self.deadline + Duration::from_secs(self.rank.min(10) as u64);
         let is_silent = |rank: &usize| signs.seen[*rank].max(since).elapsed() > patience;
         if let Some(rank) = waited_for.into_iter().find(is_silent) {
             let seconds = self.deadline.as_secs();
