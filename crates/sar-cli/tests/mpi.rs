@@ -249,8 +249,7 @@ fn what_is_wrong_is_said_in_a_line() {
     };
     refused(3, &run, &["--recipe", "nothing"], "no built-in recipe of that name");
     refused(2, &run, &["--device", "abacus"], "--device abacus: unknown");
-    let batch = ["--set", "sar.optimization.batch_size=4"];
-    refused(5, &run, &batch, "4 images for 5 ranks");
+    refused(9, &run, &[], "sar.optimization.batch_size: 8 images for 9 ranks");
     assert!(!run.exists());
     // Two runs in one directory.
     let first = start(Some(2), &run, &[]);
