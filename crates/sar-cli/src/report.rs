@@ -127,9 +127,12 @@ fn qualities(quality: &QualityReport) -> impl Iterator<Item = (&'static str, &Sa
 /// Kernel distance times 1000, class accuracy, Fréchet distance.
 fn cells(figures: &SampleFigures) -> [String; 3] {
     let cell = |estimate: &Estimate, by: f64, digits: usize| {
-        let Estimate { mean, low, high } = *estimate;
-        let [mean, low, high] = [mean, low, high].map(|x| format!("{:.digits$}", by * x));
-        format!("{mean} [{low}, {high}]")
+        let text = |x: f64| format!("{:.digits$}", by * x);
+        let mean = text(estimate.mean);
+        match estimate.low.zip(estimate.high) {
+            Some((low, high)) => format!("{mean} [{}, {}]", text(low), text(high)),
+            None => mean,
+        }
     };
     [
         cell(&figures.kid_effnetlite0, 1000.0, 1),

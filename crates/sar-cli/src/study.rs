@@ -4,7 +4,7 @@
 //! ```text
 //! DIR/study.toml           the study that the folder is of
 //! DIR/start/               the run that makes the shared weights, and what these amount to
-//! DIR/ARM/SEED/            an arm and a seed, see unit.rs
+//! DIR/ARM/SEED/            an arm and a seed, see unit.rs; with the recipe that the study has to go on with
 //! DIR/study.json, report.html
 //! ```
 //! Every arm and seed is a run of its own with results of its own: a study that was killed goes on with what
@@ -12,11 +12,13 @@
 
 mod code;
 mod file;
+mod holm;
 mod page;
+mod recipes;
 mod results;
 mod unit;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -34,8 +36,9 @@ use crate::progress::clock;
 use crate::{Verdict, table};
 use code::Code;
 use file::{START, Study, has_ended};
+use recipes::check_run;
 use results::{Arm, Finished, arms};
-use unit::{Grid, Outcome, Sampling, Trained, Unit, best, train_run};
+use unit::{Grid, Sampling, Trained, Unit, best, train_run};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -87,6 +90,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     }
     study.settle(&folder)?;
     let folder = Folder { study, path: folder, json };
+    folder.check_recipes()?;
     if report {
         let arms = folder.write_report()?;
         print!("{}", page::shown(&arms));
@@ -97,22 +101,39 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
 
 /// What a study would do.
 fn plan(study: &Study, ours: &[String]) -> Result<String> {
-    let mut rows = vec![["arm", "seeds", "steps", "passes a step"].map(String::from).to_vec()];
+    let head = ["arm", "seeds", "steps", "passes a step", "passes", "of its control's"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     let start = study.start_recipe()?;
     rows.push(vec![
         START.into(),
         "1".into(),
         format!("{} + {}", start.tokenizer.steps, start.pretrain.steps),
         "1.00".into(),
+        String::new(),
+        String::new(),
     ]);
+    let mut notes = String::new();
     let n = study.seeds.len();
     for arm in study.arms.iter().filter(|arm| ours.contains(&arm.name)) {
-        let recipe = study.recipe(arm, study.seeds[0], Path::new(""))?;
-        let (steps, passes) = match recipe.sar.steps {
-            0 => (recipe.pretrain.steps, 1.0),
-            steps => (steps, recipe.sar.objective.passes(recipe.scales())),
-        };
-        rows.push(vec![arm.name.clone(), n.to_string(), steps.to_string(), format!("{passes:.2}")]);
+        let cost = study.cost(arm)?;
+        let mut row = vec![arm.name.clone(), n.to_string(), cost.steps.to_string()];
+        row.extend([format!("{:.2}", cost.passes_a_step), format!("{:.0}", cost.passes())]);
+        let control = study.control_of(&arm.name).map(|name| study.arm(name)).transpose()?;
+        row.push(match control {
+            Some(control) => {
+                let share = cost.passes() / study.cost(control)?.passes();
+                // Whole steps cannot be more equal.
+                if (share - 1.0).abs() > 0.02 {
+                    let (arm, control) = (&arm.name, &control.name);
+                    notes += &format!(
+                        "{arm} makes {share:.2} times the passes of {control}, its control\n"
+                    );
+                }
+                format!("{:.0} %", 100.0 * share)
+            }
+            None => String::new(),
+        });
+        rows.push(row);
     }
     let settings = study.samples.sweep().map_err(|problem| anyhow!("{problem}"))?;
     let settings = settings.samplers(start.evaluation.sampler).len();
@@ -122,7 +143,7 @@ fn plan(study: &Study, ours: &[String]) -> Result<String> {
         "\neach arm and seed: {settings} settings of the sampler on {selection} samples of each class, then {measure} \
          of each class at the best\n"
     );
-    Ok(table::aligned(&rows) + &text)
+    Ok(table::aligned(&rows) + &notes + &text)
 }
 
 /// A study and where it lies.
@@ -143,13 +164,39 @@ impl Folder {
         self.study.seeds.iter().map(move |seed| self.unit(arm, *seed))
     }
 
+    /// Checks that what is there was trained with the recipes that the study has now.
+    fn check_recipes(&self) -> Result<()> {
+        let start = self.path.join(START);
+        check_run(&start, "the start", &self.study.start_recipe()?)?;
+        for arm in &self.study.arms {
+            for unit in self.units(&arm.name) {
+                let what = format!("arm '{}'", arm.name);
+                check_run(&unit.run, &what, &self.study.recipe(arm, unit.seed, &start)?)?;
+                ensure!(
+                    unit.run.join("recipe.toml").is_file() || !unit.has_results(),
+                    "{}: holds results of {what}, and no recipe.toml that says how it was trained; \
+                     put it back, or remove the folder",
+                    unit.run.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Everything of an arm, if it is there.
     fn finished(&self, arm: &str) -> Result<Option<Finished>> {
-        let outcomes: Result<Option<Vec<Outcome>>> =
-            self.units(arm).map(|unit| unit.outcome()).collect();
-        let grids: Result<Option<Vec<Grid>>> = self.units(arm).map(|unit| unit.grid()).collect();
-        let both = outcomes?.zip(grids?);
-        Ok(both.map(|(outcomes, grids)| Finished { name: arm.into(), outcomes, grids }))
+        let (mut outcomes, mut grids, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for unit in self.units(arm) {
+            match (unit.outcome()?.zip(unit.grid()?), unit.failed()?) {
+                (Some((outcome, grid)), _) => {
+                    outcomes.push(outcome);
+                    grids.push(grid);
+                }
+                (None, Some(of)) => failed.push(of),
+                (None, None) => return Ok(None),
+            }
+        }
+        Ok(Some(Finished { name: arm.into(), outcomes, grids, failed }))
     }
 
     /// Writes study.json and report.html of what is there.
@@ -165,9 +212,9 @@ impl Folder {
         }
         let outcomes = || done.iter().flat_map(|of| &of.outcomes);
         let mut code: Vec<Code> = Vec::new();
-        for outcome in outcomes() {
-            if !code.contains(&outcome.code) {
-                code.push(outcome.code.clone());
+        for of in done.iter().flat_map(Finished::code) {
+            if !code.contains(of) {
+                code.push(of.clone());
             }
         }
         let real = path.join("real.json");
@@ -184,21 +231,23 @@ impl Folder {
             code,
             real: real.and_then(|text| serde_json::from_str(&text).ok()),
             unfinished,
-            arms: arms(study, &done),
+            arms: arms(study, &done)?,
         };
         let text = serde_json::to_string_pretty(&summary).expect("plain values") + "\n";
         for file in std::iter::once(&path.join("study.json")).chain(json) {
             sar_weights::write_bytes(file, text.as_bytes())?;
         }
-        let first = study.seeds[0];
-        let html = page::page(study, &summary, |arm| self.unit(arm, first).picture())?;
+        let picture =
+            |arm: &str| self.units(arm).map(|unit| unit.picture()).find(|path| path.is_file());
+        let html = page::page(study, &summary, picture)?;
         page::write(path, &html)?;
         Ok(summary.arms)
     }
 }
 
 const INTERVALS: &str = "95 %, Student's t over seeds of training (of the start: over streams of samples); \
-     differences are of pairs of one seed";
+     differences are of pairs of one seed; each interval stands alone, minus_control_p is corrected by Holm for \
+     the number of arms that have a control";
 
 /// `study.json`.
 #[derive(Serialize)]
@@ -249,7 +298,7 @@ struct Run {
 /// How an arm went.
 enum Went {
     Well,
-    /// Its training did not: others may.
+    /// The training of a seed did not: others may.
     Badly,
 }
 
@@ -261,12 +310,14 @@ impl Job for Run {
         let Self { folder, ours } = &self;
         let start = folder.path.join(START);
         let recipe = folder.study.start_recipe().context(START)?;
+        let code = Code::own(&arithmetic::<A::InnerBackend>(&device))?;
         if !has_ended(&start) {
             eprintln!("study {}: making the weights that arms begin with", folder.study.name);
+            code.trains(&start)?;
             trained(train_run::<A>(&recipe, &start, (workers, stop), &device), START)??;
         }
         let judge = Judge::of_run(&recipe, &start, &device)?;
-        let code = Code::own(&arithmetic::<A::InnerBackend>(&device));
+        judge.notes().iter().for_each(|note| eprintln!("warning: {note}"));
         let sampling = Sampling {
             judge: &judge,
             samples: &folder.study.samples,
@@ -352,7 +403,7 @@ impl ToDo {
         let mut left = 0;
         for arm in ours {
             for unit in folder.units(arm) {
-                left += usize::from(unit.grid()?.is_none());
+                left += usize::from(unit.grid()?.is_none() && unit.failed()?.is_none());
             }
         }
         Ok(Self { left, done: 0, since: Instant::now() })
@@ -377,26 +428,31 @@ struct Walk<'a, A: AutodiffBackend> {
 }
 
 impl<A: AutodiffBackend> Walk<'_, A> {
-    /// Does what is left of an arm.
+    /// Does what is left of an arm, as far as its training goes well.
     fn arm(&mut self, arm: &str) -> Result<Went> {
-        let mut grids = Vec::new();
-        for unit in self.folder.units(arm) {
+        let folder = self.folder;
+        let (mut went, mut units, mut grids) = (Went::Well, Vec::new(), Vec::new());
+        for unit in folder.units(arm) {
             match self.trained_and_judged(&unit)? {
-                Some(grid) => grids.push(grid),
-                None => return Ok(Went::Badly),
+                Some(grid) => {
+                    units.push(unit);
+                    grids.push(grid);
+                }
+                None => went = Went::Badly,
             }
         }
-        let settings = best(&grids, self.folder.study.samples.choose_by).clone();
-        for (unit, grid) in self.folder.units(arm).zip(&grids) {
-            if unit.outcome()?.is_none() {
-                if interrupt::has_come() {
-                    stopped();
-                }
-                self.sampling.measure(&unit, grid, &settings)?;
+        if grids.is_empty() {
+            return Ok(went);
+        }
+        let settings = best(&grids, folder.study.samples.choose_by).clone();
+        for (unit, grid) in units.iter().zip(&grids) {
+            if unit.outcome()?.is_none() && self.sampling.measure(unit, grid, &settings)?.is_none()
+            {
+                stopped();
             }
             unit.tidy()?;
         }
-        Ok(Went::Well)
+        Ok(went)
     }
 
     /// A unit's samples at every setting; nothing if its training went wrong.
@@ -407,13 +463,20 @@ impl<A: AutodiffBackend> Walk<'_, A> {
         let Unit { arm, seed, run, .. } = unit;
         let study = &self.folder.study;
         let what = format!("arm '{arm}', seed {seed}");
+        if let Some(failed) = unit.failed()? {
+            eprintln!("study {}: {what}: diverged before: {}", study.name, failed.reason);
+            return Ok(None);
+        }
         if !has_ended(run) {
             eprintln!("study {}: {what}", study.name);
+            self.sampling.code.trains(run)?;
             let recipe = study.recipe(study.arm(arm)?, *seed, &self.folder.path.join(START))?;
             let result =
                 train_run::<A>(&recipe, run, (self.workers, self.stop), self.sampling.device);
             if let Err(error) = trained(result, &what)? {
                 eprintln!("error: {what}: {error}");
+                unit.fails(&error)?;
+                self.to_do.one_done();
                 return Ok(None);
             }
         }

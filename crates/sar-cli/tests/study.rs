@@ -145,6 +145,7 @@ fn kills_and_shards_change_nothing() {
         ("control/1/checkpoints/sar-2.safetensors", 0),
         ("control/1/report.json", 5),
         ("control/2/recipe.toml", 10),
+        ("control/2/grid-part.json", 0),
         ("control/2/grid.json", 1),
         ("control/1/result.json", 0),
         ("sar-soft/1/backbone-sar.safetensors", 0),
@@ -169,6 +170,8 @@ fn kills_and_shards_change_nothing() {
 
     // By names, with the weights of files; the same weights, so the same result.
     let text = fs::read_to_string(folder.join("study.toml")).unwrap();
+    let settings_known = json(&folder.join("killed/control/1/grid.json"));
+    what_is_judged_is_not_judged_again(folder, &settings_known);
     let trained = "start = { kind = \"trained\", seed = 0, set = [\"pretrain.steps=3\"] }";
     let files = "start = { kind = \"files\", tokenizer = \"whole/start/tokenizer.safetensors\", \
                  backbone = \"whole/start/backbone-pretrain.safetensors\" }";
@@ -180,6 +183,127 @@ fn kills_and_shards_change_nothing() {
     // The steps that made the start are not known then.
     [&mut given, &mut expected].into_iter().for_each(|arms| drop(arms[0]["steps"].take()));
     assert!(given == expected);
+
+    // Where no step needs them, there are no latents; an image that cannot be read is passed over.
+    fs::write(folder.join("images/stripes/3.png"), "no image").unwrap();
+    let cached = "set = [\n    'latents={ kind = \"cached\", folder = \"latents\", variants = 1, precision = \"half\" }',";
+    let text = text.replace(trained, files).replacen("set = [", cached, 1);
+    fs::write(folder.join("cached.toml"), text).unwrap();
+    let start = ["study", "cached.toml", "--out", "cached", "--arms", "start"];
+    let (_, said) = does(folder, &start);
+    let passed = said.lines().filter(|line| line.contains("stripes/3.png")).collect::<Vec<_>>();
+    assert!(passed.iter().any(|line| line.contains("1 of 32 unreadable, 1 allowed")), "{said}");
+    assert!(folder.join("cached/start/report.json").is_file());
+    assert!(!folder.join("cached/start/latents").exists());
+    fs::write(folder.join("images/squares/5.png"), "no image").unwrap();
+    fs::remove_dir_all(folder.join("cached")).unwrap();
+    let (code, _, said) = sar(folder, &start);
+    assert!(code == Some(2) && said.contains("data.max_unreadable: 2 of 32"), "{said}");
+}
+
+/// A study that was killed has judged the first setting already, as it says: it is taken at its word.
+fn what_is_judged_is_not_judged_again(folder: &Path, whole: &Value) {
+    let unit = folder.join("killed/control/1");
+    let mut part = whole.clone();
+    assert_eq!(whole["rows"].as_array().unwrap().len(), 2);
+    part["rows"].as_array_mut().unwrap().pop();
+    part["rows"][0]["kid"] = Value::from(12345.0);
+    fs::write(unit.join("grid-part.json"), part.to_string()).unwrap();
+    ["grid.json", "result.json"].iter().for_each(|name| fs::remove_file(unit.join(name)).unwrap());
+    does(folder, &["study", "study.toml", "--out", "killed"]);
+    let again = json(&unit.join("grid.json"));
+    assert_eq!(again["rows"][0]["kid"], 12345.0);
+    assert_eq!(again["rows"][1], whole["rows"][1]);
+    assert!(!unit.join("grid-part.json").exists());
+}
+
+#[test]
+fn a_seed_that_diverges_takes_nobody_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_study(folder);
+    let text = fs::read_to_string(folder.join("study.toml")).unwrap();
+    let hot = "\n[[arms]]\nname = \"hot\"\nset = ['sar.objective={ kind = \"teacher-forcing\" }', \
+               \"sar.optimization.lr.peak=1e30\"]\n\n[[arms]]\nname = \"sar-soft\"";
+    let text = text.replacen("\n[[arms]]\nname = \"sar-soft\"", hot, 1);
+    fs::write(folder.join("study.toml"), &text).unwrap();
+    let study = ["study", "study.toml", "--out", "out"];
+    let (code, table, said) = sar(folder, &study);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(table.contains("0, diverged 2 of 2"), "{table}");
+    let all = json(&folder.join("out/study.json"));
+    assert_eq!(all["unfinished"], Value::Array(Vec::new()));
+    let [start, control, hot, sar_soft] = [0, 1, 2, 3].map(|i| &all["arms"][i]);
+    assert_eq!(
+        (&hot["name"], &hot["seeds"], &hot["kid"]),
+        (&"hot".into(), &0.into(), &Value::Null)
+    );
+    for (seed, failed) in [1, 2].iter().zip(hot["diverged"].as_array().unwrap()) {
+        let file = json(&folder.join(format!("out/hot/{seed}/failed.json")));
+        assert_eq!(failed, &file);
+        assert_eq!((&file["seed"], &file["stage"]), (&Value::from(*seed), &"sar".into()));
+        assert!(file["step"].is_u64() && file["reason"].as_str().unwrap().starts_with("sar"));
+    }
+    assert!(control["kid"]["low"].is_number() && start["diverged"] == Value::Array(Vec::new()));
+    // What was made by what: one program for all.
+    let programs = start["programs"].as_array().unwrap();
+    assert!(programs.len() == 1 && programs[0].as_str().unwrap().starts_with("0."), "{programs:?}");
+    assert!(sar_soft["programs"] == start["programs"] && sar_soft["mixed_programs"] == false);
+    let p = sar_soft["minus_control_p"]["kid"].as_f64().unwrap();
+    assert!(p > 0.0 && p <= 1.0, "{p}");
+
+    // One seed of the control goes the same way, and is not trained again: what is left is one pair, which has
+    // no interval.
+    let unit = folder.join("out/control/2");
+    fs::copy(folder.join("out/hot/2/failed.json"), unit.join("failed.json")).unwrap();
+    let gone = ["grid.json", "result.json", "report.json", "backbone-sar.safetensors"];
+    gone.iter().for_each(|name| fs::remove_file(unit.join(name)).unwrap());
+    let (code, table, said) = sar(folder, &study);
+    assert!(code == Some(1) && said.contains("arm 'control', seed 2: diverged before"), "{said}");
+    assert!(table.contains("1, diverged 1 of 2"), "{table}");
+    assert!(!unit.join("report.json").exists(), "it was trained again");
+    let all = json(&folder.join("out/study.json"));
+    let minus = &all["arms"][3]["minus_control"]["kid"];
+    assert!(minus["mean"].is_number(), "{minus}");
+    assert_eq!((&minus["low"], &minus["high"]), (&Value::Null, &Value::Null));
+    assert_eq!(all["arms"][3]["minus_control_p"], Value::Object(Default::default()));
+    assert!(
+        fs::read_to_string(folder.join("out/report.html")).unwrap().contains("diverged 1 of 2")
+    );
+
+    // Another program has trained the control.
+    let by = folder.join("out/control/1/result.json");
+    let mut other = json(&by);
+    other["trained"]["code"][0]["program"] = "0.0.1 00000000".into();
+    fs::write(&by, other.to_string()).unwrap();
+    let (table, _) = does(folder, &["study", "study.toml", "--out", "out", "--report"]);
+    assert!(table.contains("made by different programs: sar-soft by"), "{table}");
+    assert_eq!(json(&folder.join("out/study.json"))["arms"][3]["mixed_programs"], true);
+
+    // A recipe that is not as it was: of the start, then of an arm alone.
+    let run = folder.join("out/hot/1/recipe.toml");
+    let recipe = fs::read_to_string(&run).unwrap();
+    let changed = recipe.replacen("label_smoothing = 0.0", "label_smoothing = 0.5", 2);
+    fs::write(&run, changed).unwrap();
+    let [arm, field] =
+        ["hot/1/recipe.toml: arm 'hot'", "regularization.label_smoothing = 0.5, not 0"];
+    refuses(folder, &study, &[arm, field, "another --out"]);
+    refuses(folder, &[&study[..], &["--report"]].concat(), &[arm, field]);
+    fs::write(&run, &recipe).unwrap();
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field/tiny.toml");
+    let known = fs::read_to_string(&tiny).unwrap();
+    fs::write(folder.join("own.toml"), known.replacen("flip = 0.5", "flip = 0.25", 1)).unwrap();
+    // The folder is of the same file of a recipe, which says something else now.
+    let own = |text: &str| text.replace(&tiny.display().to_string(), "own.toml");
+    fs::write(folder.join("study.toml"), own(&text)).unwrap();
+    let kept = folder.join("out/study.toml");
+    fs::write(&kept, own(&fs::read_to_string(&kept).unwrap())).unwrap();
+    refuses(folder, &study, &["start/recipe.toml: the start", "flip = 0.5, not 0.25"]);
+    fs::write(folder.join("own.toml"), &known).unwrap();
+    does(folder, &[&study[..], &["--report"]].concat());
+    // Results of which nobody knows how they came to be.
+    fs::remove_file(folder.join("out/sar-soft/1/recipe.toml")).unwrap();
+    refuses(folder, &study, &["sar-soft/1", "no recipe.toml"]);
 }
 
 #[test]
@@ -209,6 +333,10 @@ fn what_cannot_be_done_is_a_line() {
             ["arm 'sar-soft'", "sar.objective.weight"],
         ),
         (["passes = 4", "passes = "], ["bad.toml: line 10", ""]),
+        (
+            ["set = []", "set = [\"sar.optimization.batch_size=4\"]"],
+            ["arm 'sar-soft'", "sar.optimization.batch_size is for the study to set"],
+        ),
     ] {
         bad(change[0], change[1]);
         refuses(folder, &study("bad.toml", &[]), &parts);
@@ -220,6 +348,11 @@ fn what_cannot_be_done_is_a_line() {
 
     let (plan, _) = does(folder, &study("study.toml", &["--dry-run"]));
     assert!(plan.contains("sar-soft") && plan.contains("2 settings"), "{plan}");
+    assert!(plan.contains("100 %") && !plan.contains("times the passes"), "{plan}");
+    bad("set = []", "set = []\nsteps = 3");
+    let (plan, _) = does(folder, &study("bad.toml", &["--dry-run"]));
+    assert!(plan.contains("150 %"), "{plan}");
+    assert!(plan.contains("sar-soft makes 1.50 times the passes of control"), "{plan}");
     assert!(!folder.join("out").exists());
 
     // A folder is of one study.

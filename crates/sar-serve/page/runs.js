@@ -167,13 +167,13 @@ export function startRuns(model) {
       quality && ["class accuracy", (kind) => quality[kind]?.class_accuracy],
     ].filter(Boolean);
     const cell = (value) => typeof value === "object" && value
-      ? make("td", {}, short(value.mean), make("small", {}, `${short(value.low)} to ${short(value.high)}`))
+      ? make("td", {}, short(value.mean), value.low == null ? null : make("small", {}, `${short(value.low)} to ${short(value.high)}`))
       : make("td", {}, short(value));
     return make("div", { class: "panel scroll" }, make("table", {},
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Held out"), ...kinds.map(([, name]) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), ...kinds.map(([kind]) => cell(value(kind))))))));
   }
-  const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value * by]));
+  const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value == null ? null : value * by]));
 
   const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map(({ name, url, changed }) =>
     make("figure", {}, make("a", { href: url, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, PICTURES[name])),

@@ -49,6 +49,7 @@ mod tokenizer_stage;
 mod figures;
 mod init;
 pub mod plan;
+pub mod program;
 pub mod run;
 mod together;
 

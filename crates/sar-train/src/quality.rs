@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sar_data::{Dataset, UnreadableImage};
+use sar_data::{DataError, Dataset, Prefetch, ReadAhead, UnreadableImage};
 use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures, Reference};
 use sar_pipeline::{Pipeline, RgbImage, TrainedBackbone, TrainedTokenizer};
 use serde::{Deserialize, Serialize};
@@ -74,14 +74,14 @@ pub struct Figures {
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
-    /// Its interval's ends.
-    pub low: f64,
+    /// Its interval's ends; none of one seed, which says nothing of others.
+    pub low: Option<f64>,
     /// See `low`.
-    pub high: f64,
+    pub high: Option<f64>,
 }
 
 impl Estimate {
-    /// Of one value for each seed; of one seed the interval is unbounded, and given as the mean.
+    /// Of one value for each seed.
     ///
     /// # Panics
     /// If there is none.
@@ -90,11 +90,21 @@ impl Estimate {
         assert!(n > 0.0, "no seeds");
         let mean = values.iter().sum::<f64>() / n;
         let square: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let half = match values.len() {
-            1 => 0.0,
-            n_values => student_t(n_values - 1) * (square / (n - 1.0) / n).sqrt(),
-        };
-        Self { mean, low: mean - half, high: mean + half }
+        let half = (values.len() > 1)
+            .then(|| student_t(values.len() - 1) * (square / (n - 1.0) / n).sqrt());
+        Self { mean, low: half.map(|half| mean - half), high: half.map(|half| mean + half) }
+    }
+
+    /// Of a figure of each seed; none where one of them lacks it, or there is no seed.
+    pub fn of_each<T>(seeds: &[T], figure: impl Fn(&T) -> Option<f64>) -> Option<Self> {
+        let values = seeds.iter().map(figure).collect::<Option<Vec<f64>>>()?;
+        (!values.is_empty()).then(|| Self::of(&values))
+    }
+
+    /// Of a figure's differences, `a - b`, seed by seed; none as in [`of_each`](Self::of_each).
+    pub fn of_pairs<T>(a: &[T], b: &[T], figure: impl Fn(&T) -> Option<f64>) -> Option<Self> {
+        let pairs: Vec<(&T, &T)> = a.iter().zip(b).collect();
+        Self::of_each(&pairs, |&(a, b)| Some(figure(a)? - figure(b)?))
     }
 }
 
@@ -108,27 +118,25 @@ fn student_t(degrees: usize) -> f64 {
     }
 }
 
+/// A figure of a seed.
+type Figure = fn(&Glance) -> Option<f64>;
+
 impl Figures {
-    fn of(seeds: &[Glance]) -> Self {
-        let estimate = |f: &dyn Fn(&Glance) -> Option<f64>| -> Option<Estimate> {
-            let values = seeds.iter().map(f).collect::<Option<Vec<_>>>()?;
-            Some(Estimate::of(&values))
-        };
+    fn new(estimate: impl Fn(Figure) -> Option<Estimate>) -> Self {
         Self {
-            fd_effnetlite0: estimate(&|of| Some(of.frechet)).expect("always there"),
-            kid_effnetlite0: estimate(&|of| of.kernel).expect("features are kept"),
-            class_accuracy: estimate(&|of| of.class_accuracy),
+            fd_effnetlite0: estimate(|of| Some(of.frechet)).expect("always there"),
+            kid_effnetlite0: estimate(|of| of.kernel).expect("features are kept"),
+            class_accuracy: estimate(|of| of.class_accuracy),
         }
+    }
+
+    fn of(seeds: &[Glance]) -> Self {
+        Self::new(|figure| Estimate::of_each(seeds, figure))
     }
 
     /// Of differences seed by seed.
     fn minus(a: &[Glance], b: &[Glance]) -> Self {
-        let minus = |(a, b): (&Glance, &Glance)| Glance {
-            frechet: a.frechet - b.frechet,
-            kernel: a.kernel.zip(b.kernel).map(|(a, b)| a - b),
-            class_accuracy: a.class_accuracy.zip(b.class_accuracy).map(|(a, b)| a - b),
-        };
-        Self::of(&a.iter().zip(b).map(minus).collect::<Vec<_>>())
+        Self::new(|figure| Estimate::of_pairs(a, b, figure))
     }
 }
 
@@ -138,14 +146,17 @@ pub struct Judge<B: Backend> {
     extractor: Extractor<B>,
     reference: Reference,
     n_real: usize,
+    notes: Vec<String>,
     device: B::Device,
 }
 
 impl<B: Backend> Judge<B> {
-    /// Looks at the images of a recipe, held-out ones included, without those that a run of it found unreadable.
+    /// Looks at the images of a recipe, held-out ones included, without those that cannot be read.
+    ///
+    /// `run` is one of the recipe: what it found unreadable is not tried again.
     ///
     /// # Errors
-    /// If one of them cannot be read.
+    /// If more of them cannot be read than the recipe allows.
     pub fn of_run(recipe: &Recipe, run: &Path, device: &B::Device) -> Result<Self, TrainError> {
         Ok(Self::look_at(recipe, &unreadable_of(run)?, device, || {})?)
     }
@@ -158,22 +169,50 @@ impl<B: Backend> Judge<B> {
     ) -> Result<Self, EvalError> {
         let data = &recipe.data;
         let dataset: Arc<dyn Dataset> = data.source.open(data.side)?.into();
-        let unreadable: BTreeSet<usize> = unreadable.iter().map(|image| image.index).collect();
-        let split = dataset.split();
-        // Some of both parts, from all over them, in the proportion that they have.
-        let share = (MOST_REAL as f64 / dataset.len() as f64).min(1.0);
-        let some = |all: &[usize]| -> Vec<usize> {
-            let readable: Vec<usize> =
-                all.iter().copied().filter(|i| !unreadable.contains(i)).collect();
-            let n = (readable.len() as f64 * share).ceil() as usize;
-            (0..n).map(|i| readable[i * readable.len() / n]).collect()
-        };
-        let [train, held_out] = [&split.train, &split.held_out].map(|all| some(all));
-        let indices = [train.as_slice(), &held_out].concat();
+        let mut unreadable: BTreeSet<usize> = unreadable.iter().map(|image| image.index).collect();
+        let mut notes = Vec::new();
+        loop {
+            let chosen = chosen(&*dataset, &unreadable);
+            let looked = Self::look_at_chosen(recipe, &dataset, &chosen, device, &alive);
+            let Err(EvalError::Data(error @ DataError::Unreadable { .. })) = looked else {
+                return looked.map(|judge| Self { notes, ..judge });
+            };
+            // Rare enough to look for the others only now.
+            let found = unreadable_among(&dataset, chosen.concat());
+            if found.is_empty() {
+                return Err(error.into());
+            }
+            let (total, found_before) = (dataset.len(), unreadable.len());
+            unreadable.extend(found.iter().map(|(index, _)| *index));
+            let allowed = (data.max_unreadable * total as f64) as usize;
+            if unreadable.len() > allowed {
+                let (found, named) = (unreadable.len(), error.to_string());
+                let more = DataError::TooManyUnreadable { found, total, allowed, named };
+                return Err(more.into());
+            }
+            notes.extend(found.into_iter().enumerate().map(|(i, (_, error))| {
+                let found = found_before + i + 1;
+                format!(
+                    "{error}; it is passed over ({found} of {total} unreadable, {allowed} allowed)"
+                )
+            }));
+        }
+    }
+
+    fn look_at_chosen(
+        recipe: &Recipe,
+        dataset: &Arc<dyn Dataset>,
+        [train, held_out]: &[Vec<usize>; 2],
+        device: &B::Device,
+        alive: impl Fn(),
+    ) -> Result<Self, EvalError> {
+        let data = &recipe.data;
+        let indices = [train.as_slice(), held_out].concat();
         let labels: Vec<usize> = indices.iter().map(|i| dataset.label(*i)).collect();
         let n_classes = dataset.classes().len();
         let name = recipe.name.clone();
-        let pictures = Pictures::of_dataset(name, dataset, indices, [data.side as usize; 2])?;
+        let size = [data.side as usize; 2];
+        let pictures = Pictures::of_dataset(name, Arc::clone(dataset), indices, size)?;
         let extractor = Extractor::efficientnet_lite0(device);
         let looking = Looking::new(&extractor, Keep::Features, device);
         let set = FeatureSet::of_pictures(&pictures, looking, |_, _| alive())?;
@@ -181,7 +220,8 @@ impl<B: Backend> Judge<B> {
         let (train, held_out) = places.split_at(train.len());
         let labels = (n_classes > 1).then_some((labels.as_slice(), n_classes));
         let reference = Reference::split(set, [train, held_out], labels)?;
-        Ok(Self { extractor, reference, n_real: pictures.len(), device: device.clone() })
+        let (n_real, notes, device) = (pictures.len(), Vec::new(), device.clone());
+        Ok(Self { extractor, reference, n_real, notes, device })
     }
 
     /// The features of images, which come a batch at a time.
@@ -209,10 +249,38 @@ impl<B: Backend> Judge<B> {
         self.n_real
     }
 
+    /// Which images were passed over, a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The network that looks, and a checksum of its weights.
     pub fn extractor(&self) -> [String; 2] {
         [self.extractor.name().into(), self.extractor.hash().into()]
     }
+}
+
+/// Some images that train and some that are held out, from all over them, in the proportion that they have.
+fn chosen(dataset: &dyn Dataset, unreadable: &BTreeSet<usize>) -> [Vec<usize>; 2] {
+    let split = dataset.split();
+    let share = (MOST_REAL as f64 / dataset.len() as f64).min(1.0);
+    [&split.train, &split.held_out].map(|all| {
+        let readable: Vec<usize> =
+            all.iter().copied().filter(|i| !unreadable.contains(i)).collect();
+        let n = (readable.len() as f64 * share).ceil() as usize;
+        (0..n).map(|i| readable[i * readable.len() / n]).collect()
+    })
+}
+
+/// Those of some images that cannot be read, and why.
+fn unreadable_among(dataset: &Arc<dyn Dataset>, indices: Vec<usize>) -> Vec<(usize, DataError)> {
+    let (of, ReadAhead { threads, batches }) = (Arc::clone(dataset), ReadAhead::default());
+    let positions = 0..indices.len() as u64;
+    let read = move |position| {
+        let index = indices[position as usize];
+        of.image(index).err().map(|error| (index, error))
+    };
+    Prefetch::new(positions, threads, threads * batches, read).flatten().collect()
 }
 
 /// What a recipe wants to know of samples.
@@ -240,7 +308,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.journal.observer.event(&Event::Working { what: "looking at the real images" });
         let alive = || self.group.alive();
         match Judge::look_at(self.recipe, &self.images.unreadable(), self.device, alive) {
-            Ok(judge) => Some(judge),
+            Ok(judge) => {
+                for message in judge.notes() {
+                    self.journal.observer.event(&Event::Warning { message });
+                }
+                Some(judge)
+            }
             Err(error) => {
                 let message = format!("no figures of samples: {error}");
                 self.journal.observer.event(&Event::Warning { message: &message });
@@ -313,11 +386,15 @@ mod tests {
 
     #[test]
     fn intervals_are_those_of_student() {
-        let Estimate { mean, low, high } = Estimate::of(&[1.0, 2.0, 6.0]);
+        let of = |values: &[f64]| {
+            let Estimate { mean, low, high } = Estimate::of(values);
+            (mean, low.unwrap(), high.unwrap())
+        };
+        let (mean, low, high) = of(&[1.0, 2.0, 6.0]);
         // Deviation 2.6458, its mean's 1.5275, times 4.303.
         assert!((mean - 3.0).abs() < 1e-12 && (high - 9.5729).abs() < 1e-3, "{high}");
         assert!((mean - low - (high - mean)).abs() < 1e-12);
-        assert_eq!(Estimate::of(&[2.0]), Estimate { mean: 2.0, low: 2.0, high: 2.0 });
+        assert_eq!(Estimate::of(&[2.0]), Estimate { mean: 2.0, low: None, high: None });
         for (degrees, t) in [(10, 2.228), (30, 2.042), (1000, 1.962)] {
             assert!((student_t(degrees) - t).abs() < 3e-3, "{degrees}: {}", student_t(degrees));
         }
@@ -333,9 +410,14 @@ mod tests {
         // Seeds differ a lot, the weights always by 1.
         let [a, b] = [1.0, 0.0].map(|by| [10.0, 50.0, 90.0].map(|x| glance(x + by, Some(0.5))));
         let minus = Figures::minus(&a, &b);
-        assert_eq!(minus.fd_effnetlite0, Estimate { mean: 1.0, low: 1.0, high: 1.0 });
+        let one = Estimate { mean: 1.0, low: Some(1.0), high: Some(1.0) };
+        assert_eq!(minus.fd_effnetlite0, one);
         assert!((minus.kid_effnetlite0.mean - 0.1).abs() < 1e-12);
         assert_eq!(minus.class_accuracy.unwrap().mean, 0.0);
-        assert!(Figures::of(&[glance(1.0, None)]).class_accuracy.is_none());
+        let alone = Figures::of(&[glance(1.0, None)]);
+        assert!(alone.class_accuracy.is_none());
+        // One seed says nothing of others; the keys of a report stay.
+        let json = serde_json::to_value(alone.fd_effnetlite0).unwrap();
+        assert_eq!(json, serde_json::json!({ "mean": 1.0, "low": null, "high": null }));
     }
 }

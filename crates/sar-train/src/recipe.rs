@@ -404,17 +404,22 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::RecipeChanged`] with the first field that differs.
     pub(crate) fn check_resumes(&self, theirs: &Self, path: &Path) -> Result<(), TrainError> {
-        let table = |recipe: &Self| {
-            let mut table = toml::Value::try_from(recipe).expect("plain values");
-            MAY_CHANGE.iter().for_each(|field| forget(&mut table, field));
-            table
-        };
-        match first_difference("", &table(theirs), &table(self)) {
+        match self.difference(theirs) {
             None => Ok(()),
             Some((field, theirs, ours)) => {
                 Err(TrainError::RecipeChanged { path: path.into(), field, theirs, ours })
             }
         }
+    }
+
+    /// The first field in which another recipe makes other results, its value there and its value here.
+    pub fn difference(&self, theirs: &Self) -> Option<(String, String, String)> {
+        let table = |recipe: &Self| {
+            let mut table = toml::Value::try_from(recipe).expect("plain values");
+            MAY_CHANGE.iter().for_each(|field| forget(&mut table, field));
+            table
+        };
+        first_difference("", &table(theirs), &table(self))
     }
 }
 

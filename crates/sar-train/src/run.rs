@@ -25,6 +25,7 @@ use crate::latents::{Extent, LatentCache, Latents};
 use crate::learner::{Learner, Trained};
 use crate::objective::Objective;
 use crate::perception::Perception;
+use crate::program::program;
 use crate::recipe::{Output, Recipe};
 use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
@@ -94,7 +95,7 @@ fn train_together<A: AutodiffBackend>(
     if !group.is_alone() {
         let toml = recipe.to_toml();
         let recipe = format!("{} {:08x}", recipe.name, crc32fast::hash(toml.as_bytes()));
-        let values = [("program", together::program()?), ("recipe", recipe)];
+        let values = [("program", program()?), ("recipe", recipe)];
         together::compare(group, &values)?;
     }
     let (path, ahead) = (dir, ReadAhead::default());
@@ -358,7 +359,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         Ok(Trained { model: model.folded(), average: average.map(Tokenizer::folded) })
     }
 
-    /// The cache of latents, made or found, where the recipe asks for one.
+    /// The cache of latents, made or found, where the recipe asks for one and a stage reads it.
     fn cache_latents(
         &mut self,
         tokenizer: &TrainedTokenizer<Inner<A>>,
@@ -366,6 +367,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let Latents::Cached { folder, variants, .. } = &self.recipe.latents else {
             return Ok(None);
         };
+        let readers = [StageId::Pretrain, StageId::Sar, StageId::Control];
+        if readers.into_iter().all(|id| self.recipe.steps(id) == 0) {
+            return Ok(None);
+        }
         let config = &tokenizer.config;
         let extent = Extent::of(self.recipe, self.images.n_train()).expect("a cache");
         let key = format!(

@@ -47,23 +47,6 @@ pub(crate) fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), Tr
     Ok(())
 }
 
-/// A checksum of the program that runs.
-pub(crate) fn program() -> Result<String, TrainError> {
-    let path = std::env::current_exe().map_err(TrainError::io("".as_ref(), "program unknown"))?;
-    let checksum = || -> std::io::Result<u32> {
-        let mut file = std::fs::File::open(&path)?;
-        let (mut hasher, mut buffer) = (crc32fast::Hasher::new(), vec![0; 1 << 16]);
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hasher.finalize()),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
-    };
-    let checksum = checksum().map_err(TrainError::io(&path, "cannot be read"))?;
-    Ok(format!("{} {checksum:08x}", env!("CARGO_PKG_VERSION")))
-}
-
 fn host() -> String {
     #[cfg(unix)]
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());

@@ -1,46 +1,56 @@
-//! With what a result was made: the code, the machine, the command.
+//! With what a result was made: the program, the machine, the command.
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use anyhow::Result;
+use sar_train::program::program;
 use serde::{Deserialize, Serialize};
+
+use super::unit::{read, write};
 
 /// What a program is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Code {
-    /// Its version.
-    pub(super) version: String,
-    /// The commit of its sources, with `-dirty` where they were changed; none where they are not there.
+    /// Its version and a checksum of itself.
+    pub(super) program: String,
+    /// The commit that it was built from, with `-dirty` where something was changed; none where that is not known.
     pub(super) commit: Option<String>,
-    /// CRC-32 of the program itself, in hexadecimal.
-    pub(super) program: Option<String>,
     /// What computed, on which machine.
     pub(super) machine: String,
 }
 
 impl Code {
     /// This program; `arithmetic` is what it computes with.
-    pub(super) fn own(arithmetic: &str) -> Self {
-        let program = env::current_exe().ok().and_then(|path| fs::read(path).ok());
-        Self {
-            version: env!("CARGO_PKG_VERSION").into(),
-            commit: commit(),
-            program: program.map(|bytes| format!("{:08x}", crc32fast::hash(&bytes))),
+    pub(super) fn own(arithmetic: &str) -> Result<Self> {
+        Ok(Self {
+            program: program()?,
+            commit: option_env!("SAR_COMMIT").map(str::to_owned),
             machine: format!("{}, {arithmetic}", machine()),
+        })
+    }
+
+    /// Takes down that a run is trained by this program, among those that have trained it before.
+    pub(super) fn trains(&self, run: &Path) -> Result<()> {
+        let mut all = Self::that_trained(run)?;
+        if all.contains(self) {
+            return Ok(());
         }
+        all.push(self.clone());
+        write(&beside(run), &all)
+    }
+
+    /// What a run was trained by.
+    pub(super) fn that_trained(run: &Path) -> Result<Vec<Self>> {
+        Ok(read(&beside(run))?.unwrap_or_default())
     }
 }
 
-/// The commit of the sources that the program was built from, as they are now.
-fn commit() -> Option<String> {
-    let describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"];
-    let output = Command::new("git")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(describe)
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// A new run's folder has to be empty.
+fn beside(run: &Path) -> PathBuf {
+    let mut name = run.file_name().unwrap_or_default().to_owned();
+    name.push(".code.json");
+    run.with_file_name(name)
 }
 
 /// Processor and number of cores.

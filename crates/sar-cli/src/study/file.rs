@@ -8,9 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use sar_pipeline::files_of_run;
-use sar_train::Recipe;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -78,6 +77,16 @@ pub(super) enum Measure {
     Fd,
 }
 
+impl Measure {
+    /// The one of two figures that it is.
+    pub(super) fn of<T>(self, kid: T, fd: T) -> T {
+        match self {
+            Self::Kid => kid,
+            Self::Fd => fd,
+        }
+    }
+}
+
 /// Samples of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,18 +127,6 @@ pub(super) enum Origin {
     Scratch,
     /// Random weights: the arm is the stages of the tokenizer and of pre-training.
     Images,
-}
-
-/// What an arm may not set, as it is the study's to say: for all, and by what the arm begins with.
-const SET_BY_STUDY: [&str; 6] =
-    ["name", "seed", "sar.steps", "sar.control", "evaluation.quality", "pretrain.init_from"];
-
-fn set_by_study(from: Origin) -> &'static [&'static str] {
-    match from {
-        Origin::Start => &["tokenizer.steps", "tokenizer.init_from", "pretrain.steps"],
-        Origin::Scratch => &["tokenizer.steps", "tokenizer.init_from"],
-        Origin::Images => &["tokenizer.init_from"],
-    }
 }
 
 impl Study {
@@ -227,71 +224,6 @@ impl Study {
         self.arms.iter().any(|arm| arm.name == name && arm.from == Origin::Start)
     }
 
-    /// The recipe that makes the shared weights.
-    pub(super) fn start_recipe(&self) -> Result<Recipe> {
-        let mut settings = self.set.clone();
-        match &self.start {
-            Start::Trained { seed, set } => {
-                settings.extend(set.iter().cloned());
-                settings.push(format!("seed={seed}"));
-            }
-            Start::Files { tokenizer, backbone } => {
-                settings.extend(["tokenizer.steps=0".into(), "pretrain.steps=0".into()]);
-                settings.push(init_from("tokenizer", tokenizer)?);
-                settings.push(init_from("pretrain", backbone)?);
-            }
-        }
-        settings.push(format!("name={}-{START}", self.name));
-        settings.extend(NO_SAR.map(String::from));
-        Ok(Recipe::load(&self.recipe, &settings)?)
-    }
-
-    /// The recipe of an arm and a seed; `start` is the folder of the shared weights.
-    pub(super) fn recipe(&self, arm: &Arm, seed: u64, start: &Path) -> Result<Recipe> {
-        self.recipe_of(arm, seed, start).with_context(|| format!("arm '{}'", arm.name))
-    }
-
-    fn recipe_of(&self, arm: &Arm, seed: u64, start: &Path) -> Result<Recipe> {
-        for setting in &arm.set {
-            let key = setting.split('=').next().unwrap_or_default().trim();
-            let is_of = |field: &&&str| {
-                key == **field
-                    || key.strip_prefix(**field).is_some_and(|rest| rest.starts_with('.'))
-            };
-            if let Some(field) = SET_BY_STUDY.iter().chain(set_by_study(arm.from)).find(is_of) {
-                let hint = match *field {
-                    "sar.steps" => "; write steps = N beside its settings",
-                    _ => "",
-                };
-                bail!("{setting}: {field} is for the study to set{hint}");
-            }
-        }
-        let [tokenizer, backbone] =
-            ["tokenizer.safetensors", "backbone-pretrain.safetensors"].map(|name| start.join(name));
-        let mut settings = [self.set.as_slice(), &arm.set].concat();
-        settings.push(format!("name={}-{}", self.name, arm.name));
-        settings.push(format!("seed={seed}"));
-        settings.extend(NO_SAR.map(String::from));
-        if arm.from != Origin::Images {
-            settings.push("tokenizer.steps=0".into());
-            settings.push(init_from("tokenizer", &tokenizer)?);
-        }
-        if arm.from != Origin::Start {
-            if let Some(steps) = arm.steps {
-                settings.push(format!("pretrain.steps={steps}"));
-            }
-            return Ok(Recipe::load(&self.recipe, &settings)?);
-        }
-        settings.push("pretrain.steps=0".into());
-        settings.push(init_from("pretrain", &backbone)?);
-        let mut recipe = Recipe::load(&self.recipe, &settings)?;
-        recipe.sar.steps = arm.steps.unwrap_or_else(|| {
-            let passes = recipe.sar.objective.passes(recipe.scales());
-            ((self.passes as f64 / passes).round() as u64).max(1)
-        });
-        Ok(recipe)
-    }
-
     /// Makes a folder that of this study: a new one, or one to go on in.
     pub(super) fn settle(&self, folder: &Path) -> Result<()> {
         let path = folder.join("study.toml");
@@ -354,17 +286,6 @@ impl Samples {
     pub(super) fn sweep(&self) -> Result<Sweep, String> {
         self.grid.parse()
     }
-}
-
-/// A run that ends with its pre-trained weights, and measures no samples: the study does.
-const NO_SAR: [&str; 3] =
-    ["sar.steps=0", "sar.control=false", "evaluation.quality={ kind = \"none\" }"];
-
-fn init_from(stage: &str, path: &Path) -> Result<String> {
-    let text = path.to_str();
-    let text = text.with_context(|| format!("{}: is no Unicode path", path.display()))?;
-    let path = toml::Value::String(text.into());
-    Ok(format!("{stage}.init_from={{ kind = \"weights\", path = {path} }}"))
 }
 
 /// The weights that a run has ended with, if it has.
@@ -476,6 +397,9 @@ steps = 60
             (0, 50, 0)
         );
         assert_eq!((images.tokenizer.steps, images.pretrain.steps), (800, 60));
+        let passes = |name: &str| study.cost(study.arm(name).unwrap()).unwrap().passes();
+        assert_eq!((passes("control"), passes("sar-soft")), (100.0, 100.0));
+        assert_eq!((passes("scratch-control"), passes("scratch-wide")), (50.0, 60.0));
         assert_eq!(study.start_recipe().unwrap().pretrain.steps, 300);
         let controls = ["control", "sar-soft", "scratch-control", "scratch-wide", START];
         assert_eq!(
@@ -507,6 +431,28 @@ steps = 60
         refuses(["sar.objective.weight=0.2", "seed=3"], &["arm 'sar-soft'", "seed", "study"]);
         refuses(["sar.objective.weight=0.2", "sar.steps=3"], &["'sar-soft'", "steps = N"]);
         refuses(["sar.objective.weight=0.2", "pretrain.steps=3"], &["'sar-soft'", "study"]);
+        // What would make an arm's steps cost more, or its figures others, than those of the control.
+        for (setting, field) in [
+            ("sar.optimization.batch_size=64", "sar.optimization.batch_size"),
+            ("backbone.schedule.scales=1_2_4", "backbone.schedule"),
+            ("data.side=16", "data"),
+            ("evaluation.images=1", "evaluation"),
+            ("log.measure_steps=7", "log"),
+            ("sar.output=best", "sar.output"),
+        ] {
+            let is_for = format!("{field} is for the study to set");
+            refuses(["sar.objective.weight=0.2", setting], &["'sar-soft'", setting, &is_for]);
+        }
+        // Nor with the table around it; the same value does no harm.
+        let lr = "adamw = { beta1 = 0.9, beta2 = 0.95, eps = 1e-8 }, max_grad_norm = 2.0, ema = 0.0, lr = { peak = \
+                  1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 0.2, decay = { kind = \"linear\", flat = 0.0 } }, \
+                  weight_decay = { start = 0.05, end = 0.05 }, grad_accum_steps = 1";
+        let known = load(SMALL).unwrap().start_recipe().unwrap().sar.optimization.batch_size;
+        let table = |batch: usize| format!("'sar.optimization={{ batch_size = {batch}, {lr} }}'");
+        let soft = "\"sar.objective.weight=0.2\"";
+        let batch = "sar.optimization.batch_size is for the study";
+        refuses([soft, &table(2 * known)], &["'sar-soft'", batch]);
+        load(&SMALL.replacen(soft, &table(known), 1)).unwrap();
         refuses(["backbone.width=96", "backbone.width=97"], &["'scratch-wide'", "backbone.width"]);
         refuses(["guidance=2:6:2", "temperature=1"], &["samples.grid", "guidance, top_k, top_p"]);
         refuses(["seed = 2, per_class", "seed = 1, per_class"], &["samples", "same seed"]);

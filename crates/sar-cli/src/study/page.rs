@@ -22,7 +22,7 @@ type Figure = fn(&Scale) -> Option<Estimate>;
 pub(super) fn page(
     study: &Study,
     summary: &Summary,
-    picture: impl Fn(&str) -> std::path::PathBuf,
+    picture: impl Fn(&str) -> Option<std::path::PathBuf>,
 ) -> Result<String> {
     let name = escape(&study.name);
     let arms = &summary.arms;
@@ -40,6 +40,9 @@ pub(super) fn page(
         html += &format!(" <b>Not finished: {}.</b>", escape(&summary.unfinished.join(", ")));
     }
     html += "</p>\n";
+    for line in mixed(arms) {
+        html += &format!("<p><b>{}</b></p>\n", escape(&line));
+    }
     if let Some(real) = &summary.real {
         html += &format!(
             "<p>{} samples of each arm and seed beside {} real images, as {} sees them.",
@@ -63,32 +66,64 @@ pub(super) fn page(
         fields.collect::<Vec<_>>().join(", ")
     };
     html += "<h2>Arms</h2>\n";
-    let head = ["arm", "sampler", "steps", "s/step"];
+    let head = ["arm", "seeds", "sampler", "steps", "passes", "s/step"];
     html += &table(
         &[head.as_slice(), &HEAD, &["precision", "recall"]].concat(),
         arms.iter().map(|arm| {
+            let number = |x: Option<f64>, digits: usize| {
+                x.map_or(String::new(), |x| format!("{x:.digits$}"))
+            };
             let mut row = vec![
                 escape(&arm.name),
+                seeds(arm),
                 settings(arm),
-                arm.steps.to_string(),
-                format!("{:.3}", arm.seconds_per_step),
+                arm.steps.map_or(String::new(), |steps| steps.to_string()),
+                number(arm.passes, 0),
+                number(arm.seconds_per_step, 3),
             ];
-            row.extend(cells(&arm.figures));
-            let Figures { precision, recall, .. } = &arm.figures;
-            row.extend([precision, recall].map(|of| cell(of.as_ref(), 1.0, 3)));
+            if let Some(figures) = &arm.figures {
+                row.extend(cells(figures));
+                let Figures { precision, recall, .. } = figures;
+                row.extend([precision, recall].map(|of| cell(of.as_ref(), 1.0, 3)));
+            }
             row
         }),
     );
+    let failed = arms.iter().flat_map(|arm| arm.diverged.iter().map(move |of| (arm, of)));
+    for (arm, of) in failed {
+        html += &format!(
+            "<p>{}, seed {}: training went wrong in {}, step {}: {}</p>\n",
+            escape(&arm.name),
+            of.seed,
+            of.stage,
+            of.step,
+            escape(&of.reason)
+        );
+    }
+    let by = study.samples.choose_by;
+    let (field, name, scale) = by.of(("kid", "KID x1000", 1000.0), ("fd", "FD-EffNetLite0", 1.0));
+    let holm = format!("p of {}, by Holm", name.trim_end_matches(" x1000"));
     for (title, of) in [
         ("Minus the control, seed by seed", (|arm| arm.minus_control.as_ref()) as Difference),
         ("Minus the start, seed by seed", |arm| arm.minus_start.as_ref()),
     ] {
         let rows = arms.iter().filter_map(|arm| Some((arm, of(arm)?)));
+        let is_corrected = title.contains("control");
         let rows = rows.map(|(arm, minus)| {
-            std::iter::once(escape(&arm.name)).chain(cells(minus)).collect::<Vec<_>>()
+            let p = arm.minus_control_p.get(field);
+            let p = p.map_or(String::new(), |p| format!("{p:.3}"));
+            let p = is_corrected.then_some(p);
+            std::iter::once(escape(&arm.name)).chain(cells(minus)).chain(p).collect::<Vec<_>>()
         });
         html += &format!("<h2>{title}</h2>\n");
-        html += &table(&[["arm"].as_slice(), &HEAD].concat(), rows);
+        let mut head = [["arm"].as_slice(), &HEAD].concat();
+        if is_corrected {
+            html += "<p>Each interval is at 95 %, whatever their number: of twenty that hide no difference about one \
+                     leaves out 0. The last column is corrected for the number of arms: below 0.05 it says that \
+                     there is a difference.</p>\n";
+            head.push(&holm);
+        }
+        html += &table(&head, rows);
     }
     html += "<h2>By scale</h2>\n";
     for (title, figure) in [
@@ -99,25 +134,27 @@ pub(super) fn page(
         html +=
             &format!("<figure>{}<figcaption>{title}</figcaption></figure>\n", plot(arms, figure)?);
     }
-    html +=
-        "<h2>Samples</h2>\n<p>The first seed's, a column a class; the same streams for all.</p>\n";
+    html += "<h2>Samples</h2>\n<p>The first seed's that went well, a column a class; the same streams for all.</p>\n";
     for arm in arms {
-        let Ok(png) = fs::read(picture(&arm.name)) else { continue };
+        let Some(Ok(png)) = picture(&arm.name).map(fs::read) else { continue };
         let name = escape(&arm.name);
         html += &format!(
             "<figure><img alt=\"{name}\" src=\"data:image/png;base64,{}\"><figcaption>{name}</figcaption></figure>\n",
             STANDARD.encode(png)
         );
     }
-    html += "<h2>Settings of the sampler</h2>\n<p>KID x1000 on the samples that the setting was chosen by.</p>\n";
-    if let Some(first) = arms.first() {
+    html += &format!(
+        "<h2>Settings of the sampler</h2>\n<p>{name} on the samples that the setting was chosen by.</p>\n"
+    );
+    if let Some(first) = arms.iter().find(|arm| !arm.grid.is_empty()) {
         let head = first.grid.iter().map(|row| row.settings.to_string());
         let head: Vec<String> = std::iter::once("arm".into()).chain(head).collect();
         html += &table(
             &head.iter().map(String::as_str).collect::<Vec<_>>(),
             arms.iter().map(|arm| {
-                let kids = arm.grid.iter().map(|row| format!("{:.1}", 1000.0 * row.kid));
-                std::iter::once(escape(&arm.name)).chain(kids).collect()
+                let values =
+                    arm.grid.iter().map(|row| format!("{:.1}", scale * by.of(row.kid, row.fd)));
+                std::iter::once(escape(&arm.name)).chain(values).collect()
             }),
         );
     }
@@ -126,7 +163,7 @@ pub(super) fn page(
         .iter()
         .map(|code| {
             let commit = code.commit.as_deref().unwrap_or("unknown commit");
-            format!("sar {} at {commit}, on {}", code.version, code.machine)
+            format!("sar {} at {commit}, on {}", code.program, code.machine)
         })
         .collect();
     html += &format!(
@@ -163,9 +200,28 @@ fn cells(figures: &Figures) -> [String; 6] {
 }
 
 fn cell(estimate: Option<&Estimate>, by: f64, digits: usize) -> String {
-    estimate.map_or(String::new(), |Estimate { mean, low, high }| {
-        let [mean, low, high] = [mean, low, high].map(|x| format!("{:.digits$}", by * x));
-        format!("{mean} <small>[{low}, {high}]</small>")
+    let text = |x: f64| format!("{:.digits$}", by * x);
+    estimate.map_or(String::new(), |Estimate { mean, low, high }| match low.zip(*high) {
+        Some((low, high)) => {
+            format!("{} <small>[{}, {}]</small>", text(*mean), text(low), text(high))
+        }
+        None => text(*mean),
+    })
+}
+
+/// How many seeds an arm has.
+fn seeds(arm: &Arm) -> String {
+    std::iter::once(arm.seeds.to_string()).chain(arm.diverged_of()).collect::<Vec<_>>().join(", ")
+}
+
+/// Arms that were made by more than one program, with their controls, a line each.
+fn mixed(arms: &[Arm]) -> impl Iterator<Item = String> {
+    arms.iter().filter(|arm| arm.mixed_programs).map(move |arm| {
+        let control = arm.control.as_ref().and_then(|name| arms.iter().find(|of| of.name == *name));
+        let programs = |arm: &Arm| arm.programs.iter().cloned().collect::<Vec<_>>().join(", ");
+        let beside = control
+            .map_or(String::new(), |of| format!("; its control {} by {}", of.name, programs(of)));
+        format!("made by different programs: {} by {}{beside}", arm.name, programs(arm))
     })
 }
 
@@ -204,22 +260,30 @@ fn plot(arms: &[Arm], figure: Figure) -> Result<String> {
 pub(super) fn shown(arms: &[Arm]) -> String {
     let text = |cell: String| cell.replace("<small>", "").replace("</small>", "");
     let mut rows = vec![
-        ["arm", "seeds", "KID x1000", "class accuracy", "FD", "KID x1000 minus control"]
+        ["arm", "seeds", "KID x1000", "class accuracy", "FD", "KID x1000 minus control", "p"]
             .map(String::from)
             .to_vec(),
     ];
     for arm in arms {
-        let of = &arm.figures;
-        rows.push(vec![
-            arm.name.clone(),
-            arm.seeds.to_string(),
-            text(cell(Some(&of.kid), 1000.0, 1)),
-            text(cell(of.class_accuracy.as_ref(), 1.0, 3)),
-            text(cell(Some(&of.fd), 1.0, 1)),
-            text(cell(arm.minus_control.as_ref().map(|minus| &minus.kid), 1000.0, 1)),
-        ]);
+        let mut row = vec![arm.name.clone(), seeds(arm)];
+        if let Some(of) = &arm.figures {
+            row.extend([
+                text(cell(Some(&of.kid), 1000.0, 1)),
+                text(cell(of.class_accuracy.as_ref(), 1.0, 3)),
+                text(cell(Some(&of.fd), 1.0, 1)),
+                text(cell(arm.minus_control.as_ref().map(|minus| &minus.kid), 1000.0, 1)),
+                arm.minus_control_p.get("kid").map_or(String::new(), |p| format!("{p:.3}")),
+            ]);
+        }
+        row.resize(rows[0].len(), String::new());
+        rows.push(row);
     }
-    crate::table::aligned(&rows)
+    let mut lines = crate::table::aligned(&rows);
+    if arms.iter().any(|arm| arm.minus_control.is_some()) {
+        lines += "intervals are each at 95 %, not corrected for their number; p is, by Holm\n";
+    }
+    mixed(arms).for_each(|line| lines += &(line + "\n"));
+    lines
 }
 
 /// Writes the page into the study's folder.

@@ -4,7 +4,9 @@
 //!
 //! ```text
 //! DIR/ARM/SEED/            the run
-//! DIR/ARM/SEED/grid.json   what its losses are, and its samples at every setting
+//! DIR/ARM/SEED.code.json   the programs that trained it
+//! DIR/ARM/SEED/failed.json where its training went wrong; nothing else comes then
+//! DIR/ARM/SEED/grid.json   what its losses are, and its samples at every setting; grid-part.json on the way
 //! DIR/ARM/SEED/samples.png
 //! DIR/ARM/SEED/result.json what is measured at the arm's best setting; the last
 //! ```
@@ -17,9 +19,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
+use sar_eval::FeatureSet;
 use sar_exchange::Group;
 use sar_pipeline::{Pipeline, Request, RgbImage, grid, magnification};
 use sar_rollout::Sampler;
+use sar_train::error::NotFinite;
 use sar_train::event::{Event, Observer};
 use sar_train::quality::Judge;
 use sar_train::report::Report;
@@ -55,6 +59,19 @@ pub(super) struct Grid {
     pub(super) rows: Vec<Row>,
     /// Seconds that drawing and judging took.
     pub(super) wall_s: f64,
+    /// What drew and judged; nothing where an older program did.
+    #[serde(default)]
+    pub(super) code: Vec<Code>,
+}
+
+/// Where a training went wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Failed {
+    pub(super) seed: u64,
+    pub(super) stage: String,
+    pub(super) step: u64,
+    pub(super) reason: String,
+    pub(super) code: Vec<Code>,
 }
 
 /// What training left.
@@ -68,6 +85,9 @@ pub(super) struct Trained {
     pub(super) student_loss: Option<f64>,
     pub(super) exposure_gap: Option<f64>,
     pub(super) scales: Vec<Scale>,
+    /// What trained it; nothing where an older program did.
+    #[serde(default)]
+    pub(super) code: Vec<Code>,
 }
 
 /// Held-out losses of a scale; the first has no student.
@@ -102,6 +122,7 @@ pub(super) struct Outcome {
     pub(super) trained: Trained,
     /// Seconds that everything took: training, choosing, measuring.
     pub(super) wall_s: f64,
+    /// What measured it.
     pub(super) code: Code,
 }
 
@@ -110,8 +131,37 @@ impl Unit<'_> {
         read(&self.folder.join("grid.json"))
     }
 
+    /// What of the grid a killed study has left.
+    fn part_of_grid(&self) -> PathBuf {
+        self.folder.join("grid-part.json")
+    }
+
+    pub(super) fn failed(&self) -> Result<Option<Failed>> {
+        read(&self.folder.join("failed.json"))
+    }
+
+    /// Takes down that training went wrong, if that is what the error says.
+    pub(super) fn fails(&self, error: &TrainError) -> Result<()> {
+        let (stage, step) = match error {
+            TrainError::NotFinite(NotFinite { stage, step, .. })
+            | TrainError::BadWeights { stage, step, .. }
+            | TrainError::BadMeasure { stage, step, .. } => (stage.to_string(), *step),
+            _ => (String::new(), 0),
+        };
+        let code = Code::that_trained(&self.run)?;
+        let (seed, reason) = (self.seed, error.to_string());
+        let failed = Failed { seed, stage, step, reason, code };
+        write(&self.folder.join("failed.json"), &failed)
+    }
+
     pub(super) fn outcome(&self) -> Result<Option<Outcome>> {
         read(&self.folder.join("result.json"))
+    }
+
+    /// Whether anything was found of it.
+    pub(super) fn has_results(&self) -> bool {
+        let names = ["grid-part.json", "grid.json", "result.json", "failed.json"];
+        names.iter().any(|name| self.folder.join(name).is_file())
     }
 
     pub(super) fn picture(&self) -> PathBuf {
@@ -129,7 +179,7 @@ impl Unit<'_> {
 }
 
 /// A file that is there.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !path.is_file() {
         return Ok(None);
     }
@@ -138,7 +188,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     Ok(Some(serde_json::from_str(&text).with_context(context)?))
 }
 
-fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(super) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
     let text = serde_json::to_string_pretty(value).expect("plain values");
     Ok(write_bytes(path, (text + "\n").as_bytes())?)
 }
@@ -199,6 +252,7 @@ impl Trained {
             student_loss: held_out.figures.student_loss,
             exposure_gap: held_out.figures.exposure_gap,
             scales: scales.collect(),
+            code: Code::that_trained(run)?,
         })
     }
 }
@@ -214,41 +268,54 @@ pub(super) struct Sampling<'a, B: Backend> {
 }
 
 impl<B: Backend> Sampling<'_, B> {
-    /// Judges a unit's weights at every setting, and writes what was found; nothing if asked to stop.
+    /// Judges a unit's weights at every setting that they were not judged at yet, and writes what was found,
+    /// setting by setting; nothing if asked to stop.
     pub(super) fn judge_grid(&self, unit: &Unit<'_>, trained: Trained) -> Result<Option<Grid>> {
-        let start = Instant::now();
         let pipeline = Pipeline::<B>::open_run(&unit.run, self.device)?;
         let settings = self.samples.sweep().expect("checked");
         let settings = settings.samplers(pipeline.backbone().sampler);
-        let mut rows = Vec::with_capacity(settings.len());
+        let part = unit.part_of_grid();
+        let known: Option<Grid> = read(&part)?;
+        let (mut rows, mut code, before) =
+            known.map_or_else(Default::default, |grid| (grid.rows, grid.code, grid.wall_s));
+        if !code.contains(self.code) {
+            code.push(self.code.clone());
+        }
+        let mut grid = Grid { trained, rows: Vec::new(), wall_s: before, code };
+        let start = Instant::now();
         let draw = self.samples.selection;
         for (_, settings, sampler) in settings {
-            if interrupt::has_come() {
-                return Ok(None);
+            let known = rows.iter().position(|row: &Row| row.settings == settings);
+            if let Some(known) = known {
+                grid.rows.push(rows.swap_remove(known));
+                continue;
             }
             let drawn = Drawn::new(&pipeline, draw, unit.seed);
-            let set = self.judge.look(drawn.images(sampler, self.batch))?;
+            let Some(set) = self.look(&drawn, sampler, |_| ())? else { return Ok(None) };
             let glance = self.judge.reference().glance(&set, drawn.labels().as_deref())?;
-            rows.push(Row {
+            grid.rows.push(Row {
                 settings,
-                kid: glance.kernel.expect("features are kept"),
-                fd: glance.frechet,
-                class_accuracy: glance.class_accuracy,
+                kid: rounded(glance.kernel.expect("features are kept")),
+                fd: rounded(glance.frechet),
+                class_accuracy: glance.class_accuracy.map(rounded),
             });
+            grid.wall_s = before + start.elapsed().as_secs_f64();
+            write(&part, &grid)?;
         }
-        let grid = Grid { trained, rows, wall_s: start.elapsed().as_secs_f64() };
-        fs::create_dir_all(&unit.folder).with_context(|| unit.folder.display().to_string())?;
         write(&unit.folder.join("grid.json"), &grid)?;
+        if part.is_file() {
+            fs::remove_file(&part).with_context(|| part.display().to_string())?;
+        }
         Ok(Some(grid))
     }
 
-    /// Measures a unit's weights at a setting.
+    /// Measures a unit's weights at a setting; nothing if asked to stop.
     pub(super) fn measure(
         &self,
         unit: &Unit<'_>,
         grid: &Grid,
         settings: &Value,
-    ) -> Result<Outcome> {
+    ) -> Result<Option<Outcome>> {
         let start = Instant::now();
         let pipeline = Pipeline::<B>::open_run(&unit.run, self.device)?;
         let sweep = self.samples.sweep().expect("checked");
@@ -259,11 +326,11 @@ impl<B: Backend> Sampling<'_, B> {
             .context("a setting that is not in the grid")?;
         let drawn = Drawn::new(&pipeline, self.samples.measure, unit.seed);
         let (mut shown, mut numbers) = (Vec::new(), drawn.wanted.iter());
-        let images = drawn.images(sampler, self.batch).inspect(|images| {
+        let set = self.look(&drawn, sampler, |images| {
             let first = images.iter().zip(&mut numbers).filter(|(_, (_, i))| *i < SHOWN);
             shown.extend(first.map(|(image, _)| image.clone()));
-        });
-        let set = self.judge.look(images)?;
+        })?;
+        let Some(set) = set else { return Ok(None) };
         let quality = self.judge.reference().compare(&set, drawn.labels().as_deref())?;
         save(&strip(&shown), &unit.picture())?;
         let outcome = Outcome {
@@ -280,8 +347,30 @@ impl<B: Backend> Sampling<'_, B> {
             code: self.code.clone(),
         };
         write(&unit.folder.join("result.json"), &outcome)?;
-        Ok(outcome)
+        Ok(Some(outcome))
     }
+
+    /// The features of a seed's samples, which are also handed to `seen`; nothing if asked to stop.
+    fn look(
+        &self,
+        drawn: &Drawn<'_, B>,
+        sampler: Sampler,
+        mut seen: impl FnMut(&[RgbImage]),
+    ) -> Result<Option<FeatureSet>> {
+        let mut n = 0;
+        let images = drawn.images(sampler, self.batch).inspect(|images| {
+            n += images.len();
+            seen(images);
+        });
+        let set = self.judge.look(images);
+        let is_cut = interrupt::has_come() && n < drawn.wanted.len();
+        if is_cut { Ok(None) } else { Ok(Some(set?)) }
+    }
+}
+
+/// Twelve digits: such a number is read as it was written, however often a killed study goes on.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.11e}").parse().unwrap_or(x)
 }
 
 /// The samples of a seed.
@@ -306,9 +395,11 @@ impl<'a, B: Backend> Drawn<'a, B> {
         (self.pipeline.classes().len() > 1).then(|| labels.collect())
     }
 
+    /// Batch by batch, until all are drawn or the program is asked to stop.
     fn images(&self, sampler: Sampler, batch: usize) -> impl Iterator<Item = Vec<RgbImage>> {
         let scales = &self.pipeline.backbone().scales;
-        self.wanted.chunks(batch).map(move |part| {
+        let batches = self.wanted.chunks(batch).take_while(|_| !interrupt::has_come());
+        batches.map(move |part| {
             let request = Request::of(self.root, part.iter().copied(), scales.clone(), sampler);
             self.pipeline.sample(&request)
         })
@@ -325,11 +416,8 @@ fn strip(images: &[RgbImage]) -> RgbImage {
 
 /// The setting whose mean over seeds is lowest.
 pub(super) fn best(grids: &[Grid], by: Measure) -> &Value {
-    let value = |row: &Row| match by {
-        Measure::Kid => row.kid,
-        Measure::Fd => row.fd,
-    };
     let rows = 0..grids[0].rows.len();
+    let value = |row: &Row| by.of(row.kid, row.fd);
     let mean = |at: usize| grids.iter().map(|grid| value(&grid.rows[at])).sum::<f64>();
     let best = rows.min_by(|a, b| mean(*a).total_cmp(&mean(*b)));
     &grids[0].rows[best.expect("a setting at least")].settings
@@ -352,6 +440,7 @@ mod tests {
                 student_loss: None,
                 exposure_gap: None,
                 scales: Vec::new(),
+                code: Vec::new(),
             },
             rows: rows
                 .into_iter()
@@ -364,6 +453,7 @@ mod tests {
                 })
                 .collect(),
             wall_s: 1.0,
+            code: Vec::new(),
         };
         // Each seed alone would take the first or the third.
         let grids = [
