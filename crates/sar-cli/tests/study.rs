@@ -122,14 +122,14 @@ fn kills_and_shards_change_nothing() {
         assert_eq!(arm["scales"].as_array().unwrap().len(), 3);
     }
     // Two passes a step: half the steps of the control.
-    let [_, control, sar] = [0, 1, 2].map(|i| &whole["arms"][i]);
-    assert_eq!((&control["steps"], &sar["steps"]), (&Value::from(4), &Value::from(2)));
+    let [_, control, refined] = [0, 1, 2].map(|i| &whole["arms"][i]);
+    assert_eq!((&control["steps"], &refined["steps"]), (&Value::from(4), &Value::from(2)));
     let difference = |a: &Value, b: &Value| {
         let [a, b] = [a, b].map(|arm| arm["kid"]["mean"].as_f64().unwrap());
         a - b
     };
-    let minus = sar["minus_control"]["kid"]["mean"].as_f64().unwrap();
-    assert!((minus - difference(sar, control)).abs() < 1e-9 && minus != 0.0, "{minus}");
+    let minus = refined["minus_control"]["kid"]["mean"].as_f64().unwrap();
+    assert!((minus - difference(refined, control)).abs() < 1e-9 && minus != 0.0, "{minus}");
     assert!(control["minus_control"].is_null() && control["minus_start"]["kid"].is_object());
     for file in ["report.html", "start/1/samples.png", "sar-soft/2/samples.png"] {
         assert!(folder.join("whole").join(file).is_file(), "{file}");

@@ -28,9 +28,10 @@ use crate::validate::validate;
 use crate::{StageId, TrainError};
 
 /// Recipes that come with the program.
-pub const BUILT_IN: [(&str, &str); 7] = [
+pub const BUILT_IN: [(&str, &str); 8] = [
     ("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml")),
     ("emoji", include_str!("../../../assets/recipes/emoji.toml")),
+    ("emoji-var", include_str!("../../../assets/recipes/emoji-var.toml")),
     ("emoji-masked", include_str!("../../../assets/recipes/emoji-masked.toml")),
     ("flexvar-d16-in256", include_str!("../../../assets/recipes/flexvar-d16-in256.toml")),
     ("sar-d16-in256", include_str!("../../../assets/recipes/sar-d16-in256.toml")),
