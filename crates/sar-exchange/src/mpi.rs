@@ -72,11 +72,19 @@ pub struct Engine {
 /// # Errors
 /// If it was started before.
 pub fn start(deadline: Duration) -> Result<(Engine, Group), String> {
+    let (is_up, up) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if up.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("error: not all ranks have started within {} s", deadline.as_secs());
+            std::process::abort();
+        }
+    });
     let universe = mpi::initialize().ok_or("MPI was started before")?;
     let world = universe.world();
     let place = |n: Rank| n as usize;
     let (rank, ranks) = (place(world.rank()), place(world.size()));
     let ranks_here = place(world.split_shared(world.rank()).size());
+    let _ = is_up.send(());
     let now = Instant::now();
     let signs = Mutex::new(Signs { sent: now, seen: vec![now; ranks] });
     let group = Group::new(Process { rank, ranks, deadline, signs });
