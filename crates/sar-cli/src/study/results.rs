@@ -369,7 +369,8 @@ pub(super) mod tests {
             code: vec![code("2")],
         };
         let mut one = finished("sar-soft", &[2.0, 5.0]);
-        (one.outcomes.remove(0), one.grids.remove(0));
+        one.outcomes.remove(0);
+        one.grids.remove(0);
         one.failed.push(failed(1));
         let all = [finished("control", &[1.0, 3.0]), one];
         let arms = super::arms(&small(), &all).unwrap();
