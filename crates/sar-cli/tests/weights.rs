@@ -381,7 +381,11 @@ fn anything_else_is_one_line() {
         refuses(folder, &["inspect", name], &[&[name], parts].concat());
     };
     check("empty", b"", &["neither a PyTorch"]);
-    check("photo.png", b"\x89PNG\r\n\x1a\n and so on", &["neither"]);
+    check(
+        "photo.png",
+        b"\x89PNG\r\n\x1a\n and so on",
+        &["photo.png", "does not say what it is made from"],
+    );
     check("text", "version https://git-lfs.github.com/spec/v1\n".as_bytes(), &["Git LFS"]);
     check("archive.zip", b"PK\x03\x04 and so on", &["incomplete or damaged"]);
     refuses(folder, &["inspect", "nowhere"], &["nowhere", "cannot read"]);

@@ -17,6 +17,8 @@ use crate::engine::{Engine, What, Work};
 
 /// The longest text in a request that is no picture.
 const LONGEST_TEXT: usize = 256;
+/// Of what went wrong with a request, so many characters are told.
+const LONGEST_QUOTE: usize = 200;
 /// A picture may be this many times as long as it is wide, and the other way round.
 const MOST_ASPECT: u64 = 8;
 
@@ -97,8 +99,11 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Refusal::bad("the request is not understood: it is no JSON object"));
     }
-    serde_json::from_slice(body)
-        .map_err(|error| Refusal::bad(format!("the request is not understood: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        // It quotes what was sent, which may be long.
+        let why: String = error.to_string().chars().take(LONGEST_QUOTE).collect();
+        Refusal::bad(format!("the request is not understood: {why}"))
+    })
 }
 
 impl SampleRequest {

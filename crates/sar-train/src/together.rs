@@ -1,6 +1,5 @@
 //! Whether the ranks of a run fit together, and fit its recipe: found out before anything is trained.
 
-
 use sar_exchange::{ExchangeError, Group};
 use serde::{Deserialize, Serialize};
 
