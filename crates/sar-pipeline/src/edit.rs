@@ -74,6 +74,41 @@ pub struct Edit<'p, B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
+    /// Where a source of some width and height lies on the canvas, before margins.
+    fn placement(&self, source: (u32, u32), settings: &EditSettings) -> Placement {
+        let (last, unit) = (settings.scales.last(), self.downsampling() as u32);
+        let drawn = [last.width, last.height].map(|n| n as u32 * unit);
+        let is_fixed = matches!(self.backbone.config.positions, PositionsConfig::PerToken { .. });
+        match settings.exact_size || is_fixed {
+            true => Placement::cover(source, drawn),
+            false => Placement::keep_aspect(source, drawn, unit),
+        }
+    }
+
+    /// The scales that an edit of a source of some width and height is drawn at, margins included: what
+    /// [`edit`](Self::edit) will take, before it takes it.
+    ///
+    /// # Errors
+    /// If the model cannot run at the size.
+    pub fn edit_scales(
+        &self,
+        source: (u32, u32),
+        settings: &EditSettings,
+    ) -> Result<ScaleSchedule, PipelineError> {
+        let placement = self.placement(source, settings);
+        let [width, height] = placement.size.map(u64::from);
+        let unit = self.downsampling() as u64;
+        let [width, height] = match &settings.part {
+            Part::Margins(margins) => {
+                let [left, top, right, bottom] = placement.scaled(*margins);
+                [width + left + right, height + top + bottom].map(|n| n.next_multiple_of(unit))
+            }
+            _ => [width, height],
+        };
+        let size = ScaleSize { height: height as usize, width: width as usize };
+        self.stretched(&settings.scales, size)
+    }
+
     /// Prepares a picture for an edit.
     ///
     /// # Errors
@@ -84,16 +119,12 @@ impl<B: Backend> Pipeline<B> {
         source: &RgbImage,
         settings: &EditSettings,
     ) -> Result<Edit<'_, B>, PipelineError> {
-        let EditSettings { part, label, keep_scales, blend, scales, exact_size, sampler, seed } =
-            settings;
+        let EditSettings { part, label, keep_scales, blend, sampler, seed, .. } = settings;
         let refuse = |problem: String| Err(PipelineError::Edit(problem));
         let unit = self.downsampling() as u32;
-        let drawn = [scales.last().width, scales.last().height].map(|n| n as u32 * unit);
-        let is_fixed = matches!(self.backbone.config.positions, PositionsConfig::PerToken { .. });
-        let placement = match *exact_size || is_fixed {
-            true => Placement::cover(source.dimensions(), drawn),
-            false => Placement::keep_aspect(source.dimensions(), drawn, unit),
-        };
+        // Before the canvas takes memory: margins can make it very large.
+        let scales = self.edit_scales(source.dimensions(), settings)?;
+        let placement = self.placement(source.dimensions(), settings);
         let mut notes = placement.note(source.dimensions()).into_iter().collect::<Vec<_>>();
         let picture = placement.render(source);
         let size = |image: &RgbImage| ScaleSize {
@@ -119,13 +150,15 @@ impl<B: Backend> Pipeline<B> {
                 });
                 (picture, region)
             }
-            Part::Margins(margins) => expanded(&picture, placement.scaled(*margins), unit),
+            Part::Margins(margins) => {
+                // A canvas that has scales has sides of 32 bits.
+                expanded(&picture, placement.scaled(*margins).map(|n| n as u32), unit)
+            }
             Part::Refine => {
                 let region = Region::all(size(&picture));
                 (picture, region)
             }
         };
-        let scales = self.stretched(scales, size(&canvas))?;
         let has_pixels = |size: &&ScaleSize| {
             size.height as u32 * unit <= source.height()
                 && size.width as u32 * unit <= source.width()
@@ -294,11 +327,10 @@ impl Placement {
     }
 
     /// Margins in source pixels as pixels of the canvas, rounded up.
-    fn scaled(&self, [left, top, right, bottom]: [u32; 4]) -> [u32; 4] {
+    fn scaled(&self, [left, top, right, bottom]: [u32; 4]) -> [u64; 4] {
         let [_, _, w, h] = self.cut.map(u64::from);
         let [width, height] = self.size.map(u64::from);
-        let scaled =
-            |margin: u32, to: u64, from: u64| (u64::from(margin) * to).div_ceil(from) as u32;
+        let scaled = |margin: u32, to: u64, from: u64| (u64::from(margin) * to).div_ceil(from);
         [
             scaled(left, width, w),
             scaled(top, height, h),

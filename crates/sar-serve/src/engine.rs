@@ -48,6 +48,13 @@ pub(crate) trait Engine: Send {
     /// The scales that are wished for.
     fn scales(&self, wishes: &Wishes) -> Result<ScaleSchedule, PipelineError>;
 
+    /// The scales of an edit of a source of some width and height, margins included.
+    fn edit_scales(
+        &self,
+        source: (u32, u32),
+        settings: &EditSettings,
+    ) -> Result<ScaleSchedule, PipelineError>;
+
     /// The sampler that is wished for.
     fn sampler(&self, wishes: &Wishes) -> Sampler;
 
@@ -112,6 +119,14 @@ impl<B: Backend> Engine for Pipeline<B> {
 
     fn scales(&self, wishes: &Wishes) -> Result<ScaleSchedule, PipelineError> {
         wishes.scales(self)
+    }
+
+    fn edit_scales(
+        &self,
+        source: (u32, u32),
+        settings: &EditSettings,
+    ) -> Result<ScaleSchedule, PipelineError> {
+        Pipeline::edit_scales(self, source, settings)
     }
 
     fn sampler(&self, wishes: &Wishes) -> Sampler {

@@ -254,15 +254,6 @@ impl EditRequest {
         let wishes = sampling.wishes()?;
         let label = engine.label(sampling.class.as_deref())?;
         let scales = engine.scales(&wishes)?;
-        let growth = match part {
-            Part::Margins(margins) => {
-                let [left, top, right, bottom] = margins.map(f64::from);
-                let (width, height) = (f64::from(source.width()), f64::from(source.height()));
-                (1.0 + (left + right) / width) * (1.0 + (top + bottom) / height)
-            }
-            _ => 1.0,
-        };
-        within(limits, engine, &scales, growth * sampling.count as f64)?;
         if blend.is_some_and(|blend| blend > 1 << 14) {
             return Err(Refusal::bad("blend: must be 16384 or less"));
         }
@@ -276,6 +267,9 @@ impl EditRequest {
             sampler: engine.sampler(&wishes),
             seed: sampling.seed,
         };
+        // Cropping and margins change how much is drawn.
+        let drawn = engine.edit_scales(source.dimensions(), &settings)?;
+        within(limits, engine, &drawn, sampling.count as f64)?;
         let what = What::Edit { source, settings: Box::new(settings) };
         Ok(Work { what, count: sampling.count, previews: sampling.previews, origin: None })
     }

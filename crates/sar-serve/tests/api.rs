@@ -134,6 +134,8 @@ fn edits_are_those_of_the_pipeline() {
             seed: 9,
         };
         let edit = pipeline.edit(&source, &settings).unwrap();
+        let scales = pipeline.edit_scales(source.dimensions(), &settings).unwrap();
+        assert_eq!(&scales, edit.scales());
         let expected: Vec<Vec<u8>> = edit.draw(0..2).iter().map(to_png).collect();
         case["image"] = "…".into();
         assert!(pictures(address, &id) == expected, "{case}");

@@ -433,6 +433,23 @@ fn pictures_that_are_none_or_too_large() {
 }
 
 #[test]
+fn margins_of_what_is_cropped_are_counted() {
+    let (_folder, address) = server();
+    let wide = BASE64_STANDARD.encode(to_png(&RgbImage::from_pixel(1024, 128, image::Rgb([7; 3]))));
+    // Cropped to 128x128, of which 64x64 become: each margin of 1024 is 512, each of 128 is 64.
+    let body = json!({
+        "mode": "expand", "image": wide, "margins": [1024, 128, 1024, 128],
+        "sampling": { "size": "64x64", "count": 6 },
+    });
+    let answer = post(address, "/api/edit", &body.to_string());
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    let expected = format!("{} pixels are more than", 6 * 1088 * 192);
+    assert!(answer.error().contains(&expected), "{}", answer.error());
+    assert_eq!(get(address, "/api/queue").json()["submitted"], 0);
+    works(address);
+}
+
+#[test]
 fn clients_that_stall_hold_up_nobody() {
     let patience = Duration::from_millis(400);
     let limits = Limits { patience, ..Limits::default() };
