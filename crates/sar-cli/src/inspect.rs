@@ -106,7 +106,8 @@ fn picture(path: &Path) -> Result<Verdict> {
 fn again(origin: &Origin, weights: &str) -> String {
     let Origin { job, label, class, .. } = origin;
     let class = match class {
-        Some(_) => format!("--class {label}"),
+        // The index whatever the names are: some are numbers. Within a word # begins no comment.
+        Some(_) => format!("--class=#{label}"),
         None => "--unconditional".into(),
     };
     let (top_k, top_p) = match job.sampler.choice {

@@ -38,21 +38,26 @@ fn folded(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase()
 }
 
-/// The class that `query` means: an exact name, an index, or the only name that is it, begins with
+/// The class that `query` means: `#` and its index, an exact name, an index, or the only name that is it, begins with
 /// it, has a word that begins with it, or contains it; upper and lower case are then the same, and so
 /// are composed and decomposed letters.
 ///
-/// The exact name comes first for classes that are named by numbers which are not their indices.
+/// The exact name comes before the index for classes that are named by numbers which are not their indices;
+/// `#2` is the class with index 2 whatever the names are.
 ///
 /// # Errors
 /// If no class or more than one is meant; the error lists the nearest names.
 pub fn find_class(classes: &[String], query: &str) -> Result<usize, ClassError> {
+    let of_hash = query.trim().strip_prefix('#').and_then(|index| index.parse::<usize>().ok());
+    if let Some(index) = of_hash.filter(|index| *index < classes.len()) {
+        return Ok(index);
+    }
     if let Some(index) = classes.iter().position(|name| name == query) {
         return Ok(index);
     }
     let last = classes.len().saturating_sub(1);
     let wanted = folded(query.trim());
-    if let Ok(index) = wanted.parse::<usize>() {
+    if let Some(index) = of_hash.or(wanted.parse::<usize>().ok()) {
         return if index < classes.len() {
             Ok(index)
         } else {
@@ -81,6 +86,13 @@ pub fn find_class(classes: &[String], query: &str) -> Result<usize, ClassError> 
         }
     }
     Err(ClassError::Unknown { query: query.into(), nearest: nearest(classes, &wanted), last })
+}
+
+/// What means a class by its index whatever the names are: the index alone where no name is in its way, else
+/// `#` and the index.
+pub fn class_query(classes: &[String], label: usize) -> String {
+    let index = label.to_string();
+    if find_class(classes, &index) == Ok(label) { index } else { format!("#{index}") }
 }
 
 /// The three names with a word most like the query, quoted.
@@ -136,5 +148,18 @@ mod tests {
         assert_eq!(find_class(&digits, "2").unwrap(), 3);
         assert_eq!(find_class(&digits, "4").unwrap(), 4, "no such name, so the index");
         assert_eq!(find_class(&digits, "A").unwrap(), 5);
+    }
+
+    #[test]
+    fn a_hash_and_an_index_is_that_index() {
+        let digits = ["0", "1", "10", "2", "a", "#1"].map(String::from);
+        for label in 0..digits.len() {
+            assert_eq!(find_class(&digits, &format!("#{label}")).unwrap(), label);
+            assert_eq!(find_class(&digits, &class_query(&digits, label)).unwrap(), label);
+        }
+        let queries = (0..digits.len()).map(|label| class_query(&digits, label));
+        assert_eq!(queries.collect::<Vec<_>>(), ["0", "1", "#2", "3", "4", "5"]);
+        assert!(find_class(&digits, "#6").unwrap_err().to_string().contains("no class #6"));
+        assert!(find_class(&digits, "#").is_ok(), "a part of the only such name");
     }
 }

@@ -10,7 +10,7 @@ pub mod roles;
 pub mod scales;
 pub mod schedule_sampler;
 
-pub use classes::{ClassError, find_class};
+pub use classes::{ClassError, class_query, find_class};
 pub use first_scale::FirstScale;
 pub use resample::{Filter, resample};
 pub use rng::SeedTree;

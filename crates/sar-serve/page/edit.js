@@ -22,6 +22,8 @@ export function startEdit(model) {
   const undo = [];
 
   $("edit-classes").append(...model.classes.map((value) => make("option", { value })));
+  // The name where it means the class, else the index.
+  const queryOf = (label) => model.classes.indexOf(model.classes[label]) === label ? model.classes[label] : `#${label}`;
   $("edit-count").max = model.limits.count;
   $("canvas-frame").classList.add("empty");
   ladder($("edit-ladder"), model.scales);
@@ -318,7 +320,7 @@ export function startEdit(model) {
   return {
     /** A picture of the gallery. */
     take({ file, named, label }) {
-      $("edit-class").value = label == null ? "" : model.classes[Number(label)];
+      $("edit-class").value = label == null ? "" : queryOf(Number(label));
       load(file, named);
     },
     shown() {},

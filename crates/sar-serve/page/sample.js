@@ -162,7 +162,11 @@ export function startSample(model, edit) {
     $("now-actions").hidden = true;
     tell(`Drawing ${said.count} of ${named}`);
     try {
-      const job = await send("/api/sample", said);
+      const job = await send("/api/sample", {
+        ...said,
+        // An index whatever the names are: some are numbers.
+        class: said.class == null ? null : `#${said.class}`,
+      });
       running = job.id;
       const urls = await follow(job.id, {
         queued: (ahead) => ahead && ($("caption").textContent = `${ahead} before it`),

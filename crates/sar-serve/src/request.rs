@@ -5,7 +5,7 @@ use std::io::Cursor;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use image::{ImageFormat, ImageReader, Limits as DecoderLimits};
-use sar_core::ScaleSchedule;
+use sar_core::{ScaleSchedule, class_query};
 use sar_data::decode_image;
 use sar_pipeline::{EditSettings, Mask, Part, Wishes, size_in_pixels};
 use serde::de::DeserializeOwned;
@@ -148,10 +148,12 @@ impl SampleRequest {
 
     /// The command that draws the same pictures, for those who have the program. `command` names the
     /// weights.
-    pub(crate) fn command(&self, command: &str, label: usize, classes: usize) -> String {
-        let class = match label {
-            label if label < classes => format!("--class {label}"),
-            _ => "--unconditional".into(),
+    pub(crate) fn command(&self, command: &str, label: usize, classes: &[String]) -> String {
+        let class = match class_query(classes, label) {
+            _ if label >= classes.len() => "--unconditional".into(),
+            // Within a word it begins no comment.
+            query if query.starts_with('#') => format!("--class={query}"),
+            query => format!("--class {query}"),
         };
         let mut text = format!("{command} {class} --n {} --seed {}", self.count, self.seed);
         let mut option = |name: &str, value: Option<String>| {
@@ -162,8 +164,11 @@ impl SampleRequest {
         option("guidance", self.guidance.map(|x| x.to_string()));
         option("top-k", self.top_k.map(|x| x.to_string()));
         option("top-p", self.top_p.map(|x| x.to_string()));
-        option("scales", self.scales.clone());
-        option("size", self.size.clone());
+        // As they were understood, not as they were written.
+        let scales = self.scales.as_ref().and_then(|text| text.parse::<ScaleSchedule>().ok());
+        option("scales", scales.map(|scales| scales.to_string()));
+        let size = self.size.as_ref().and_then(|text| size_in_pixels(text).ok());
+        option("size", size.map(|size| format!("{}x{}", size.height, size.width)));
         text + if self.more_smooth { " --more-smooth" } else { "" }
     }
 }

@@ -184,7 +184,9 @@ async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusa
     let mut command = String::new();
     if let What::Sample { label, seed, scales, sampler } = &work.what {
         let classes = app.about["classes"].as_array().map_or(&[][..], Vec::as_slice);
-        command = request.command(&app.command, *label, classes.len());
+        let classes: Vec<String> =
+            classes.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        command = request.command(&app.command, *label, &classes);
         work.origin = app.made_with.clone().map(|made_with| Origin {
             job: JobOrigin {
                 sar: env!("CARGO_PKG_VERSION").into(),
@@ -196,7 +198,7 @@ async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusa
                 made_with,
             },
             label: *label,
-            class: classes.get(*label).and_then(Value::as_str).map(str::to_owned),
+            class: classes.get(*label).cloned(),
             number: 0,
         });
     }
