@@ -83,11 +83,8 @@ fn picture(path: &Path) -> Result<Verdict> {
     let Some(origin) = Origin::of_png(&bytes) else {
         bail!("{}: does not say what it is made from; `sar sample` writes that", path.display());
     };
-    let MadeWith { precision, device, tokenizer, backbone } = &origin.job.made_with;
-    let class = origin.class.as_deref().unwrap_or("no class");
-    println!("picture {} of {} of {class}, seed {}", origin.number, origin.job.n, origin.job.seed);
-    println!("made by sar {}, {device}, products in {precision}", origin.job.sar);
-    println!("tokenizer {tokenizer}, backbone {backbone} (checksums)");
+    let MadeWith { tokenizer, backbone, .. } = &origin.job.made_with;
+    println!("{}", made_from(&origin));
     let in_the_box = WeightsArgs::in_the_box().files().and_then(|files| {
         let device = Default::default();
         Ok(files.made_with(&files.load::<HostBackend>(&device)?, &device))
@@ -100,6 +97,19 @@ fn picture(path: &Path) -> Result<Verdict> {
     }
     println!("{}", again(&origin, weights));
     Ok(Verdict::Good)
+}
+
+/// What a picture says of itself, in three lines. Whoever wrote the file wrote the texts.
+fn made_from(origin: &Origin) -> String {
+    let MadeWith { precision, device, tokenizer, backbone } = &origin.job.made_with;
+    let class = one_line(origin.class.as_deref().unwrap_or("no class"));
+    let (sar, device) = (one_line(&origin.job.sar), one_line(device));
+    let [tokenizer, backbone] = [tokenizer, backbone].map(|checksum| one_line(checksum));
+    format!(
+        "picture {} of {} of {class}, seed {}\nmade by sar {sar}, {device}, products in {precision}\n\
+         tokenizer {tokenizer}, backbone {backbone} (checksums)",
+        origin.number, origin.job.n, origin.job.seed
+    )
 }
 
 /// The command that draws a picture again.
@@ -454,7 +464,7 @@ fn size(n_bytes: u64) -> String {
     }
 }
 
-/// Text out of a file: without control characters, and not endless.
+/// Text out of a file: without characters that control a terminal or turn its direction, and not endless.
 fn one_line(text: &str) -> String {
     let mut line: String = text.chars().take(SHOWN).flat_map(escaped).collect();
     if text.chars().nth(SHOWN).is_some() {
@@ -464,14 +474,50 @@ fn one_line(text: &str) -> String {
 }
 
 fn escaped(c: char) -> impl Iterator<Item = char> {
-    let escaped = c.is_control().then(|| c.escape_default());
+    let escaped = (c.is_control() || turns(c)).then(|| c.escape_default());
     let plain = escaped.is_none().then_some(c);
     escaped.into_iter().flatten().chain(plain)
 }
 
+/// Whether text after it runs the other way (Unicode Standard Annex 9).
+fn turns(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
+    use sar_pipeline::JobOrigin;
+    use sar_rollout::{Guidance, Sampler};
+
     use super::*;
+
+    #[test]
+    fn a_picture_says_nothing_to_the_terminal() {
+        let evil = "a\u{1b}[2J\u{9b}31m\rb\n\u{202e}c";
+        let made_with = MadeWith {
+            precision: Precision::F32,
+            device: evil.into(),
+            tokenizer: evil.into(),
+            backbone: evil.into(),
+        };
+        let job = JobOrigin {
+            sar: evil.into(),
+            seed: 1,
+            n: 2,
+            batch: 16,
+            scales: "1_2".parse().unwrap(),
+            sampler: Sampler { guidance: Guidance::Ramp { scale: 1.0 }, choice: Choice::Argmax },
+            made_with,
+        };
+        let origin = Origin { job, label: 3, class: Some(evil.into()), number: 0 };
+        let said = made_from(&origin);
+        assert_eq!(said.lines().count(), 3, "{said:?}");
+        assert!(said.chars().all(|c| c == '\n' || !(c.is_control() || turns(c))), "{said:?}");
+        assert_eq!(said.matches("\\u{1b}[2J").count(), 5, "{said:?}");
+        let command = again(&origin, "");
+        assert!(command.starts_with("sar sample --class=#3 "), "{command}");
+        assert!(!command.contains("[2J"), "{command}");
+    }
 
     #[test]
     fn names_numbers_and_text() {
