@@ -12,6 +12,8 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
+use crate::generation::shell_quote;
+
 /// The CPU, for what needs no device: shapes, and numbers that others are compared with.
 #[cfg(feature = "flex")]
 pub(crate) type HostBackend = burn_flex::Flex;
@@ -64,6 +66,14 @@ impl DeviceArg {
     /// What `--device` with this value is.
     pub(crate) fn named(device: String) -> Self {
         Self { device, skip_self_check: false }
+    }
+
+    /// The option that names the same device, for a command that is shown.
+    pub(crate) fn command_line(&self) -> String {
+        match self.device.as_str() {
+            "flex" => String::new(),
+            device => format!(" --device {}", shell_quote(device)),
+        }
     }
 
     /// Runs a job on the device.

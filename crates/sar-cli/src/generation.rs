@@ -105,11 +105,11 @@ impl WeightsArgs {
         let mut text = String::new();
         for (name, path) in [("run", run), ("tokenizer", tokenizer), ("backbone", backbone)] {
             if let Some(path) = path {
-                text += &format!(" --{name} '{}'", path.display());
+                text += &format!(" --{name} {}", shell_quote(&path.to_string_lossy()));
             }
         }
         if let Some(root) = root {
-            text += &format!(" --root {root}");
+            text += &format!(" --root {}", shell_quote(root));
         }
         if *precision != Precision::F32 {
             text += &format!(" --precision {precision}");
@@ -190,6 +190,15 @@ impl SamplerArgs {
     }
 }
 
+/// A text as one word of a shell's command: in quotes, but for those that need none.
+pub(crate) fn shell_quote(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+@".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// A setting is the option of its name.
 fn of_option(error: PipelineError) -> anyhow::Error {
     anyhow!("--{error}")
@@ -265,6 +274,15 @@ pub(crate) fn save(image: &RgbImage, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_for_the_shell_stays_one() {
+        assert_eq!(shell_quote("runs/emoji-quick"), "runs/emoji-quick");
+        assert_eq!(shell_quote("my run"), "'my run'");
+        assert_eq!(shell_quote("it's; rm"), r"'it'\''s; rm'");
+        assert_eq!(shell_quote("$(x)"), "'$(x)'");
+        assert_eq!(shell_quote(""), "''");
+    }
 
     #[test]
     fn what_is_beside_a_folder_overwrites_nothing() {

@@ -93,7 +93,7 @@ fn picture(path: &Path) -> Result<Verdict> {
         in_the_box.is_ok_and(|known| (&known.tokenizer, &known.backbone) == (tokenizer, backbone));
     let weights = if is_in_the_box { "" } else { " --run DIR" };
     if !is_in_the_box {
-        println!("DIR below: the run, or --tokenizer and --backbone, with these checksums");
+        println!("DIR below: the run, or --tokenizer and --backbone (of several models in a file --root), with these checksums");
     }
     println!("{}", again(&origin, weights));
     Ok(Verdict::Good)
@@ -136,10 +136,29 @@ fn again(origin: &Origin, weights: &str) -> String {
     if matches!(job.sampler.choice, Choice::MoreSmooth { .. }) {
         text += " --more-smooth";
     }
-    match job.made_with.precision {
-        Precision::F32 => text,
-        precision => format!("{text} --precision {precision}"),
+    if job.made_with.precision != Precision::F32 {
+        text += &format!(" --precision {}", job.made_with.precision);
     }
+    let [variable, device] = of_device(&job.made_with.device);
+    format!("{variable}{text}{device}")
+}
+
+/// What a command has before and after it so that it computes with the same: the vector instructions, where
+/// they are not those of this process, and the device. Of the text only known words are passed on.
+fn of_device(made_with: &str) -> [String; 2] {
+    let (backend, level) = made_with.split_once(", ").unwrap_or((made_with, ""));
+    let other = ["wgpu", "cuda", "ndarray"].into_iter().find(|name| backend.contains(name));
+    let device = other.map_or(String::new(), |name| format!(" --device {name}"));
+    #[cfg(feature = "flex")]
+    if other.is_none() && ["scalar", "neon", "avx2", "avx512"].contains(&level) {
+        let is_chosen = CpuLevel::chosen().is_ok_and(|chosen| chosen.to_string() == level);
+        if !is_chosen {
+            return [format!("{}={level} ", CpuLevel::VARIABLE), device];
+        }
+    }
+    #[cfg(not(feature = "flex"))]
+    let _ = level;
+    [String::new(), device]
 }
 
 /// What a device is.
@@ -517,6 +536,21 @@ mod tests {
         let command = again(&origin, "");
         assert!(command.starts_with("sar sample --class=#3 "), "{command}");
         assert!(!command.contains("[2J"), "{command}");
+    }
+
+    #[test]
+    fn a_command_names_the_device() {
+        assert_eq!(of_device("cuda"), ["", " --device cuda"]);
+        assert_eq!(of_device("fusion<cubecl<wgpu<wgsl>>>"), ["", " --device wgpu"]);
+        assert_eq!(of_device("flex, $(x)"), ["", ""]);
+        #[cfg(feature = "flex")]
+        {
+            let chosen = CpuLevel::chosen().unwrap();
+            assert_eq!(of_device(&format!("flex, {chosen}")), ["", ""]);
+            // No machine has both.
+            let other = if chosen.to_string() == "neon" { "avx2" } else { "neon" };
+            assert_eq!(of_device(&format!("flex, {other}")), [&format!("SAR_CPU={other} "), ""]);
+        }
     }
 
     #[test]

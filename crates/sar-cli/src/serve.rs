@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, host, port, token, runs, device } = args;
-    let command = format!("sar sample{}", weights.command_line());
+    let command = format!("sar sample{}{}", weights.command_line(), device.command_line());
     let files = weights.files()?;
     let settings = Settings { host, port, token, runs, command, ..Settings::default() };
     device.run(Serve { files, settings })

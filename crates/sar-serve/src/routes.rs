@@ -47,8 +47,8 @@ pub(crate) struct App {
     pub(crate) command: String,
     pub(crate) made_with: Option<MadeWith>,
     pub(crate) limits: Limits,
-    /// Pictures that are received and decoded at the same time.
-    pub(crate) uploads: Semaphore,
+    /// Pictures that are decoded at the same time.
+    pub(crate) uploads: Arc<Semaphore>,
 }
 
 impl Debug for App {
@@ -206,12 +206,16 @@ async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusa
 }
 
 async fn edit(State(app): Shared, request: Request) -> Result<Response, Refusal> {
-    let Ok(_turn) = app.uploads.try_acquire() else {
-        return Err(Refusal::busy("other pictures are being received; try again in a few seconds"));
-    };
-    let body = body(request, app.limits.body, app.limits.patience).await?;
     let limits = app.limits;
+    // Who sends slowly takes nobody's turn.
+    let body = body(request, limits.body, limits.patience).await?;
+    let turn = timeout(limits.patience, Arc::clone(&app.uploads).acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(Refusal::busy("other pictures are being decoded; try again in a few seconds"));
+    };
     let (request, pictures) = aside(move || {
+        // Kept to the end of the work, whether or not the client waits for it.
+        let _turn = turn;
         let request: EditRequest = parse(&body)?;
         let pictures = request.decoded(&limits)?;
         Ok((request, pictures))

@@ -66,7 +66,7 @@ impl Server {
             command,
             made_with,
             limits,
-            uploads: Semaphore::new(4),
+            uploads: Arc::new(Semaphore::new(4)),
         };
         let router = router(app, Guard::new(address, token.clone()));
         Ok(Self { listener, address, token, router, limits, jobs })

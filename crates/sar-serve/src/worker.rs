@@ -47,6 +47,11 @@ fn draw(
 ) -> Result<Status, PipelineError> {
     let mut n_scales = 0;
     let mut status = Status::Canceled;
+    if !job.is_wanted(limits.unwatched) {
+        return Ok(status);
+    }
+    // An edit is prepared first, which takes a while.
+    job.change(|state| (state.status, state.ahead) = (Status::Running, 0));
     engine.draw(work, &mut |seen| {
         match seen {
             Seen::Begins { scales, before, notes } => {
@@ -60,7 +65,6 @@ fn draw(
                 });
                 let before = before.iter().map(|image| Bytes::from(to_png(image))).collect();
                 job.change(|state| {
-                    (state.status, state.ahead) = (Status::Running, 0);
                     (state.begun, state.before) = (Some(begun), before);
                 });
             }
