@@ -93,7 +93,9 @@ fn picture(path: &Path) -> Result<Verdict> {
         in_the_box.is_ok_and(|known| (&known.tokenizer, &known.backbone) == (tokenizer, backbone));
     let weights = if is_in_the_box { "" } else { " --run DIR" };
     if !is_in_the_box {
-        println!("DIR below: the run, or --tokenizer and --backbone (of several models in a file --root), with these checksums");
+        println!(
+            "DIR below: the run, or --tokenizer and --backbone (and --root), with these checksums"
+        );
     }
     println!("{}", again(&origin, weights));
     Ok(Verdict::Good)
@@ -549,7 +551,7 @@ mod tests {
             assert_eq!(of_device(&format!("flex, {chosen}")), ["", ""]);
             // No machine has both.
             let other = if chosen.to_string() == "neon" { "avx2" } else { "neon" };
-            assert_eq!(of_device(&format!("flex, {other}")), [&format!("SAR_CPU={other} "), ""]);
+            assert_eq!(of_device(&format!("flex, {other}")), [format!("SAR_CPU={other} "), String::new()]);
         }
     }
 

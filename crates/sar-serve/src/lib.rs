@@ -36,6 +36,7 @@ mod answers;
 mod guard;
 mod routes;
 mod server;
+mod stall;
 
 mod page;
 

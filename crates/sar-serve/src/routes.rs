@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -16,7 +16,7 @@ use axum::{Json, Router, middleware};
 use futures_util::stream::{self, Stream};
 use sar_pipeline::{JobOrigin, MadeWith, Origin};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -33,6 +33,10 @@ use crate::runs;
 const SMALL_BODY: usize = 1 << 16;
 /// What `sar sample` draws together if nothing else is said.
 const BATCH: usize = 16;
+/// Pictures of runs that are sent at the same time: they can be large.
+pub(crate) const MOST_SENT: usize = 8;
+/// Bytes of them that are handed on together.
+const PART: usize = 1 << 16;
 /// A silent stream shows that it lives.
 const ALIVE: Duration = Duration::from_secs(5);
 /// What the API is, for programs.
@@ -49,6 +53,8 @@ pub(crate) struct App {
     pub(crate) limits: Limits,
     /// Pictures that are decoded at the same time.
     pub(crate) uploads: Arc<Semaphore>,
+    /// Pictures of runs that are in memory until they are sent.
+    pub(crate) sent: Arc<Semaphore>,
 }
 
 impl Debug for App {
@@ -370,14 +376,29 @@ async fn run(
     .await
 }
 
+/// A body that keeps a place until the client has taken it, or is gone.
+fn in_parts(bytes: Bytes, place: OwnedSemaphorePermit) -> Body {
+    Body::from_stream(stream::unfold((bytes, place), |(mut rest, place)| async move {
+        let part = rest.split_to(rest.len().min(PART));
+        (!part.is_empty()).then_some((Ok::<Bytes, Infallible>(part), (rest, place)))
+    }))
+}
+
 async fn run_picture(
     State(app): Shared,
     Path((name, picture)): Path<(String, String)>,
 ) -> Result<Response, Refusal> {
     let folder = folder(&app)?;
+    let place = timeout(app.limits.patience, Arc::clone(&app.sent).acquire_owned()).await;
+    let Ok(Ok(place)) = place else {
+        return Err(Refusal::busy("other pictures are being sent; try again in a few seconds"));
+    };
     aside(move || {
-        let bytes = runs::find(&folder, &name)?.picture(&picture)?;
-        let mut response = png(bytes.into(), "run");
+        let bytes = Bytes::from(runs::find(&folder, &name)?.picture(&picture)?);
+        let length = HeaderValue::from(bytes.len());
+        let mut response = png(Bytes::new(), "run");
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+        *response.body_mut() = in_parts(bytes, place);
         // A run that goes on draws them anew.
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use crate::engine::Engine;
 use crate::guard::Guard;
 use crate::jobs::Jobs;
-use crate::routes::{App, router};
+use crate::routes::{App, MOST_SENT, router};
+use crate::stall::Impatient;
 use crate::worker::work;
 use crate::{Limits, ServeError, Settings};
 
@@ -67,6 +68,7 @@ impl Server {
             made_with,
             limits,
             uploads: Arc::new(Semaphore::new(4)),
+            sent: Arc::new(Semaphore::new(MOST_SENT)),
         };
         let router = router(app, Guard::new(address, token.clone()));
         Ok(Self { listener, address, token, router, limits, jobs })
@@ -114,7 +116,7 @@ impl Server {
                             .header_read_timeout(patience)
                             .max_headers(MOST_HEADERS)
                             .max_buf_size(MOST_HEAD)
-                            .serve_connection(TokioIo::new(stream), service);
+                            .serve_connection(TokioIo::new(Impatient::new(stream, patience)), service);
                         // A client that breaks off is no matter of ours.
                         let _ = connection.await;
                         drop(place);

@@ -49,7 +49,7 @@ pub struct Limits {
     pub kept_bytes: usize,
     /// Connections.
     pub connections: usize,
-    /// How long a request may take to arrive.
+    /// How long a request may take to arrive, and an answer to be read on.
     pub patience: Duration,
     /// How long a job goes on that nobody watches or asks for.
     pub unwatched: Duration,

@@ -450,6 +450,40 @@ fn margins_of_what_is_cropped_are_counted() {
 }
 
 #[test]
+fn clients_that_do_not_read_hold_up_nobody() {
+    let (_folder, runs) = runs();
+    // More than the system keeps for a connection.
+    let picture = [b"\x89PNG".to_vec(), vec![0; 24 << 20]].concat();
+    std::fs::write(runs.join("emoji/samples-after.png"), &picture).unwrap();
+    let patience = Duration::from_millis(500);
+    let limits = Limits { patience, connections: 4, ..Limits::default() };
+    let address = start(Settings { runs: Some(runs), limits, ..Settings::default() });
+    let path = "/api/runs/emoji/pictures/samples-after.png";
+    // As many as there are places.
+    let stalled: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    thread::sleep(patience / 2);
+    works(address);
+    // Whoever reads gets all of it.
+    let answer = get(address, path);
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == picture, "{} bytes", answer.body.len());
+    for mut stream in stalled {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut rest = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "still open: {error}");
+        }
+        assert!(rest.len() < picture.len(), "it was sent whole");
+    }
+}
+
+#[test]
 fn clients_that_stall_hold_up_nobody() {
     let patience = Duration::from_millis(400);
     let limits = Limits { patience, ..Limits::default() };
