@@ -25,6 +25,11 @@ export function startRuns(model) {
   if (!model.runs) return () => {};
   $("run-stage").replaceChildren();
   let runs = [];
+  let cut = false;
+  /** Whether the last question had no answer: that is said once. */
+  let lost = false;
+  /** Until when a second click stops a run, by its name. */
+  const asked = new Map();
   let [first, second] = [null, null];
   let timer = null;
   const known = new Map();
@@ -52,7 +57,8 @@ export function startRuns(model) {
   }
   function list() {
     const focused = document.activeElement?.dataset?.run;
-    $("run-list").replaceChildren(...runs.map(listed));
+    $("run-list").replaceChildren(...runs.map(listed),
+      ...(cut ? [make("li", { class: "hint" }, `Of more runs, ${runs.length} are shown.`)] : []));
     if (focused) [...$("run-list").querySelectorAll("button")].find((button) => button.dataset.run === focused)?.focus();
     $("beside-field").hidden = runs.length < 2;
     const others = ["", ...runs.map(({ name }) => name).filter((name) => name !== first)];
@@ -85,15 +91,20 @@ export function startRuns(model) {
 
   function head(run) {
     const rest = toGo(run);
-    const stop = make("button", { type: "button", class: "small" }, "Stop with a checkpoint");
-    let asked = false;
+    // The button is made anew while the run goes on; what was asked stays asked.
+    const isAsked = () => (asked.get(run.name) ?? 0) > performance.now();
+    const label = () => (stop.textContent = isAsked() ? "Really stop it?" : "Stop with a checkpoint");
+    const stop = make("button", { type: "button", class: "small", "data-key": `stop ${run.name}` });
+    label();
+    if (isAsked()) setTimeout(label, asked.get(run.name) - performance.now() + 20);
     stop.addEventListener("click", async () => {
-      if (!asked) {
-        asked = true;
-        stop.textContent = "Really stop it?";
-        setTimeout(() => ((asked = false), (stop.textContent = "Stop with a checkpoint")), 4000);
+      if (!isAsked()) {
+        asked.set(run.name, performance.now() + 4000);
+        label();
+        setTimeout(label, 4020);
         return;
       }
+      asked.delete(run.name);
       try {
         await send(`/api/runs/${encodeURIComponent(run.name)}/stop`, {});
         tell("The run writes a checkpoint and stops");
@@ -176,7 +187,7 @@ export function startRuns(model) {
   const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value == null ? null : value * by]));
 
   const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map(({ name, url, changed }) =>
-    make("figure", {}, make("a", { href: url, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, PICTURES[name])),
+    make("figure", {}, make("a", { href: url, "data-key": url, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, PICTURES[name])),
       make("figcaption", { class: "hint" }, PICTURES[name]))));
 
   function show() {
@@ -187,9 +198,10 @@ export function startRuns(model) {
       return parts.some(Boolean) ? make("div", { class: b ? "run-columns two" : "run-columns" }, ...parts.map((part) => make("div", { class: "run" }, part))) : null;
     };
     const stage = $("run-stage");
-    const focused = stage.contains(document.activeElement);
-    if (focused && document.activeElement.textContent === "Really stop it?") return;
+    // Whoever is at a button or a picture stays there.
+    const focused = stage.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     stage.replaceChildren(...[columns(head), curves(a, b), columns(byScale), columns(figures), columns(pictures)].filter(Boolean));
+    if (focused) [...stage.querySelectorAll("[data-key]")].find(({ dataset }) => dataset.key === focused)?.focus({ preventScroll: true });
   }
 
   async function load(name) {
@@ -204,8 +216,9 @@ export function startRuns(model) {
     if (busy) return;
     busy = true;
     try {
-      ({ answer: { runs } } = await ask("/api/runs"));
+      ({ answer: { runs, cut } } = await ask("/api/runs"));
       if (!runs.some(({ name }) => name === first)) first = runs[0]?.name ?? null;
+      if (second === first || !runs.some(({ name }) => name === second)) second = null;
       list();
       if (first == null) {
         $("run-stage").replaceChildren(make("div", { class: "nothing wide" }, make("p", {}, "The folder holds no runs yet.")));
@@ -215,8 +228,10 @@ export function startRuns(model) {
       const changed = await Promise.all([first, second].filter(Boolean).map(load));
       if (changed.some(Boolean) || $("run-stage").dataset.shown !== wanted) show();
       $("run-stage").dataset.shown = wanted;
+      lost = false;
     } catch (error) {
-      say(error.message);
+      if (!lost) say(error.message);
+      lost = true;
     } finally {
       busy = false;
     }

@@ -160,6 +160,7 @@ export function startSample(model, edit) {
     ladder($("ladder"), said.scales?.includes("_") ? said.scales : model.scales);
     $("caption").textContent = describe(said);
     $("now-actions").hidden = true;
+    $("command").hidden = true;
     tell(`Drawing ${said.count} of ${named}`);
     try {
       const job = await send("/api/sample", {
@@ -218,7 +219,13 @@ export function startSample(model, edit) {
       await navigator.clipboard.writeText(command);
       say("The command that draws these pictures is copied.");
     } catch {
-      say(command);
+      // Without TLS browsers have no clipboard but on this machine: it is shown to be copied by hand.
+      const field = $("command");
+      field.value = command;
+      field.hidden = false;
+      field.focus();
+      field.select();
+      tell("The command is selected, copy it");
     }
   });
 
@@ -236,6 +243,7 @@ export function startSample(model, edit) {
           ladder($("ladder"), model.scales);
           $("caption").textContent = `${describe(said)} · its settings are set`;
           $("now-actions").hidden = true;
+          $("command").hidden = true;
           tell("The settings are set");
         } }, picture(url, "")),
       make("div", { class: "bar" }, make("span", {}, named),

@@ -22,10 +22,12 @@ const STOP: &str = "stop";
 const STAGES: [&str; 4] = ["tokenizer", "pretrain", "sar", "control"];
 const PICTURES: [&str; 3] = ["reconstructions.png", "samples-before.png", "samples-after.png"];
 
-/// Folders that are looked at, and runs that are shown.
+/// Runs that are shown.
 const MOST_RUNS: usize = 1000;
 /// The largest file that is shown whole.
 const LARGEST: u64 = 32 << 20;
+/// Bytes of a recipe that are read.
+const LARGEST_RECIPE: u64 = 1 << 20;
 const PNG: &[u8] = b"\x89PNG";
 
 /// The folder of a run.
@@ -35,21 +37,25 @@ pub(crate) struct Run {
     path: PathBuf,
 }
 
-/// The runs of a folder, which may be one itself.
+/// The runs of a folder, which may be one itself; one more than are shown, if there are.
 fn all(folder: &Path) -> Vec<Run> {
     let own = folder.canonicalize().unwrap_or(folder.into());
     let paths = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let runs = std::iter::once(own).chain(paths.take(MOST_RUNS));
-    runs.filter(|path| path.join(RECIPE).is_file())
+    std::iter::once(own)
+        .chain(paths)
+        .filter(|path| path.join(RECIPE).is_file())
         .filter_map(|path| Some(Run { name: path.file_name()?.to_str()?.to_owned(), path }))
+        .take(MOST_RUNS + 1)
         .collect()
 }
 
 /// Short facts of all runs, the one that changed last first.
 pub(crate) fn list(folder: &Path) -> Value {
-    let mut runs: Vec<Value> = all(folder).iter().map(Run::summary).collect();
+    let all = all(folder);
+    let is_cut = all.len() > MOST_RUNS;
+    let mut runs: Vec<Value> = all.iter().take(MOST_RUNS).map(Run::summary).collect();
     runs.sort_by_key(|run| std::cmp::Reverse(run["changed"].as_u64()));
-    json!({ "runs": runs })
+    json!({ "runs": runs, "cut": is_cut })
 }
 
 /// The run of a name.
@@ -66,10 +72,14 @@ fn stamp(path: &Path) -> (u64, u64) {
 
 /// A file that is not too large, and whole.
 fn json_of(path: &Path) -> Option<Value> {
-    let file = File::open(path).ok()?;
+    serde_json::from_str(&text_of(path, LARGEST)?).ok()
+}
+
+/// The text of a file, at most so many bytes of it.
+fn text_of(path: &Path, most: u64) -> Option<String> {
     let mut text = String::new();
-    file.take(LARGEST).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
+    File::open(path).ok()?.take(most).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 impl Run {
@@ -94,7 +104,7 @@ impl Run {
 
     /// What it is and how far it is.
     pub(crate) fn summary(&self) -> Value {
-        let recipe = fs::read_to_string(self.file(RECIPE)).unwrap_or_default();
+        let recipe = text_of(&self.file(RECIPE), LARGEST_RECIPE).unwrap_or_default();
         let recipe: toml::Table = recipe.parse().unwrap_or_default();
         let last = series::last_steps(&self.file(METRICS));
         let steps_of = |stage: &str| match stage {
@@ -231,6 +241,24 @@ mod tests {
         // The folder of the run itself.
         let own = folder.path().join("my run");
         assert_eq!(find(&own, "my run").unwrap().summary()["recipe"], "tiny");
+    }
+
+    #[test]
+    fn folders_that_are_no_runs_hide_none() {
+        let folder = folder();
+        for i in 0..MOST_RUNS + 5 {
+            fs::create_dir(folder.path().join(format!("no run {i}"))).unwrap();
+        }
+        assert!(find(folder.path(), "my run").is_ok());
+        let few = list(folder.path());
+        assert_eq!(few["runs"].as_array().unwrap().len(), 1);
+        assert_eq!(few["cut"], false);
+        for i in 0..MOST_RUNS {
+            fs::write(folder.path().join(format!("no run {i}")).join(RECIPE), "").unwrap();
+        }
+        let many = list(folder.path());
+        assert_eq!(many["runs"].as_array().unwrap().len(), MOST_RUNS);
+        assert_eq!(many["cut"], true);
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Server {
                     };
                     // Events are small, and are not to wait for each other; it works without.
                     let _ = stream.set_nodelay(true);
+                    let stream = TokioIo::new(Impatient::new(stream, patience));
                     let service = TowerToHyperService::new(self.router.clone());
                     tokio::spawn(async move {
                         let connection = http1::Builder::new()
@@ -116,7 +117,7 @@ impl Server {
                             .header_read_timeout(patience)
                             .max_headers(MOST_HEADERS)
                             .max_buf_size(MOST_HEAD)
-                            .serve_connection(TokioIo::new(Impatient::new(stream, patience)), service);
+                            .serve_connection(stream, service);
                         // A client that breaks off is no matter of ours.
                         let _ = connection.await;
                         drop(place);
