@@ -18,6 +18,8 @@ export function startEdit(model) {
   let loaded = false;
   let name = "picture";
   let running = null;
+  /** Addresses of the results, which live until the next are there. */
+  let hung = [];
   let isBusy = false;
   const undo = [];
 
@@ -292,7 +294,9 @@ export function startEdit(model) {
       }
       climb($("edit-ladder"), all, all);
       blobs = await Promise.all(urls.map(async (url) => (await fetch(url)).blob()));
-      hang(blobs.map((blob) => URL.createObjectURL(blob)));
+      hung.forEach((url) => URL.revokeObjectURL(url));
+      hung = blobs.map((blob) => URL.createObjectURL(blob));
+      hang(hung);
       $("result-actions").hidden = false;
       setWipe(50);
       tell(`${urls.length} results are done`);

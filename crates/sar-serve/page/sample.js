@@ -16,6 +16,8 @@ export function startSample(model, edit) {
   let running = null;
   let isBusy = false;
   let command = "";
+  /** Addresses of the pictures of now, which live until the next are there. */
+  let hung = [];
 
   // Classes
   const radio = (index, name) => {
@@ -188,7 +190,9 @@ export function startSample(model, edit) {
         return;
       }
       const files = await Promise.all(urls.map(async (url) => (await fetch(url)).blob()));
-      hang(files.map((file) => URL.createObjectURL(file)), alt);
+      hung.forEach((url) => URL.revokeObjectURL(url));
+      hung = files.map((file) => URL.createObjectURL(file));
+      hang(hung, alt);
       command = job.command;
       $("now-actions").hidden = false;
       files.forEach((file, i) => card(file, said, i, named));
