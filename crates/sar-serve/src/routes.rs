@@ -53,6 +53,8 @@ pub(crate) struct App {
     pub(crate) limits: Limits,
     /// Pictures that are decoded at the same time.
     pub(crate) uploads: Arc<Semaphore>,
+    /// Runs that are read at the same time.
+    pub(crate) reads: Arc<Semaphore>,
     /// Pictures of runs that are in memory until they are sent.
     pub(crate) sent: Arc<Semaphore>,
 }
@@ -347,9 +349,22 @@ fn folder(app: &App) -> Result<PathBuf, Refusal> {
     app.runs.clone().ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, none))
 }
 
+/// A turn to read runs: their files are long.
+async fn reading(app: &App) -> Result<OwnedSemaphorePermit, Refusal> {
+    match timeout(app.limits.patience, Arc::clone(&app.reads).acquire_owned()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(Refusal::busy("other runs are being read; try again in a few seconds")),
+    }
+}
+
 async fn all_runs(State(app): Shared) -> Result<Json<Value>, Refusal> {
     let folder = folder(&app)?;
-    aside(move || Ok(Json(runs::list(&folder)))).await
+    let turn = reading(&app).await?;
+    aside(move || {
+        let _turn = turn;
+        Ok(Json(runs::list(&folder)))
+    })
+    .await
 }
 
 async fn run(
@@ -358,7 +373,9 @@ async fn run(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let folder = folder(&app)?;
+    let turn = reading(&app).await?;
     aside(move || {
+        let _turn = turn;
         let run = runs::find(&folder, &name)?;
         let tag = HeaderValue::from_str(&run.tag());
         if headers

@@ -68,6 +68,7 @@ impl Server {
             made_with,
             limits,
             uploads: Arc::new(Semaphore::new(4)),
+            reads: Arc::new(Semaphore::new(2)),
             sent: Arc::new(Semaphore::new(MOST_SENT)),
         };
         let router = router(app, Guard::new(address, token.clone()));

@@ -27,7 +27,7 @@ fn server() -> (tempfile::TempDir, SocketAddr) {
 
 /// Refused in one sentence, of which nothing is a file's content or a path of this machine.
 fn refused(address: SocketAddr, what: &str, answer: Option<Answer>) {
-    let Some(answer) = answer else { return };
+    let answer = answer.unwrap_or_else(|| panic!("{what}: no answer"));
     assert!(REFUSALS.contains(&answer.status), "{what}: {} {}", answer.status, answer.text());
     let text = answer.text();
     for secret in ["THE SECRET", "root:", "[tokenizer]", env!("CARGO_MANIFEST_DIR")] {
@@ -280,6 +280,12 @@ fn paths_that_lead_elsewhere() {
     works(address);
 }
 
+/// Whether a connection may end without an answer: what is no request at all, what begins another protocol,
+/// and what is longer than the server reads, which the system answers with a reset.
+fn may_break_off(head: &[u8]) -> bool {
+    head == b"\r\n\r\n" || head.starts_with(b"PRI ") || head.len() > 1 << 16
+}
+
 #[test]
 fn heads_that_are_wrong() {
     let (_folder, address) = server();
@@ -318,7 +324,10 @@ fn heads_that_are_wrong() {
     ];
     for head in &heads {
         let shown = String::from_utf8_lossy(head.get(..90).unwrap_or(head)).into_owned();
-        refused(address, &shown, raw(address, head));
+        let answer = raw(address, head);
+        if answer.is_some() || !may_break_off(head) {
+            refused(address, &shown, answer);
+        }
     }
     println!("{} heads refused", heads.len());
     works(address);
