@@ -64,7 +64,7 @@ pub(crate) fn find(folder: &Path, name: &str) -> Result<Run, Refusal> {
 }
 
 /// When and how long a file is, 0 and 0 without one.
-fn stamp(path: &Path) -> (u64, u64) {
+pub(crate) fn stamp(path: &Path) -> (u64, u64) {
     let Ok(metadata) = fs::metadata(path) else { return (0, 0) };
     let changed = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     (changed.map_or(0, |since| since.as_millis() as u64), metadata.len())

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
+
+use crate::runs::stamp;
 
 /// Of a longer file only the end is read.
 const MOST_BYTES: u64 = 64 << 20;
@@ -13,6 +16,40 @@ const MOST_BYTES: u64 = 64 << 20;
 const END: u64 = 1 << 20;
 /// Points that a series is thinned to.
 const POINTS: usize = 400;
+
+/// What files have come to: pages ask every few seconds, and most files stay as they are.
+static STEPS: Known<BTreeMap<String, u64>> = Known::new(1024);
+static SERIES: Known<Value> = Known::new(8);
+
+/// What was read of files, with their times and lengths.
+struct Known<T> {
+    files: Mutex<BTreeMap<PathBuf, ((u64, u64), T)>>,
+    /// Files that are remembered.
+    most: usize,
+}
+
+impl<T: Clone> Known<T> {
+    const fn new(most: usize) -> Self {
+        Self { files: Mutex::new(BTreeMap::new()), most }
+    }
+
+    /// What is known of a file that has not changed; else it is read.
+    fn of(&self, path: &Path, read: impl FnOnce() -> T) -> T {
+        let now = stamp(path);
+        let files = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = files().get(path).filter(|(then, _)| *then == now).map(|(_, value)| value.clone());
+        if let Some(value) = known {
+            return value;
+        }
+        let value = read();
+        let mut files = files();
+        if files.len() >= self.most {
+            files.clear();
+        }
+        files.insert(path.to_owned(), (now, value.clone()));
+        value
+    }
+}
 
 /// The whole lines of the last bytes of a file.
 fn lines(path: &Path, most: u64) -> impl Iterator<Item = Value> {
@@ -29,6 +66,10 @@ fn lines(path: &Path, most: u64) -> impl Iterator<Item = Value> {
 
 /// How many steps each stage has made, as far as its lines say.
 pub(crate) fn last_steps(path: &Path) -> BTreeMap<String, u64> {
+    STEPS.of(path, || read_steps(path))
+}
+
+fn read_steps(path: &Path) -> BTreeMap<String, u64> {
     let read = |most| {
         let mut steps = BTreeMap::new();
         for line in lines(path, most) {
@@ -45,6 +86,10 @@ pub(crate) fn last_steps(path: &Path) -> BTreeMap<String, u64> {
 
 /// `{stage: {name: [[step, value], ..]}}`, thinned by means of neighbors.
 pub(crate) fn read(path: &Path) -> Value {
+    SERIES.of(path, || read_series(path))
+}
+
+fn read_series(path: &Path) -> Value {
     let mut stages: BTreeMap<String, BTreeMap<String, Vec<[f64; 2]>>> = BTreeMap::new();
     for line in lines(path, MOST_BYTES) {
         let (Some(stage), Some(step)) = (line["stage"].as_str(), line["step"].as_f64()) else {
@@ -85,6 +130,22 @@ mod tests {
         assert_eq!(thin[333], [999.0, 1998.0]);
         assert_eq!(thinned(&points[..400]), points[..400]);
         assert!(thinned(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_read_again_once_it_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let known = Known::new(2);
+        fs::write(&path, "a").unwrap();
+        assert_eq!(known.of(&path, || 1), 1);
+        assert_eq!(known.of(&path, || 2), 1);
+        fs::write(&path, "ab").unwrap();
+        assert_eq!(known.of(&path, || 3), 3);
+        for i in 0..5 {
+            known.of(&folder.path().join(i.to_string()), || 0);
+        }
+        assert!(known.files.lock().unwrap().len() <= 2);
     }
 
     #[test]
