@@ -551,7 +551,10 @@ mod tests {
             assert_eq!(of_device(&format!("flex, {chosen}")), ["", ""]);
             // No machine has both.
             let other = if chosen.to_string() == "neon" { "avx2" } else { "neon" };
-            assert_eq!(of_device(&format!("flex, {other}")), [format!("SAR_CPU={other} "), String::new()]);
+            assert_eq!(
+                of_device(&format!("flex, {other}")),
+                [format!("SAR_CPU={other} "), String::new()]
+            );
         }
     }
 

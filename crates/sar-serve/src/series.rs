@@ -37,7 +37,8 @@ impl<T: Clone> Known<T> {
     fn of(&self, path: &Path, read: impl FnOnce() -> T) -> T {
         let now = stamp(path);
         let files = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = files().get(path).filter(|(then, _)| *then == now).map(|(_, value)| value.clone());
+        let known =
+            files().get(path).filter(|(then, _)| *then == now).map(|(_, value)| value.clone());
         if let Some(value) = known {
             return value;
         }
