@@ -21,9 +21,12 @@ const POINTS: usize = 400;
 static STEPS: Known<BTreeMap<String, u64>> = Known::new(1024);
 static SERIES: Known<Value> = Known::new(8);
 
+/// Time and length of a file.
+type Stamp = (u64, u64);
+
 /// What was read of files, with their times and lengths.
 struct Known<T> {
-    files: Mutex<BTreeMap<PathBuf, ((u64, u64), T)>>,
+    files: Mutex<BTreeMap<PathBuf, (Stamp, T)>>,
     /// Files that are remembered.
     most: usize,
 }
