@@ -69,12 +69,13 @@ fn start(ranks: Option<usize>, run: &Path, more: &[&str]) -> Child {
     };
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command.env("RAYON_NUM_THREADS", "1");
-    command.args(["train", "--run-dir"]).arg(run).args(more);
+    command.args(["train", "--run-dir"]).arg(run);
     if run.join("recipe.toml").is_file() {
         command.arg("--resume");
     } else {
         command.args(TINY.iter().flat_map(|setting| ["--set", *setting]));
     }
+    command.args(more);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -254,8 +255,8 @@ fn what_is_wrong_is_said_in_a_line() {
     refused(2, &run, &["--device", "abacus"], "--device abacus: unknown");
     refused(9, &run, &[], "sar.optimization.batch_size: 8 images for 9 ranks");
     assert!(!run.exists());
-    // Two runs in one directory.
-    let first = start(Some(2), &run, &[]);
+    // Two runs in one directory, the first of which lasts.
+    let first = start(Some(2), &run, &["--set", "tokenizer.steps=20000"]);
     wait_for(&run, "tokenizer-2");
     refused(2, &run, &[], "is in use by another process");
     signal("TERM", process_of(&run, 0));
