@@ -17,7 +17,7 @@ use sar_weights::{checksum, write_bytes};
 
 use crate::device::arithmetic;
 use crate::first_free;
-use crate::origin::Origin;
+use crate::weights_source::WeightsSource;
 
 /// Which weights.
 #[derive(clap::Args)]
@@ -74,8 +74,8 @@ pub(crate) struct SamplerArgs {
 
 /// Weights that are looked for and found.
 pub(crate) struct Files {
-    tokenizer: Origin,
-    backbone: Origin,
+    tokenizer: WeightsSource,
+    backbone: WeightsSource,
     known: Known,
     pub(crate) precision: Precision,
 }
@@ -130,7 +130,7 @@ impl WeightsArgs {
                 let [own_tokenizer, own_backbone] = files_of_run(&run)?;
                 (tokenizer.unwrap_or(own_tokenizer).into(), backbone.unwrap_or(own_backbone).into())
             }
-            _ => (Origin::TOKENIZER, Origin::BACKBONE),
+            _ => (WeightsSource::TOKENIZER, WeightsSource::BACKBONE),
         };
         Ok(Files { tokenizer, backbone, known, precision })
     }

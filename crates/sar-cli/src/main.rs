@@ -33,7 +33,6 @@ mod inspect;
 mod interrupt;
 mod job;
 mod npz;
-mod origin;
 mod pack;
 mod parity;
 mod previews;
@@ -47,6 +46,7 @@ mod study;
 mod table;
 mod tokenizer_eval;
 mod train;
+mod weights_source;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

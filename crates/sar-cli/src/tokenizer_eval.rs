@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{make_out, out_folder, save};
-use crate::origin::Origin;
 use crate::table::aligned;
+use crate::weights_source::WeightsSource;
 
 /// Side and scales of the published tokenizers.
 const PUBLISHED: (usize, &str) = (256, "256px");
@@ -91,7 +91,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         .transpose()?;
     let lpips = lpips.as_deref().map(two_files).transpose()?;
     let (tokenizer, recipe) = match (run, tokenizer) {
-        (None, None) => (Origin::TOKENIZER, Some(Recipe::load(Origin::RECIPE, &[])?)),
+        (None, None) => (WeightsSource::TOKENIZER, Some(Recipe::load(WeightsSource::RECIPE, &[])?)),
         (Some(run), None) => (tokenizer_of_run(&run)?.into(), recipe_of(&run)?),
         (Some(run), Some(file)) => (file.into(), recipe_of(&run)?),
         // Its own run's, if it still lies there.
@@ -120,7 +120,7 @@ fn two_files(text: &str) -> Result<[PathBuf; 2]> {
 }
 
 struct Eval {
-    tokenizer: Origin,
+    tokenizer: WeightsSource,
     recipe: Option<Recipe>,
     root: Option<String>,
     images: Option<PathBuf>,

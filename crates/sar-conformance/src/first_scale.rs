@@ -12,6 +12,7 @@ use sar_rollout::{Choice, Guidance, Sampler, generate, guide};
 use sar_train::tokens::{argmax_tokens, labels_tensor};
 
 use crate::host::{floats, ints, largest, normals};
+use crate::rollout::same_in_any_batch;
 use crate::tiny;
 
 /// What the laws of this part run on.
@@ -227,10 +228,6 @@ pub fn one_step_over_a_masked_scale_is_one_parallel_step<B: Backend>(device: &B:
 pub fn samples_of_any_first_scale_do_not_depend_on_their_batch<B: Backend>(device: &B::Device) {
     let tokenizer = tiny::tokenizer::<B>(device);
     let schedule = scales();
-    let sampler = Sampler {
-        guidance: Guidance::flexvar(2.0),
-        choice: Choice::Sample { top_k: 20, top_p: 0.9 },
-    };
     let mut seen = Vec::new();
     for (first_scale, visibility) in [
         (masked(3, Reveal::Random), Visibility::Own),
@@ -238,24 +235,7 @@ pub fn samples_of_any_first_scale_do_not_depend_on_their_batch<B: Backend>(devic
         (FirstScale::RandomOrder {}, Visibility::Last(1)),
     ] {
         let model = model::<B>(first_scale, visibility, None, device);
-        let images: Vec<usize> = (0..10).collect();
-        let tokens = |batch: usize| -> Vec<Vec<usize>> {
-            let parts = images.chunks(batch).flat_map(|part| {
-                let labels: Vec<usize> = part.iter().map(|i| i % tiny::CLASSES).collect();
-                let streams: Vec<SeedTree> =
-                    part.iter().map(|i| SeedTree::new(5).at(*i as u64)).collect();
-                let generated =
-                    generate(&model, &tokenizer, &labels, &schedule, sampler, &streams, device);
-                let tokens = ints(generated.tokens_bl());
-                tokens.chunks(schedule.n_tokens()).map(<[usize]>::to_vec).collect::<Vec<_>>()
-            });
-            parts.collect()
-        };
-        let single = tokens(1);
-        assert_eq!(single, tokens(2));
-        assert_eq!(single, tokens(5));
-        assert!(single.iter().any(|tokens| *tokens != single[0]), "all images are the same");
-        seen.push(single);
+        seen.push(same_in_any_batch(&model, &tokenizer, &schedule, 10, [2, 5], device));
     }
     assert!(seen[0] != seen[1] && seen[1] != seen[2]);
 }

@@ -14,7 +14,7 @@ static TOKENIZER: &[u8] = include_bytes!(in_the_box!("tokenizer.safetensors"));
 static BACKBONE: &[u8] = include_bytes!(in_the_box!("backbone-sar.safetensors"));
 
 /// Weights that are not read yet.
-pub(crate) enum Origin {
+pub(crate) enum WeightsSource {
     /// In a file, of any format.
     File(PathBuf),
     /// In the program.
@@ -25,7 +25,7 @@ pub(crate) enum Origin {
     },
 }
 
-impl Origin {
+impl WeightsSource {
     /// The tokenizer that comes along.
     pub(crate) const TOKENIZER: Self =
         Self::InTheBox { name: "emoji/tokenizer.safetensors", bytes: TOKENIZER };
@@ -52,7 +52,7 @@ impl Origin {
     }
 }
 
-impl From<PathBuf> for Origin {
+impl From<PathBuf> for WeightsSource {
     fn from(path: PathBuf) -> Self {
         Self::File(path)
     }
