@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
 use sar_train::held_out::{Figures, HeldOut};
-use sar_train::quality::{Estimate, Figures as SampleFigures, QualityReport};
+use sar_train::quality::{Figures as SampleFigures, QualityReport};
 use sar_train::report::Report;
 use sar_weights::write_bytes;
 
@@ -126,18 +126,10 @@ fn qualities(quality: &QualityReport) -> impl Iterator<Item = (&'static str, &Sa
 
 /// Kernel distance times 1000, class accuracy, Fréchet distance.
 fn cells(figures: &SampleFigures) -> [String; 3] {
-    let cell = |estimate: &Estimate, by: f64, digits: usize| {
-        let text = |x: f64| format!("{:.digits$}", by * x);
-        let mean = text(estimate.mean);
-        match estimate.low.zip(estimate.high) {
-            Some((low, high)) => format!("{mean} [{}, {}]", text(low), text(high)),
-            None => mean,
-        }
-    };
     [
-        cell(&figures.kid_effnetlite0, 1000.0, 1),
-        figures.class_accuracy.as_ref().map_or(String::new(), |of| cell(of, 1.0, 3)),
-        cell(&figures.fd_effnetlite0, 1.0, 1),
+        format!("{:.1}", figures.kid_effnetlite0.times(1000.0)),
+        figures.class_accuracy.map_or(String::new(), |of| format!("{of:.3}")),
+        format!("{:.1}", figures.fd_effnetlite0),
     ]
 }
 

@@ -12,7 +12,6 @@
 
 mod code;
 mod file;
-mod holm;
 mod page;
 mod recipes;
 mod results;

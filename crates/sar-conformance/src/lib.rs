@@ -39,6 +39,7 @@
 //! Every law panics, with what it found, when it does not hold. A backend needs f32 and integers of
 //! 32 bits; neither f64 nor i64 is asked for on the device.
 
+mod differences;
 mod host;
 mod suite;
 mod tiny;

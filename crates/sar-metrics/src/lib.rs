@@ -36,6 +36,7 @@
 
 mod draws;
 mod error;
+mod estimate;
 mod pairs;
 mod product;
 
@@ -54,6 +55,7 @@ mod prdc;
 mod probe;
 
 pub use error::MetricsError;
+pub use estimate::{Estimate, holm, p_of_mean};
 pub use features::Features;
 pub use frechet::{Frechet, frechet};
 pub use inception_score::{inception_score, inception_score_of_probabilities};

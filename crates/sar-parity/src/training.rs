@@ -11,7 +11,7 @@ use sar_tokenizer::Tokenizer;
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
-use sar_train::objective::{ConditionDraw, Objective, Regularization};
+use sar_train::objective::{ConditionDraw, Objective, Regularization, StudentFirstToken};
 use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
 use sar_train::step::trainable;
 use sar_train::tokens::TokenBatch;
@@ -38,6 +38,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             transitions,
             student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::Once,
+            student_first_token: StudentFirstToken::Bare,
         };
         for (name, objective) in [
             ("teacher", Objective::TeacherForcing),

@@ -10,7 +10,7 @@ use sar_loss::{StudentTarget, Target, cross_entropy, mean_tokens, student_forcin
 use sar_model::{Backbone, DropPath, FirstToken, Pass};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
 
-use crate::objective::{ConditionDraw, Objective, Regularization};
+use crate::objective::{ConditionDraw, Objective, Regularization, StudentFirstToken};
 use crate::step::{ByScale, Terms};
 use crate::tokens::{FirstGiven, Masking, TokenBatch, argmax_tokens, inputs, labels_tensor};
 
@@ -78,6 +78,7 @@ where
         transitions,
         student_target,
         condition: draw,
+        student_first_token,
     } = objective
     else {
         return Terms { loss: teacher_loss, parts, scales };
@@ -111,13 +112,17 @@ where
         (StudentTarget::GroundTruth, _) => Target::Tokens(batch.tokens_bl.clone()),
     };
     let losses = passes.into_iter().map(|pass| {
-        let begins_as_the_teachers = pass.has_first_scale && given.is_behind_the_class_token();
+        let first = match student_first_token {
+            _ if given.is_behind_the_class_token() && pass.has_first_scale => first(),
+            StudentFirstToken::Start if !given.is_behind_the_class_token() => FirstToken::Start,
+            _ => FirstToken::Bare,
+        };
         let places = pass.places();
         let logits_blv = model.forward(Pass {
             labels_b: student_labels_b.clone(),
             inputs_blc: Some(Tensor::from_inner(pass.inputs_blc)),
             schedule: &pass.schedule,
-            first: if begins_as_the_teachers { first() } else { FirstToken::Bare },
+            first,
             depth_drops: student_drops.as_ref(),
         });
         let logits_blv = restrict(logits_blv, pass.schedule.sizes(), n_codes);

@@ -27,7 +27,20 @@ pub enum Objective {
         student_target: StudentTarget,
         /// Whether the student pass draws its own class dropout.
         condition: ConditionDraw,
+        /// What the student pass begins with, where the class token is the first scale.
+        student_first_token: StudentFirstToken,
     },
+}
+
+/// The class token of the student pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StudentFirstToken {
+    /// Without the start position, as published. Neither the teacher pass nor sampling begins so: it tells
+    /// the network which pass it is in.
+    Bare,
+    /// That of the teacher pass and of sampling.
+    Start,
 }
 
 /// When class dropout is drawn.
@@ -50,6 +63,7 @@ impl Objective {
             transitions: Transitions::All,
             student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::Once,
+            student_first_token: StudentFirstToken::Bare,
         }
     }
 
@@ -66,6 +80,7 @@ impl Objective {
             transitions: Transitions::Last,
             student_target: StudentTarget::TeacherTokens,
             condition: ConditionDraw::PerPass,
+            student_first_token: StudentFirstToken::Bare,
         }
     }
 

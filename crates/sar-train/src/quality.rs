@@ -8,6 +8,7 @@ use std::sync::Arc;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_data::{DataError, Dataset, Prefetch, ReadAhead, UnreadableImage};
 use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures, Reference};
+use sar_metrics::Estimate;
 use sar_pipeline::{Pipeline, RgbImage, TrainedBackbone, TrainedTokenizer};
 use serde::{Deserialize, Serialize};
 
@@ -67,55 +68,6 @@ pub struct Figures {
     pub kid_effnetlite0: Estimate,
     /// How often a probe names the class that was asked for; none without classes.
     pub class_accuracy: Option<Estimate>,
-}
-
-/// A mean over seeds with its 95 % interval by Student's t.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The mean.
-    pub mean: f64,
-    /// Its interval's ends; none of one seed, which says nothing of others.
-    pub low: Option<f64>,
-    /// See `low`.
-    pub high: Option<f64>,
-}
-
-impl Estimate {
-    /// Of one value for each seed.
-    ///
-    /// # Panics
-    /// If there is none.
-    pub fn of(values: &[f64]) -> Self {
-        let n = values.len() as f64;
-        assert!(n > 0.0, "no seeds");
-        let mean = values.iter().sum::<f64>() / n;
-        let square: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let half = (values.len() > 1)
-            .then(|| student_t(values.len() - 1) * (square / (n - 1.0) / n).sqrt());
-        Self { mean, low: half.map(|half| mean - half), high: half.map(|half| mean + half) }
-    }
-
-    /// Of a figure of each seed; none where one of them lacks it, or there is no seed.
-    pub fn of_each<T>(seeds: &[T], figure: impl Fn(&T) -> Option<f64>) -> Option<Self> {
-        let values = seeds.iter().map(figure).collect::<Option<Vec<f64>>>()?;
-        (!values.is_empty()).then(|| Self::of(&values))
-    }
-
-    /// Of a figure's differences, `a - b`, seed by seed; none as in [`of_each`](Self::of_each).
-    pub fn of_pairs<T>(a: &[T], b: &[T], figure: impl Fn(&T) -> Option<f64>) -> Option<Self> {
-        let pairs: Vec<(&T, &T)> = a.iter().zip(b).collect();
-        Self::of_each(&pairs, |&(a, b)| Some(figure(a)? - figure(b)?))
-    }
-}
-
-/// The 97.5 % quantile of Student's t.
-fn student_t(degrees: usize) -> f64 {
-    const FIRST: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
-    match FIRST.get(degrees - 1) {
-        Some(t) => *t,
-        // Its expansion around the normal quantile, here good to 0.003.
-        None => 1.96 + 2.372 / degrees as f64 + 2.822 / (degrees as f64).powi(2),
-    }
 }
 
 /// A figure of a seed.
@@ -385,22 +337,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn intervals_are_those_of_student() {
-        let of = |values: &[f64]| {
-            let Estimate { mean, low, high } = Estimate::of(values);
-            (mean, low.unwrap(), high.unwrap())
-        };
-        let (mean, low, high) = of(&[1.0, 2.0, 6.0]);
-        // Deviation 2.6458, its mean's 1.5275, times 4.303.
-        assert!((mean - 3.0).abs() < 1e-12 && (high - 9.5729).abs() < 1e-3, "{high}");
-        assert!((mean - low - (high - mean)).abs() < 1e-12);
-        assert_eq!(Estimate::of(&[2.0]), Estimate { mean: 2.0, low: None, high: None });
-        for (degrees, t) in [(10, 2.228), (30, 2.042), (1000, 1.962)] {
-            assert!((student_t(degrees) - t).abs() < 3e-3, "{degrees}: {}", student_t(degrees));
-        }
-    }
-
-    #[test]
     fn differences_are_of_pairs() {
         let glance = |frechet: f64, accuracy| Glance {
             frechet,
@@ -416,8 +352,5 @@ mod tests {
         assert_eq!(minus.class_accuracy.unwrap().mean, 0.0);
         let alone = Figures::of(&[glance(1.0, None)]);
         assert!(alone.class_accuracy.is_none());
-        // One seed says nothing of others; the keys of a report stay.
-        let json = serde_json::to_value(alone.fd_effnetlite0).unwrap();
-        assert_eq!(json, serde_json::json!({ "mean": 1.0, "low": null, "high": null }));
     }
 }

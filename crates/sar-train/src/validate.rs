@@ -468,6 +468,7 @@ fn of_objective(objective: &Objective) -> Result<(), Problem> {
         transitions: _,
         student_target: _,
         condition: _,
+        student_first_token: _,
     } = objective
     else {
         return Ok(());

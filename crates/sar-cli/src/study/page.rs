@@ -7,7 +7,7 @@ use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
-use sar_train::quality::Estimate;
+use sar_metrics::Estimate;
 
 use super::Summary;
 use super::file::Study;
@@ -200,13 +200,7 @@ fn cells(figures: &Figures) -> [String; 6] {
 }
 
 fn cell(estimate: Option<&Estimate>, by: f64, digits: usize) -> String {
-    let text = |x: f64| format!("{:.digits$}", by * x);
-    estimate.map_or(String::new(), |Estimate { mean, low, high }| match low.zip(*high) {
-        Some((low, high)) => {
-            format!("{} <small>[{}, {}]</small>", text(*mean), text(low), text(high))
-        }
-        None => text(*mean),
-    })
+    estimate.map_or(String::new(), |of| format!("{:.digits$}", of.times(by)))
 }
 
 /// How many seeds an arm has.
@@ -258,7 +252,6 @@ fn plot(arms: &[Arm], figure: Figure) -> Result<String> {
 
 /// The arms in a few lines.
 pub(super) fn shown(arms: &[Arm]) -> String {
-    let text = |cell: String| cell.replace("<small>", "").replace("</small>", "");
     let mut rows = vec![
         ["arm", "seeds", "KID x1000", "class accuracy", "FD", "KID x1000 minus control", "p"]
             .map(String::from)
@@ -268,10 +261,10 @@ pub(super) fn shown(arms: &[Arm]) -> String {
         let mut row = vec![arm.name.clone(), seeds(arm)];
         if let Some(of) = &arm.figures {
             row.extend([
-                text(cell(Some(&of.kid), 1000.0, 1)),
-                text(cell(of.class_accuracy.as_ref(), 1.0, 3)),
-                text(cell(Some(&of.fd), 1.0, 1)),
-                text(cell(arm.minus_control.as_ref().map(|minus| &minus.kid), 1000.0, 1)),
+                cell(Some(&of.kid), 1000.0, 1),
+                cell(of.class_accuracy.as_ref(), 1.0, 3),
+                cell(Some(&of.fd), 1.0, 1),
+                cell(arm.minus_control.as_ref().map(|minus| &minus.kid), 1000.0, 1),
                 arm.minus_control_p.get("kid").map_or(String::new(), |p| format!("{p:.3}")),
             ]);
         }

@@ -11,13 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use sar_train::quality::Estimate;
+use sar_metrics::{Estimate, holm, p_of_mean};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::code::Code;
 use super::file::{START, Study};
-use super::holm::{holm, p_of_mean};
 use super::unit::{Failed, Grid, Outcome};
 
 /// An arm, or the weights that arms begin with.
