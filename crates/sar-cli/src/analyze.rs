@@ -30,6 +30,8 @@ Everything is of held-out images, in evaluation mode and without guidance, by sc
   entropy    of the histogram of the true tokens and, as own entropy, of the rollout's, nats
   tokens     share of the rollout's tokens that are not the true ones
   latents    squared distance of the rollout's latents f_hat from the true ones, in squared lengths of these
+  repeated   of the rollout's tokens that lie over the same latents as one of a coarser scale, the share that has
+             its code; all of the true ones have, where the tokenizer is FlexVAR's and its codebook does not grow
 
 A run keeps the two newest checkpoints of each stage and its best; log.checkpoint_steps says how far apart
 they are. What lies in its folder is measured, copies of other checkpoints in checkpoints/ as well. Without
@@ -178,6 +180,7 @@ fn table(analysis: &Analysis) -> String {
         "own entropy",
         "tokens",
         "latents",
+        "repeated",
     ];
     let mut text = String::new();
     for Analyzed { name, step, file, dynamics, .. } in &analysis.weights {
@@ -214,5 +217,6 @@ fn row(of: &ScaleDynamics) -> Vec<String> {
         format!("{:.3}", of.rollout_histogram_entropy),
         format!("{:.3}", of.token_divergence),
         format!("{:.4}", of.latent_divergence),
+        of.repeats_kept.map_or("-".into(), |share| format!("{share:.3} of {}", of.repeats)),
     ]
 }

@@ -10,6 +10,8 @@
 //!
 //! Shapes: b batch, c channels, h height, w width.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::ScaleSize;
@@ -39,7 +41,7 @@ impl Filter {
         for (i, row) in matrix.chunks_exact_mut(n_in).enumerate() {
             match self {
                 Self::Area => {
-                    let window = i * n_in / n_out..((i + 1) * n_in).div_ceil(n_out);
+                    let window = area_window(i, n_in, n_out);
                     let weight = 1.0 / window.len() as f32;
                     row[window].fill(weight);
                 }
@@ -64,6 +66,11 @@ impl Filter {
         }
         matrix
     }
+}
+
+/// What sample `i` of adaptive average pooling is the mean of.
+pub(crate) fn area_window(i: usize, n_in: usize, n_out: usize) -> Range<usize> {
+    i * n_in / n_out..((i + 1) * n_in).div_ceil(n_out)
 }
 
 /// How the samples of two sizes lie on each other.

@@ -1,10 +1,14 @@
 //! Scale schedules: the increasing list of token-map sizes that an image is predicted through.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::resample::area_window;
 
 /// Height and width of one scale, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -232,6 +236,32 @@ impl ScaleSchedule {
         })
     }
 
+    /// Tokens whose window of [area](crate::Filter::Area) pooling over the last scale is also that of a token of
+    /// a coarser scale, each with the first of these: places in the sequence of all tokens.
+    ///
+    /// A direct tokenizer pools all scales from one map, and gives both the same code: of `1_2_3_4_6_8`
+    /// 16 of the 36 tokens at 6x6 say again what is known from 4x4, of the published `256px` 104 of 680.
+    pub fn repeats(&self) -> Vec<[usize; 2]> {
+        let last = self.last();
+        let mut first_of = HashMap::new();
+        let mut repeats = Vec::new();
+        for (size, range) in self.sizes.iter().zip(self.ranges()) {
+            for token in range.clone() {
+                let (y, x) =
+                    ((token - range.start) / size.width, (token - range.start) % size.width);
+                let window = [
+                    area_window(y, last.height, size.height),
+                    area_window(x, last.width, size.width),
+                ];
+                match first_of.entry(window) {
+                    Entry::Occupied(first) => repeats.push([token, *first.get()]),
+                    Entry::Vacant(place) => _ = place.insert(token),
+                }
+            }
+        }
+        repeats
+    }
+
     /// The schedule `1, s_k` of a class token and one single scale, as a transition is trained.
     ///
     /// # Panics
@@ -304,6 +334,25 @@ impl From<ScaleSchedule> for String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn repeats_by_hand() {
+        let repeats = |text: &str| text.parse::<ScaleSchedule>().unwrap().repeats();
+        // Rows 0, 2, 3, 5 of 6 are means of rows 0-1, 2-3, 4-5, 6-7 of 8: rows 0 to 3 of 4.
+        let places = [0, 2, 3, 5].into_iter().enumerate();
+        let expected: Vec<[usize; 2]> = places
+            .clone()
+            .flat_map(|(y4, y6)| {
+                places.clone().map(move |(x4, x6)| [30 + 6 * y6 + x6, 14 + 4 * y4 + x4])
+            })
+            .collect();
+        assert_eq!(repeats("1_2_3_4_6_8"), expected);
+        assert_eq!(repeats("256px").len(), 104);
+        // 5 of 8 begins and ends as 4 of 8 does; in one row of latents all rows are the same.
+        assert_eq!(repeats("4_5_8"), [[16, 0], [20, 3], [36, 12], [40, 15]]);
+        assert_eq!(repeats("1_1x2_1x4"), [[0; 2]; 0]);
+        assert!(repeats("1_2_4_8").is_empty());
+    }
 
     #[test]
     fn published_token_counts() {

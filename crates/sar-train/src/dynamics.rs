@@ -12,6 +12,8 @@
 //! gradient_norm      |d/dtheta mean over the tokens of scale k of -log p(f_k | f_<k)|_2
 //! token_divergence   share of the rollout's tokens that are not the true ones
 //! latent_divergence  sum of |f_hat_k(rollout) - f_hat_k(truth)|^2 / sum of |f_hat_k(truth)|^2
+//! repeats            tokens that lie over the same latents as one of a coarser scale; repeats_true and
+//!                    repeats_kept are the shares of these that have its code, of the truth and of the rollout
 //! ```
 //! Losses are in nats per token and means over images; at the first scale, which has no context, all three are
 //! the same number. The gradient is that of all parameters of the backbone and of the mean over images; the
@@ -73,6 +75,13 @@ pub struct ScaleDynamics {
     /// Squared distance of the rollout's `f_hat` from the true one, in squared lengths of the latter; 0 for
     /// equal tokens.
     pub latent_divergence: f64,
+    /// Tokens that lie over the same latents as one of a coarser scale ([`ScaleSchedule::repeats`]).
+    pub repeats: usize,
+    /// Share of these that have the coarser one's code; 1 for a direct tokenizer, whose codebook does not
+    /// grow. None where nothing is repeated.
+    pub repeats_true: Option<f64>,
+    /// The same of the rollout: how far what it draws is of one piece.
+    pub repeats_kept: Option<f64>,
 }
 
 /// Losses of the same tokens in three contexts, nats per token.
@@ -117,6 +126,9 @@ pub struct DynamicsMeter {
     rollout_tokens: StatsByScale,
     /// Of each scale, summed over images.
     latents: Vec<Squares>,
+    repeats: Vec<[usize; 2]>,
+    /// How many have the code of the coarser token, by scale: of the truth and of the rollout.
+    same: Vec<[usize; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,6 +148,8 @@ impl DynamicsMeter {
             rollout: Losses::default(),
             rollout_tokens: StatsByScale::new(schedule, codes),
             latents: vec![Squares::default(); schedule.len()],
+            repeats: schedule.repeats(),
+            same: vec![[0; 2]; schedule.len()],
         }
     }
 
@@ -162,6 +176,14 @@ impl DynamicsMeter {
         let loss_bl = cross_entropy(logits_blv, truth_bl.clone(), 0.0);
         self.rollout_tokens.add(loss_bl.clone(), truth_bl.clone(), rollout_bl.clone());
         self.rollout.add(loss_bl, &self.schedule);
+        for (which, tokens_bl) in [&truth_bl, &rollout_bl].into_iter().enumerate() {
+            let tokens: Vec<i64> = tokens_bl.to_data().iter().collect();
+            for image in tokens.chunks_exact(self.schedule.n_tokens()) {
+                for (k, [token, coarser]) in repeats_by_scale(&self.schedule, &self.repeats) {
+                    self.same[k][which] += usize::from(image[token] == image[coarser]);
+                }
+            }
+        }
         let [own, truth] =
             [rollout_bl, truth_bl].map(|tokens_bl| tokenizer.canvases(tokens_bl, &self.schedule));
         for (sums, (own, truth)) in self.latents.iter_mut().zip(own.into_iter().zip(truth)) {
@@ -186,6 +208,12 @@ impl DynamicsMeter {
         let losses = |teacher, own| self.losses(teacher, own, resamplings, seed);
         let teacher = self.held_out.statistics();
         let rollout = self.rollout_tokens.report();
+        let mut repeats = vec![0; n_scales];
+        repeats_by_scale(&self.schedule, &self.repeats).for_each(|(k, _)| repeats[k] += 1);
+        let same = |k: usize, which: usize| {
+            let of = repeats[k] * self.held_out.images();
+            (of > 0).then(|| self.same[k][which] as f64 / of as f64)
+        };
         let by_scale = (0..n_scales).map(|k| ScaleDynamics {
             scale: teacher[k].scale.clone(),
             tokens: self.schedule.size(k).tokens(),
@@ -196,6 +224,9 @@ impl DynamicsMeter {
             rollout_histogram_entropy: rollout[k].histogram_entropy,
             token_divergence: 1.0 - rollout[k].accuracy,
             latent_divergence: self.latents[k].difference / self.latents[k].truth,
+            repeats: repeats[k],
+            repeats_true: same(k, 0),
+            repeats_kept: same(k, 1),
         });
         let own = n_scales.min(2) - 1..n_scales;
         Dynamics { all: losses(0..n_scales, own), by_scale: by_scale.collect() }
@@ -241,6 +272,15 @@ impl DynamicsMeter {
             },
         }
     }
+}
+
+/// The repeats, each with the scale of its finer token.
+fn repeats_by_scale<'a>(
+    schedule: &ScaleSchedule,
+    repeats: &'a [[usize; 2]],
+) -> impl Iterator<Item = (usize, [usize; 2])> + use<'a> {
+    let ends: Vec<usize> = schedule.ranges().map(|range| range.end).collect();
+    repeats.iter().map(move |pair| (ends.partition_point(|end| *end <= pair[0]), *pair))
 }
 
 /// What a model makes of the labels of a batch, every scale from its own coarser ones, without guidance:

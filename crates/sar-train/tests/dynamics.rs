@@ -165,6 +165,30 @@ fn a_model_that_is_always_right_has_one_loss_in_all_contexts() {
     }
 }
 
+/// What is pooled from the same latents has the same code, in FlexVAR's family; a rollout need not know.
+#[test]
+fn repeated_tokens_are_counted() {
+    let mut world = World::new(Family::Flexvar);
+    let scales: ScaleSchedule = "1_2_3_4_6_8".parse().unwrap();
+    let values = SeedTree::new(8).normals(3 * CHANNELS * 64);
+    let values = TensorData::new(values, [3, CHANNELS, 8, 8]);
+    let truth_bl = world.tokenizer.tokens(Tensor::from_data(values, &Default::default()), &scales);
+    let mut rollout = ints(truth_bl.clone());
+    // Of 16 repeats of each image the first two of the first image have another code.
+    let [first, second] = [scales.repeats()[0], scales.repeats()[1]];
+    for [token, coarser] in [first, second] {
+        rollout[token] = (rollout[coarser] + 1) % CODES;
+    }
+    let rollout = rollout.into_iter().map(|token| token as i64).collect();
+    world.batch.tokens_bl = truth_bl;
+    world.batch.schedule = scales.clone();
+    let dynamics = world.dynamics(tokens(rollout, [3, scales.n_tokens()]));
+    for (k, scale) in dynamics.by_scale.iter().enumerate() {
+        let expected = if k == 4 { (16, Some(1.0), Some(46.0 / 48.0)) } else { (0, None, None) };
+        assert_eq!((scale.repeats, scale.repeats_true, scale.repeats_kept), expected);
+    }
+}
+
 #[test]
 fn the_first_scale_has_no_context() {
     for family in FAMILIES {
