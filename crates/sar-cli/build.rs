@@ -1,9 +1,30 @@
-//! Gives the program the commit of its sources, `SAR_COMMIT`, where they lie in a git repository.
+//! Gives the program the commit of its sources, `SAR_COMMIT`, where they lie in a git repository or
+//! come out of a package.
 
 use std::path::Path;
 use std::process::Command;
 
+/// What cargo puts into a package.
+const PACKAGED: &str = ".cargo_vcs_info.json";
+
 fn main() {
+    if let Some(commit) = match Path::new(PACKAGED).exists() {
+        true => of_package(),
+        false => of_repository(),
+    } {
+        println!("cargo::rustc-env=SAR_COMMIT={commit}");
+    }
+}
+
+/// The commit that a package was made of. It may lie within any other repository, which says nothing.
+fn of_package() -> Option<String> {
+    println!("cargo::rerun-if-changed={PACKAGED}");
+    let text = std::fs::read_to_string(PACKAGED).ok()?;
+    let (_, rest) = text.split_once("\"sha1\": \"")?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+fn of_repository() -> Option<String> {
     let git = |args: &[&str]| -> Option<String> {
         let output = Command::new("git").args(args).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
@@ -18,8 +39,5 @@ fn main() {
     for path in watched.filter(|path| Path::new(path).exists()) {
         println!("cargo::rerun-if-changed={path}");
     }
-    let describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"];
-    if let Some(commit) = git(&describe) {
-        println!("cargo::rustc-env=SAR_COMMIT={commit}");
-    }
+    git(&["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
 }

@@ -27,10 +27,13 @@ enum Burn {
     Backends,
 }
 
-const LIBRARIES: &[&str] = PROGRAMS.split_at(17).0;
+const LIBRARIES: &[&str] = PROGRAMS.split_at(20).0;
 
 /// What a program may use: the libraries, and what is for programs alone.
 const PROGRAMS: &[&str] = &[
+    "sar-emoji",
+    "sar-efficientnet",
+    "sar-recipes",
     "sar-core",
     "sar-kernels",
     "sar-weights",
@@ -50,6 +53,7 @@ const PROGRAMS: &[&str] = &[
     "sar-selfcheck",
     "sar-serve",
     "sar-memory",
+    "sar-emoji-weights",
 ];
 
 /// The features of `burn` that bring no backend along.
@@ -58,21 +62,26 @@ const GENERIC_FEATURES: [&str; 2] = ["std", "autodiff"];
 /// Every crate of the workspace; a crate depends only on rows above its own.
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
+    // Files that others embed.
+    Row { package: "sar-emoji", ours: &[], burn: Burn::None },
+    Row { package: "sar-efficientnet", ours: &[], burn: Burn::None },
+    Row { package: "sar-recipes", ours: &[], burn: Burn::None },
+    Row { package: "sar-emoji-weights", ours: &[], burn: Burn::None },
     Row { package: "sar-core", ours: &[], burn: Burn::Generic },
     Row { package: "sar-kernels", ours: &[], burn: Burn::Behind },
     Row { package: "sar-weights", ours: &[], burn: Burn::Generic },
     Row { package: "sar-tokenizer", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
     Row { package: "sar-model", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
     Row { package: "sar-loss", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
-    Row { package: "sar-data", ours: &["sar-core"], burn: Burn::Generic },
-    Row { package: "sar-features", ours: &["sar-core", "sar-kernels", "sar-weights"], burn: Burn::Generic },
+    Row { package: "sar-data", ours: &["sar-core", "sar-emoji"], burn: Burn::Generic },
+    Row { package: "sar-features", ours: &["sar-core", "sar-kernels", "sar-weights", "sar-efficientnet"], burn: Burn::Generic },
     Row { package: "sar-discriminator", ours: &["sar-core", "sar-kernels", "sar-weights", "sar-features"], burn: Burn::Generic },
     Row { package: "sar-rollout", ours: &["sar-core", "sar-kernels"], burn: Burn::Generic },
     Row { package: "sar-pipeline", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-rollout"], burn: Burn::Generic },
     Row { package: "sar-metrics", ours: &[], burn: Burn::None },
     Row { package: "sar-eval", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-loss", "sar-data", "sar-features", "sar-metrics"], burn: Burn::Generic },
     Row { package: "sar-exchange", ours: &[], burn: Burn::None },
-    Row { package: "sar-train", ours: LIBRARIES.split_at(14).0, burn: Burn::Generic },
+    Row { package: "sar-train", ours: LIBRARIES.split_at(17).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
     Row { package: "sar-serve", ours: &["sar-core", "sar-model", "sar-rollout", "sar-data", "sar-pipeline"], burn: Burn::Generic },

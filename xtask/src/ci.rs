@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
-use crate::{arrows, licenses, test};
+use crate::{arrows, licenses, links, package, test};
 
 struct Step {
     name: &'static str,
@@ -53,6 +53,8 @@ fn steps() -> Result<Vec<Step>, Failure> {
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
         Step { name: "licenses", work: Check(licenses::check_workspace) },
+        Step { name: "links", work: Check(links::check_workspace) },
+        Step { name: "package", work: Check(package::check_workspace) },
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },

@@ -6,8 +6,10 @@ mod cargo;
 mod ci;
 mod device;
 mod licenses;
+mod links;
 mod matrix;
 mod mpirun;
+mod package;
 mod ranks;
 mod sar;
 mod test;
@@ -25,7 +27,7 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 17] = [
+const VERBS: [Verb; 19] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::train },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
@@ -42,6 +44,8 @@ const VERBS: [Verb; 17] = [
     Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, or --scaling", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
     Verb { name: "licenses", about: "check the licenses and sources of all dependencies", run: licenses::run },
+    Verb { name: "links", about: "check the links of all Markdown files, and that the book has every chapter", run: links::run },
+    Verb { name: "package", about: "pack what is published, without building it, and check sizes and what packages lack", run: package::run },
     Verb { name: "ci", about: "run every check of CI, the cheapest first", run: ci::run },
 ];
 

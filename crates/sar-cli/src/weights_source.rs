@@ -2,16 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sar_emoji_weights::{BACKBONE, TOKENIZER};
 use sar_weights::{WeightsError, WeightsFile};
-
-macro_rules! in_the_box {
-    ($name:literal) => {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji/", $name)
-    };
-}
-
-static TOKENIZER: &[u8] = include_bytes!(in_the_box!("tokenizer.safetensors"));
-static BACKBONE: &[u8] = include_bytes!(in_the_box!("backbone-sar.safetensors"));
 
 /// Weights that are not read yet.
 pub(crate) enum WeightsSource {

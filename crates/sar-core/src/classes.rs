@@ -4,6 +4,7 @@ use unicode_normalization::UnicodeNormalization;
 
 /// No class is meant, or several are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClassError {
     /// No class has this name.
     #[error("no class '{query}'; nearest: {nearest}; known: 0..{last}")]

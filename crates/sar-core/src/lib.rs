@@ -1,5 +1,4 @@
-//! The shared vocabulary of the workspace: scale schedules, resampling, randomness as a value, pixels
-//! as tensors, class names, and what a model and a tokenizer are to a rollout. No input or output happens here.
+#![doc = include_str!("../README.md")]
 
 pub mod classes;
 pub mod first_scale;

@@ -43,6 +43,7 @@ impl fmt::Display for ScaleSize {
 
 /// Why a list of sizes is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ScheduleError {
     /// No scale at all.
     #[error("a scale schedule needs at least one scale, e.g. 1_2_3_4")]

@@ -17,6 +17,7 @@ use crate::DataError;
 /// How images become squares; held-out images always take the center, whatever training does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Crop {
     /// Not at all: every image has the side already.
     Exact {},

@@ -1,16 +1,14 @@
 //! The embedded emoji: 1 906 labeled images that need no download.
 //!
-//! Noto Emoji v2.048 by way of emoji-datasource-google 16.0.0; `assets/emoji` holds the sheet, its
+//! Noto Emoji v2.048 by way of emoji-datasource-google 16.0.0; `sar-emoji` holds the sheet, its
 //! origin and the two licenses.
 
 use image::{GenericImageView, ImageFormat, Rgb, RgbImage};
+use sar_emoji::{INDEX, SHEET};
 use serde::Deserialize;
 
 use crate::decode::on_white;
 use crate::{DataError, Dataset};
-
-const SHEET: &[u8] = include_bytes!("../../../assets/emoji/noto-emoji-64.webp");
-const INDEX: &str = include_str!("../../../assets/emoji/noto-emoji.json");
 
 /// The side of a tile of the sheet, in pixels.
 const TILE: u32 = 64;

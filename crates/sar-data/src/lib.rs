@@ -1,5 +1,4 @@
-//! Labeled images: where they come from, how they are cropped and varied, and in which order they
-//! come, all as recipe data and as pure functions of a seed.
+#![doc = include_str!("../README.md")]
 //!
 //! A recipe names an [`ImageSource`]; opened, it is a [`Dataset`] of 8-bit RGB images of any size.
 //! [`Images`] prepares them as a [`DataRecipe`] says: [`Split`] says which of them train,

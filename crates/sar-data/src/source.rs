@@ -11,6 +11,7 @@ use crate::{Cifar10, DataError, Dataset, Emoji, ImageFolder, ImageList, Shards};
 /// Held-out images are every tenth, unless the source has some of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum ImageSource {
     /// The embedded emoji, reduced to the side.
     Emoji {},

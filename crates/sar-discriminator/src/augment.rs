@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 /// An operation on images. A policy is a list of them, applied in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Augmentation {
     /// Brightness, saturation and contrast.
     ///

@@ -11,6 +11,7 @@ const MAX_LAYERS: usize = 8;
 /// A family of discriminators and its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum DiscriminatorConfig {
     /// Convolutions alone, see [`PatchGan`](crate::PatchGan).
     PatchGan {

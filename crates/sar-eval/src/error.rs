@@ -6,6 +6,7 @@ use sar_data::DataError;
 
 /// An error of images, or of what they are compared with.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvalError {
     /// A source of images cannot be read.
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! How well a tokenizer does on images, and how good a set of samples is.
+#![doc = include_str!("../README.md")]
 //!
 //! A [`TokenizerMeter`] takes batches of images and gives [`TokenizerFigures`]: PSNR, structural similarity
 //! and code use by scale, the error by axes of color, and [`Distance`]s in the eyes of a network where these

@@ -2,6 +2,7 @@
 
 /// Why an exchange failed; every message is one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExchangeError {
     /// A rank could not go on, and said so to all.
     #[error("rank {rank}: {why}")]

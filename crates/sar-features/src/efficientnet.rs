@@ -16,9 +16,8 @@ use crate::convolution::Convolution;
 use released::Released;
 
 /// The weights that this project carries, in half precision: a safetensors file, see
-/// `assets/features/README.md` for its origin and license.
-pub const WEIGHTS: &[u8] =
-    include_bytes!("../../../assets/features/efficientnet-lite0.safetensors");
+/// `sar-efficientnet` for its origin and license.
+pub const WEIGHTS: &[u8] = sar_efficientnet::WEIGHTS;
 
 /// The smallest side of an image that the network takes.
 pub const MIN_SIDE: usize = 32;

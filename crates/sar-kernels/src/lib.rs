@@ -1,9 +1,7 @@
-//! The operators that the models spend their time in.
+#![doc = include_str!("../README.md")]
 //!
-//! Each is a function of tensors that runs on every burn backend in plain tensor operations. With
-//! the feature `flex`, `burn-flex` (alone and under `Autodiff`, in f32) runs hand-written code
-//! instead: one pass over memory where the plain form makes many, matrix products straight from the
-//! layout that is there, gradients that recompute instead of storing. Backends are recognized by
+//! Hand-written code makes one pass over memory where the plain form makes many, takes matrix products
+//! straight from the layout that is there, and has gradients that recompute instead of storing. Backends are recognized by
 //! the type of their tensors, so no bound but `B: Backend` is needed to call them.
 //!
 //! Half precision (`f16`, `bf16`) is for matrix products: [`linear`] computes in the type of its

@@ -1,6 +1,4 @@
-//! The objectives of scale-wise generation: token cross-entropy, the Contrastive Student-Forcing
-//! Loss of SAR (arXiv:2512.06421), per-scale statistics, the losses of a vector quantizer and those of
-//! adversarial training, and the structural similarity of images.
+#![doc = include_str!("../README.md")]
 //!
 //! Token losses return one value per token; reductions are named and applied by the caller. The
 //! losses of [`vq`] are means over all latents, those of [`adversarial`] over all logits. Everything

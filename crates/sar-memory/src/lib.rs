@@ -1,5 +1,4 @@
-//! What becomes of the memory of tensors that are gone: a setting of the whole process, and so a
-//! matter of programs, not of libraries.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(
     all(target_os = "linux", target_env = "gnu"),
     allow(unsafe_code, reason = "the C library's settings")

@@ -1,20 +1,4 @@
-//! How near a set of images is to another, as numbers: from one feature vector per image, on the host,
-//! whatever network has made them.
-//!
-//! ```
-//! use sar_metrics::{Features, Moments, Neighbors, frechet, kernel_distance, prdc};
-//!
-//! let wave = |n: usize, by: f32| (0..n * 4).map(|i| (i as f32 * by).sin()).collect();
-//! let reference = Features::from_rows(4, wave(64, 1.7))?;
-//! let generated = Features::from_rows(4, wave(48, 1.8))?;
-//! let between = frechet(&Moments::of(&reference)?, &Moments::of(&generated)?)?;
-//! assert!(between.distance > 0.0 && !between.rank_deficient);
-//! assert!(kernel_distance(&reference, &generated)? > kernel_distance(&reference, &reference)?);
-//! let [real, drawn] = [&reference, &generated].map(|features| Neighbors::new(features, 5));
-//! let [published, newer] = prdc(&real?, &drawn?, [3, 5])?;
-//! assert!(published.precision <= newer.precision && newer.coverage <= 1.0);
-//! # Ok::<(), sar_metrics::MetricsError>(())
-//! ```
+#![doc = include_str!("../README.md")]
 //!
 //! | measure | of | small is |
 //! |---|---|---|

@@ -1,5 +1,4 @@
-//! The scale-wise transformer of VAR (arXiv:2404.02905) and FlexVAR (arXiv:2502.20313): predicts
-//! all tokens of a scale at once from every coarser scale.
+#![doc = include_str!("../README.md")]
 
 mod attention;
 pub mod backbone;

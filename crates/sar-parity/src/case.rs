@@ -67,6 +67,7 @@ pub struct AdamWCase {
 
 /// Why a folder is no usable case; every message is one line.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CaseError {
     /// `case.json` cannot be read.
     #[error("{}: cannot be read: {error} (a parity case is a folder with case.json, tokenizer.pth, backbone.pth, golden.safetensors)", path.display())]

@@ -1,5 +1,4 @@
-//! Recomputes every golden tensor of a parity case (what the released PyTorch code computed from a
-//! small random model) and reports the largest difference of each.
+#![doc = include_str!("../README.md")]
 //!
 //! The rules: integers are equal, except where the two candidates are within 1e-4 of each other;
 //! floats are within 1e-4 of the largest magnitude of their tensor, gradients within 1e-3; an AdamW

@@ -1,31 +1,7 @@
-//! Trained weights in use: everything that a program needs to sample and edit, and nothing of
-//! training.
+#![doc = include_str!("../README.md")]
 //!
 //! A [`Pipeline`] holds a tokenizer and a backbone together with the classes, the scales and the way
-//! of sampling that belong to them. It opens the folder of a run, or files of weights: those of a run,
-//! the released ones of FlexVAR, SAR and VAR, and what training programs make of them, from a path or
-//! from bytes in memory.
-//!
-//! ```
-//! use burn_flex::Flex;
-//! use sar_pipeline::Pipeline;
-//!
-//! # let run = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/weights/emoji");
-//! # let out = tempfile::tempdir()?;
-//! # let out = out.path();
-//! let device = Default::default();
-//! let pipeline = Pipeline::<Flex>::open_run(run.as_ref(), &device)?;
-//! let animals = pipeline.label("animals")?;
-//! let request = pipeline.request(animals, 2, 7);
-//! for (i, image) in pipeline.sample(&request).iter().enumerate() {
-//!     image.save(out.join(format!("{i}.png")))?;
-//! }
-//! # assert!(out.join("1.png").is_file());
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-//!
-//! On `burn-flex`, turn on the feature `flex` of `sar-kernels` for the hand-written operators: without
-//! it everything works, several times slower.
+//! of sampling that belong to them.
 
 pub mod pixels;
 pub mod sheet;

@@ -1,8 +1,6 @@
-//! Rollouts of scale-wise models: guidance, filters and draws as pure functions, generation with a
-//! key-value cache, and the Stagger-Scale Rollout of SAR (arXiv:2512.06421).
+#![doc = include_str!("../README.md")]
 //!
-//! Everything is written against [`sar_core::ScaleModel`] and [`sar_core::CodePyramid`]; bring your
-//! own model.
+//! The two traits are [`sar_core::ScaleModel`] and [`sar_core::CodePyramid`].
 
 pub mod draw;
 pub mod edit;

@@ -1,4 +1,4 @@
-//! Compares a device's arithmetic with the host's before anything is trusted to it.
+#![doc = include_str!("../README.md")]
 //!
 //! GPU backends of burn 0.21 have had faults that give wrong numbers without an error: products that
 //! read past their inner size, products of a single column, cached kernels that answer for other

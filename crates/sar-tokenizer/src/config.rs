@@ -45,6 +45,7 @@ impl Phi {
 /// scales. Latents, logits and samples of a scale keep to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum CodebookGrowth {
     /// All scales may use all codes.
     None {},

@@ -1,6 +1,4 @@
-//! The multi-scale image tokenizers of FlexVAR (arXiv:2502.20313) and VAR (arXiv:2404.02905): a
-//! convolutional encoder and decoder around a codebook, encoding an image at any set of scales,
-//! each directly or each as what the coarser ones leave.
+#![doc = include_str!("../README.md")]
 
 pub mod autoencoder;
 mod block;

@@ -16,6 +16,7 @@ use crate::recipe::RecipeError;
 
 /// Why training or loading a run failed; every message is one line.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TrainError {
     /// The recipe cannot be used.
     #[error(transparent)]

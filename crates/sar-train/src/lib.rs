@@ -1,5 +1,4 @@
-//! Training of the whole chain: recipes as data, one train step for every objective, the stages of
-//! a run, held-out figures and checkpoints.
+#![doc = include_str!("../README.md")]
 
 pub mod recipe;
 mod validate;

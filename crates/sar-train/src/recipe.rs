@@ -12,6 +12,7 @@ use std::time::Duration;
 use sar_core::{ScaleSchedule, TrainingSchedule};
 use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, BackboneShape, Init, PositionsConfig, Precision};
+pub use sar_recipes::BUILT_IN;
 use sar_rollout::Sampler;
 use serde::{Deserialize, Serialize};
 
@@ -26,18 +27,6 @@ use crate::objective::{BackboneMeasure, Objective, Regularization};
 use crate::schedule::Ramp;
 use crate::validate::validate;
 use crate::{StageId, TrainError};
-
-/// Recipes that come with the program.
-pub const BUILT_IN: [(&str, &str); 8] = [
-    ("emoji-quick", include_str!("../../../assets/recipes/emoji-quick.toml")),
-    ("emoji", include_str!("../../../assets/recipes/emoji.toml")),
-    ("emoji-var", include_str!("../../../assets/recipes/emoji-var.toml")),
-    ("emoji-masked", include_str!("../../../assets/recipes/emoji-masked.toml")),
-    ("flexvar-d16-in256", include_str!("../../../assets/recipes/flexvar-d16-in256.toml")),
-    ("sar-d16-in256", include_str!("../../../assets/recipes/sar-d16-in256.toml")),
-    ("sar-d20-in256", include_str!("../../../assets/recipes/sar-d20-in256.toml")),
-    ("sar-d24-in256", include_str!("../../../assets/recipes/sar-d24-in256.toml")),
-];
 
 /// A whole run: tokenizer, teacher forcing, SAR, evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,6 +58,7 @@ pub struct Recipe {
 /// optimizer and step of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum InitFrom {
     /// Random weights.
     Scratch {},

@@ -1,36 +1,10 @@
-//! Weights as named tensors: PyTorch checkpoints and safetensors files in and out, bound strictly to
-//! any burn module.
+#![doc = include_str!("../README.md")]
 //!
 //! A file becomes [`NamedTensors`], or a [`WeightsFile`] that is read tensor by tensor, in which an
 //! [`Anchor`] finds a model wherever a training program has put it; a [`Layout`] says how the
 //! parameter paths of a burn module map to the names of a released checkpoint; [`bind`] joins the two,
 //! accepts no difference and no value that is not finite. [`collect`] is its inverse, and
 //! [`ModuleTensors`] with [`write_weights`] its inverse one tensor at a time.
-//!
-//! ```
-//! use burn::nn::{Linear, LinearConfig};
-//! use burn::tensor::TensorData;
-//! use burn_flex::Flex;
-//! use sar_weights::{Layout, NamedTensors, bind};
-//!
-//! const RELEASED: Layout = Layout { renames: &[], ignored: &["steps_seen"] };
-//!
-//! let folder = tempfile::tempdir()?;
-//! let path = folder.path().join("head.safetensors");
-//! let mut weights = NamedTensors::new();
-//! // torch's [out, in]
-//! weights.insert("weight", TensorData::from([[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]]));
-//! weights.insert("bias", TensorData::from([0.5f32, -0.5]));
-//! weights.insert("steps_seen", TensorData::from([7i64]));
-//! weights.write_safetensors(&path)?;
-//!
-//! let head: Linear<Flex> = LinearConfig::new(3, 2).init(&Default::default());
-//! let head = bind(head, NamedTensors::read(&path)?, &RELEASED)?;
-//! // burn's [in, out]
-//! let expected = TensorData::from([[1f32, 4.0], [2.0, 5.0], [3.0, 6.0]]);
-//! head.weight.val().into_data().assert_eq(&expected, true);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
 //!
 //! A `.pth` file is data and never code: its pickle runs in a restricted interpreter of this
 //! crate, in which tensors, dictionaries, lists, numbers and strings have a meaning, and every

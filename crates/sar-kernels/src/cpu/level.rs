@@ -11,6 +11,7 @@ use pulp::Arch;
 /// Results of two levels agree up to the rounding of floating point; each is deterministic. Products
 /// that burn itself computes (few, and none of the blocks') take the best level whatever is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum CpuLevel {
     /// None: one number at a time.
     Scalar,

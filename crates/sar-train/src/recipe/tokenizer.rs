@@ -92,6 +92,7 @@ pub struct TokenizerLoss {
 /// output is smaller than what the network can look at has no such term.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Perceptual {
     /// No such term.
     None {},
@@ -130,6 +131,7 @@ pub struct TokenizerRegularization {
 /// What a tokenizer is trained against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Adversary {
     /// Nothing.
     None {},
