@@ -65,8 +65,15 @@ pub(crate) fn check_workspace() -> Outcome {
     Err(Failure::Check(format!("{} findings in packages", violations.len())))
 }
 
-/// What lies in a package, and its Rust sources with their texts.
-fn packed(package: &Value) -> Result<(Vec<String>, Vec<(String, String)>), Failure> {
+/// A Rust source of a package.
+struct Source {
+    /// Where it lies in the package.
+    path: String,
+    text: String,
+}
+
+/// What lies in a package, and its Rust sources.
+fn packed(package: &Value) -> Result<(Vec<String>, Vec<Source>), Failure> {
     let mut command = cargo::cargo(["package", "--quiet", "--list", "--allow-dirty", "--package"]);
     let text = cargo::output(command.arg(name(package)).current_dir(cargo::root()))?;
     // On Windows cargo lists paths in that system's form.
@@ -77,7 +84,7 @@ fn packed(package: &Value) -> Result<(Vec<String>, Vec<(String, String)>), Failu
         let path = folder.join(file);
         let text = fs::read_to_string(&path)
             .map_err(|error| Failure::Check(format!("{}: {error}", path.display())))?;
-        Ok((file.clone(), text))
+        Ok(Source { path: file.clone(), text })
     });
     let sources = sources.collect::<Result<_, Failure>>()?;
     Ok((files, sources))
@@ -121,9 +128,9 @@ fn check_manifest(package: &Value) -> Vec<String> {
 }
 
 /// Files that sources of a package include and that are not in it.
-fn check_includes(name: &str, files: &[String], sources: &[(String, String)]) -> Vec<String> {
+fn check_includes(name: &str, files: &[String], sources: &[Source]) -> Vec<String> {
     let mut violations = Vec::new();
-    for (source, text) in sources {
+    for Source { path: source, text } in sources {
         for found in included(text) {
             let Some(found) = found else {
                 violations.push(format!("{name}: {source} includes what is no plain literal"));
@@ -185,7 +192,11 @@ mod tests {
     #[track_caller]
     fn expect(source: &str, text: &str, expected: &[&str]) {
         let files = ["src/lib.rs", "src/a/b.rs", "README.md", "page/index.html"].map(String::from);
-        let found = check_includes("sar-x", &files, &[(source.to_owned(), text.to_owned())]);
+        let found = check_includes(
+            "sar-x",
+            &files,
+            &[Source { path: source.to_owned(), text: text.to_owned() }],
+        );
         assert_eq!(found, expected);
     }
 

@@ -33,7 +33,6 @@ const SPATIAL_CHANNELS: usize = 7;
 
 /// How images become what [`Inception`] takes. Published figures differ in it: name it beside yours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum InceptionInput {
     /// That of the released graph itself, and so of ADM's evaluation (arXiv:2105.05233), and of the
     /// package torch-fidelity: 8-bit images, resampled linearly between samples i in/out
