@@ -21,7 +21,8 @@ fn of_package() -> Option<String> {
     println!("cargo::rerun-if-changed={PACKAGED}");
     let text = std::fs::read_to_string(PACKAGED).ok()?;
     let (_, rest) = text.split_once("\"sha1\": \"")?;
-    Some(rest.split_once('"')?.0.to_owned())
+    let dirty = if text.contains("\"dirty\": true") { "-dirty" } else { "" };
+    Some(format!("{}{dirty}", rest.split_once('"')?.0))
 }
 
 fn of_repository() -> Option<String> {
