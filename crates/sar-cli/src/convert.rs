@@ -33,7 +33,8 @@ pub(crate) struct Args {
     /// The format to write [default: by the ending of OUT]
     #[arg(long, value_name = "FORMAT")]
     to: Option<To>,
-    /// Element type of the floats.
+    /// Element type of the floats, rounded to the nearest: f16 and bf16 halve a file of f32, and are computed
+    /// with as f32. f16 has 3 bits more and ends at 65504.
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: Floats,
     /// Which of several models in the file, as in ema or trainer.var_wo_ddp [default: the one that the

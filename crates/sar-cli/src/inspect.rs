@@ -298,6 +298,9 @@ fn weights(file: &WeightsFile, summary: &Summary, checksum: Checksum, all: bool)
         "parameters",
         format!("{} in {} tensors", grouped(summary.n_parameters as u64), summary.n_tensors),
     );
+    if !summary.floats.is_empty() {
+        row("floats", &summary.floats);
+    }
     if summary.n_others > 0 {
         row("besides", format!("{} that are no parameters of it", summary.n_others));
     }
@@ -339,6 +342,8 @@ struct Summary {
     fields: Vec<(&'static str, String)>,
     n_parameters: usize,
     n_tensors: usize,
+    /// The element types of its parameters.
+    floats: String,
     /// Tensors that are no parameters of the model.
     n_others: usize,
 }
@@ -379,9 +384,12 @@ impl Summary {
                 (kind, file.tensors().iter().collect())
             }
         };
+        let floats = counted.iter().filter(|info| info.dtype.is_float());
+        let floats: BTreeSet<&str> = floats.map(|info| info.dtype.name()).collect();
         Self {
             kind,
             fields,
+            floats: floats.into_iter().collect::<Vec<_>>().join(" and "),
             n_parameters: counted.iter().map(|info| info.n_elements()).sum(),
             n_tensors: counted.len(),
             n_others: file.tensors().len() - counted.len(),

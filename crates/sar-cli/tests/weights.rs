@@ -100,6 +100,45 @@ fn element_types_are_kept_unless_asked_for() {
     }
 }
 
+/// Half a file is half as long, says what it is, and is read as the rounded numbers.
+#[test]
+fn files_in_half_precision_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/weights/emoji");
+    let of_box = |name: &str| weights.join(format!("{name}.safetensors")).display().to_string();
+    let size = |name: &str| fs::metadata(folder.join(name)).unwrap().len() as f64;
+    let sample = |dtype: &str| {
+        let [tokenizer, backbone] =
+            ["tokenizer", "backbone-sar"].map(|name| format!("{name}-{dtype}.safetensors"));
+        let args = ["sample", "--class", "animals", "--n", "2", "--out", dtype];
+        let args = [&args[..], &["--tokenizer", &tokenizer, "--backbone", &backbone]].concat();
+        does(folder, &args);
+        fs::read(folder.join(format!("{dtype}-grid.png"))).unwrap()
+    };
+    let mut pictures = Vec::new();
+    for dtype in ["f16", "bf16"] {
+        for name in ["tokenizer", "backbone-sar"] {
+            let [single, half, wide] = ["f32".into(), dtype.into(), format!("{dtype}-f32")]
+                .map(|what: String| format!("{name}-{what}.safetensors"));
+            does(folder, &["convert", &of_box(name), &half, "--dtype", dtype]);
+            does(folder, &["convert", &half, &wide, "--dtype", "f32"]);
+            if dtype == "f16" {
+                does(folder, &["convert", &of_box(name), &single, "--dtype", "f32"]);
+            }
+            let share = size(&half) / size(&single);
+            assert!((0.5..0.52).contains(&share), "{half}: {share}");
+            let (said, _) = does(folder, &["inspect", &half]);
+            assert!(said.contains(&format!("floats        {dtype}\n")), "{said}");
+        }
+        // What is read is what the file holds, rounded once and not again.
+        let pixels = sample(dtype);
+        assert_eq!(pixels, sample(&format!("{dtype}-f32")));
+        pictures.push(pixels);
+    }
+    assert_ne!(pictures[0], pictures[1], "the rounding makes no difference");
+}
+
 #[test]
 fn what_a_file_does_not_show_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
@@ -246,8 +285,9 @@ fn what_cannot_be_converted() {
     let big = burn::tensor::TensorData::new(vec![1e6f32; 8], bias.shape.clone());
     named.insert("quant_conv.bias", big);
     named.write_pth(&folder.join("big.pth"), "").unwrap();
-    let parts = ["big.pth", "quant_conv.bias", "1e6 is beyond the range of f16"];
+    let parts = ["big.pth", "tensor quant_conv.bias: 1e6 is beyond the range of f16; bf16 reaches"];
     check(&["big.pth", "out.pth", "--dtype", "f16"], &parts);
+    does(folder, &["convert", "big.pth", "big-bf16.safetensors", "--dtype", "bf16"]);
     named.remove("quant_conv.bias");
     named.write_pth(&folder.join("less.pth"), "").unwrap();
     check(&["less.pth", "out.pth"], &["less.pth", "1 missing: quant_conv.bias"]);

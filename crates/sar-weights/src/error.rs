@@ -91,13 +91,13 @@ pub enum WeightsError {
     },
 
     /// A tensor whose values do not fit the element type that was asked for.
-    #[error("{}: tensor {name}: {reason}; choose another element type", .path.display())]
+    #[error("{}: tensor {name}: {reason}", .path.display())]
     Cast {
         /// The file that the tensor is in.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// The value that does not fit.
+        /// The value that does not fit, and what would hold it.
         reason: String,
     },
 
