@@ -4,13 +4,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_kernels::{
-    AttentionConfig, GroupNormConfig, KeyValueCache, Visible, attention, conv2d, cross_entropy,
-    depthwise_conv2d, double_sides, gated_residual, gelu_tanh, group_norm, layer_norm_modulated,
-    linear, soft_cross_entropy,
+    AttentionConfig, GroupMoments, GroupNormConfig, KeyValueCache, Visible, attention, conv2d,
+    cross_entropy, depthwise_conv2d, double_sides, gated_residual, gelu_tanh, group_norm,
+    group_norm_by, layer_norm_modulated, linear, soft_cross_entropy,
 };
 
 use crate::host::{assert_near, floats, normals, tensor, widened};
@@ -305,10 +305,41 @@ pub fn group_norm_equals_f64<A: AutodiffBackend>(device: &A::Device) {
                 }
                 y
             };
-            let what = format!("group norm {c} in {groups}, {silu}");
-            check::<A>(&what, &[b * c * height * width, c, c], ours, exact, device);
+            let (what, sizes) = (format!("group norm {c} in {groups}, {silu}"), [b * c * height * width, c, c]);
+            check::<A>(&what, &sizes, ours, &exact, device);
+
+            // By the moments of bands of one row.
+            let what = format!("{what}, in bands");
+            let ours = |x: &[Tensor<A, 1>]| {
+                let x_bchw = x[0].clone().reshape([b, c, height, width]);
+                flat(in_bands(x_bchw, x[1].clone(), x[2].clone(), config))
+            };
+            check::<A>(&what, &sizes, ours, &exact, device);
+            // Without a tape, too, which other code may serve.
+            let values = [0, 1, 2].map(|i| SeedTree::new(31).at(i as u64).normals(sizes[i]));
+            let [x, gamma_c, beta_c] = values
+                .each_ref()
+                .map(|x| tensor::<A::InnerBackend, 1>(x.clone(), [x.len()], device));
+            let x_bchw = x.reshape([b, c, height, width]);
+            let ours = floats(in_bands(x_bchw, gamma_c, beta_c, config));
+            assert_near(&what, &ours, &exact(&values.map(|x| widened(&x))), 1e-5);
         }
     }
+}
+
+fn in_bands<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    gamma_c: Tensor<B, 1>,
+    beta_c: Tensor<B, 1>,
+    config: GroupNormConfig,
+) -> Tensor<B, 4> {
+    let bands = x_bchw.split(1, 2);
+    let moments = bands.iter().map(|band| GroupMoments::of(band.clone(), config.groups));
+    let moments = moments.reduce(GroupMoments::and).expect("rows");
+    let normalized = bands.into_iter().map(|band| {
+        group_norm_by(band, &moments, gamma_c.clone(), beta_c.clone(), config)
+    });
+    Tensor::cat(normalized.collect(), 2)
 }
 
 /// Every pixel twice.

@@ -47,7 +47,7 @@ pub(crate) fn filtered<B: Backend>(
 ) -> Tensor<B, 2> {
     let shape = logits_rv.dims();
     let rows = filtered::Rows { cols: shape[1], top_k, top_p };
-    from_values(read::<B, _>(primitive(logits_rv), |x| rows.filter(x)), shape)
+    from_values(read::<B, _, 1>([primitive(logits_rv)], |[x]| rows.filter(x)), shape)
 }
 
 pub(crate) fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
@@ -96,16 +96,48 @@ pub(crate) fn group_norm<B: Backend>(
     beta_c: Tensor<B, 1>,
     config: GroupNormConfig,
 ) -> Tensor<B, 4> {
-    let shape @ [batch, channels, height, width] = x_bchw.dims();
-    let kernel = group_norm::GroupNorm {
+    let shape = x_bchw.dims();
+    let tensors = [primitive(x_bchw), primitive(gamma_c), primitive(beta_c)];
+    run(of_groups(shape, config), tensors, shape)
+}
+
+/// Mean and variance of each group of each image, `[b groups, 1]`.
+pub(crate) fn group_moments<B: Backend>(x_bchw: Tensor<B, 4>, groups: usize) -> [Tensor<B, 2>; 2] {
+    let shape = x_bchw.dims();
+    let kernel = of_groups(shape, GroupNormConfig { groups, epsilon: 0.0, silu: false });
+    let moments = read::<B, _, 1>([primitive(x_bchw)], |[x]| kernel.moments(x));
+    moments.map(|moments| from_values(moments, [shape[0] * groups, 1]))
+}
+
+pub(crate) fn group_norm_by<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    moments_r1: [Tensor<B, 2>; 2],
+    parameters_c: [Tensor<B, 1>; 2],
+    config: GroupNormConfig,
+) -> Tensor<B, 4> {
+    let shape = x_bchw.dims();
+    let kernel = of_groups(shape, config);
+    let ([mean_r1, variance_r1], [gamma_c, beta_c]) = (moments_r1, parameters_c);
+    let [x, mean, variance] = [primitive(x_bchw), primitive(mean_r1), primitive(variance_r1)];
+    let inputs = [x, mean, variance, primitive(gamma_c), primitive(beta_c)];
+    let y = read::<B, _, 5>(inputs, |[x, mean, variance, gamma, beta]| {
+        kernel.forward_by([x, gamma, beta], [mean, variance])
+    });
+    from_values(y, shape)
+}
+
+fn of_groups(
+    [batch, channels, height, width]: [usize; 4],
+    config: GroupNormConfig,
+) -> group_norm::GroupNorm {
+    group_norm::GroupNorm {
         batch,
         channels,
         spatial: height * width,
         groups: config.groups,
         eps: config.epsilon as f32,
         silu: config.silu,
-    };
-    run(kernel, [primitive(x_bchw), primitive(gamma_c), primitive(beta_c)], shape)
+    }
 }
 
 pub(crate) fn conv2d<B: Backend>(
@@ -181,5 +213,5 @@ pub(crate) fn adamw<B: Backend>(
 }
 
 pub(crate) fn sum_of_squares<B: Backend>(x_n: Tensor<B, 1>) -> Tensor<B, 1> {
-    from_values(vec![read::<B, _>(primitive(x_n), adamw::sum_of_squares)], [1])
+    from_values(vec![read::<B, _, 1>([primitive(x_n)], |[x]| adamw::sum_of_squares(x))], [1])
 }

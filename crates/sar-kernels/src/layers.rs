@@ -7,7 +7,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, PaddingConfig2d};
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::{GroupNormConfig, conv2d, group_norm};
+use crate::{GroupMoments, GroupNormConfig, conv2d, group_norm, group_norm_by};
 
 /// A square convolution with bias, and so many zeros at top, left, bottom and right of its maps;
 /// parameters are zero until an initialization or a checkpoint fills them.
@@ -30,9 +30,23 @@ pub fn square_conv<B: Backend>(
 /// # Panics
 /// If the layer was built in another way, with a padding that depends on its input or without bias.
 pub fn convolve<B: Backend>(conv: &Conv2d<B>, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    convolve_between(conv, x_bchw, [true, true])
+}
+
+/// As [`convolve`], of rows out of a map: the zeros are at its first row and behind its last one only if
+/// these are `edges` of the map.
+///
+/// # Panics
+/// As [`convolve`].
+pub fn convolve_between<B: Backend>(
+    conv: &Conv2d<B>,
+    x_bchw: Tensor<B, 4>,
+    edges: [bool; 2],
+) -> Tensor<B, 4> {
     let PaddingConfig2d::Explicit(top, left, bottom, right) = conv.padding else {
         panic!("a convolution with an explicit padding")
     };
+    let [top, bottom] = [top * usize::from(edges[0]), bottom * usize::from(edges[1])];
     let bias_o = conv.bias.as_ref().expect("a convolution with bias").val();
     conv2d(x_bchw, conv.weight.val(), bias_o, conv.stride[0], [top, left, bottom, right])
 }
@@ -46,8 +60,30 @@ pub fn normalize<B: Backend>(
     x_bchw: Tensor<B, 4>,
     silu: bool,
 ) -> Tensor<B, 4> {
-    let config = GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu };
+    let (gamma_c, beta_c, config) = of_layer(norm, silu);
+    group_norm(x_bchw, gamma_c, beta_c, config)
+}
+
+/// As [`normalize`], of a part of maps by the moments of the whole, see [`group_norm_by`].
+///
+/// # Panics
+/// As [`normalize`].
+pub fn normalize_by<B: Backend>(
+    norm: &GroupNorm<B>,
+    moments: &GroupMoments<B>,
+    x_bchw: Tensor<B, 4>,
+    silu: bool,
+) -> Tensor<B, 4> {
+    let (gamma_c, beta_c, config) = of_layer(norm, silu);
+    group_norm_by(x_bchw, moments, gamma_c, beta_c, config)
+}
+
+fn of_layer<B: Backend>(
+    norm: &GroupNorm<B>,
+    silu: bool,
+) -> (Tensor<B, 1>, Tensor<B, 1>, GroupNormConfig) {
     let [gamma_c, beta_c] = [&norm.gamma, &norm.beta]
         .map(|parameter| parameter.as_ref().expect("affine parameters").val());
-    group_norm(x_bchw, gamma_c, beta_c, config)
+    let config = GroupNormConfig { groups: norm.num_groups, epsilon: norm.epsilon, silu };
+    (gamma_c, beta_c, config)
 }

@@ -18,6 +18,7 @@
 //! | [`gelu_tanh`] | the MLP |
 //! | [`attention`], [`KeyValueCache`] | self-attention over what is [`Visible`], whole pyramids and scale by scale |
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
+//! | [`GroupMoments`], [`group_norm_by`] | the same in bands of rows, where a map is too large |
 //! | [`square_conv`], [`convolve`], [`normalize`] | burn's layers, computed by these operators |
 //! | [`depthwise_conv2d`] | the networks that features come from |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
@@ -53,8 +54,8 @@ pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use depthwise::depthwise_conv2d;
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;
-pub use group_norm::{GroupNormConfig, group_norm};
-pub use layers::{convolve, normalize, square_conv};
+pub use group_norm::{GroupMoments, GroupNormConfig, group_norm, group_norm_by};
+pub use layers::{convolve, convolve_between, normalize, normalize_by, square_conv};
 pub use linear::linear;
 pub use precision::widened;
 pub use visible::Visible;

@@ -8,6 +8,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use sar_kernels::convolve;
 
+use crate::bands::Bands;
 use crate::block::{Level, Middle, Resize, activate, conv, norm};
 use crate::color::Matrix;
 use crate::{Family, TokenizerConfig};
@@ -55,14 +56,23 @@ impl<B: Backend> Encoder<B> {
         self
     }
 
+    /// Where maps have more than `most` elements they are computed in bands of so many.
+    ///
     /// # Shapes
     /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1], sides multiples of the downsampling
     /// - output: `[b, z, h, w]`
-    pub fn forward(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = convolve(&self.conv_in, image_bchw);
-        let x = self.conv_blocks.iter().fold(x, |x, level| level.forward(x));
-        let x = self.mid.forward(x);
+    pub fn forward(&self, image_bchw: Tensor<B, 4>, most: usize) -> Tensor<B, 4> {
+        let [b, _, _, width] = image_bchw.dims();
+        let image = Bands::whole(image_bchw, most).cut(b * self.channels() * width);
+        let x = image.map(1, |slab| slab.convolve(&self.conv_in).x_bchw);
+        let x = self.conv_blocks.iter().fold(x, |x, level| level.in_bands(x));
+        let x = self.mid.forward(x.joined());
         convolve(&self.conv_out, activate(&self.norm_out, x))
+    }
+
+    /// Channels of the maps that are as large as the image.
+    pub(crate) fn channels(&self) -> usize {
+        self.conv_in.weight.dims()[0]
     }
 }
 
@@ -120,22 +130,37 @@ impl<B: Backend> Decoder<B> {
         self
     }
 
+    /// Where maps have more than `most` elements they are computed in bands of so many.
+    ///
     /// # Shapes
     /// - `z_bchw`: `[b, z, h, w]`
     /// - output: `[b, 3, H, W]`, pixels, not clamped
-    pub fn forward(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.last_layer(self.before_last_layer(z_bchw))
+    pub fn forward(&self, z_bchw: Tensor<B, 4>, most: usize) -> Tensor<B, 4> {
+        self.levels(z_bchw, most).activated(&self.norm_out, &self.conv_out).joined()
     }
 
     /// What the last convolution is given: `[b, base channels, H, W]`.
     pub(crate) fn before_last_layer(&self, z_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.mid.forward(convolve(&self.conv_in, z_bchw));
-        let apply = |x, level: &Level<B>| level.forward(x);
-        let x = match self.finest_first {
+        activate(&self.norm_out, self.levels(z_bchw, usize::MAX).joined())
+    }
+
+    fn levels(&self, z_bchw: Tensor<B, 4>, most: usize) -> Bands<B> {
+        let x = Bands::whole(self.mid.forward(convolve(&self.conv_in, z_bchw)), most);
+        let apply = |x, level: &Level<B>| level.in_bands(x);
+        match self.finest_first {
             true => self.conv_blocks.iter().rev().fold(x, apply),
             false => self.conv_blocks.iter().fold(x, apply),
-        };
-        activate(&self.norm_out, x)
+        }
+    }
+
+    /// Channels of the maps that are as large as the image.
+    pub(crate) fn channels(&self) -> usize {
+        self.conv_out.weight.dims()[1]
+    }
+
+    /// Pixels of a latent position along one axis.
+    pub(crate) fn upsampling(&self) -> usize {
+        1 << (self.conv_blocks.len() - 1)
     }
 
     pub(crate) fn last_layer(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {

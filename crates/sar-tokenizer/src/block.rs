@@ -7,10 +7,11 @@ use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{
-    AttentionConfig, Visible, attention, convolve, double_sides, linear, normalize, square_conv,
+    AttentionConfig, Visible, attention, convolve, linear, normalize, square_conv,
 };
 
 use crate::Family;
+use crate::bands::{Bands, Slab};
 use crate::config::GROUPS;
 
 /// A square convolution with bias that keeps the size; parameters start at zero until
@@ -56,9 +57,29 @@ impl<B: Backend> ResBlock<B> {
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let h = convolve(&self.conv1, activate(&self.norm1, x_bchw.clone()));
         let h = convolve(&self.conv2, activate(&self.norm2, h));
+        self.beside(x_bchw) + h
+    }
+
+    /// As [`forward`](Self::forward), of a map in bands. Of several, what lies between the norms is computed
+    /// twice.
+    pub(crate) fn in_bands(&self, bands: Bands<B>) -> Bands<B> {
+        if bands.is_whole() {
+            return bands.as_whole(|x_bchw| self.forward(x_bchw));
+        }
+        let first = bands.moments(&self.norm1);
+        let begin = |slab: Slab<B>| slab.activate(&self.norm1, &first).convolve(&self.conv1);
+        let second = bands.moments_behind(1, &self.norm2, begin);
+        bands.map(2, |slab| {
+            let x_bchw = slab.clone().without(2).x_bchw;
+            let h = begin(slab).activate(&self.norm2, &second).convolve(&self.conv2);
+            self.beside(x_bchw) + h.x_bchw
+        })
+    }
+
+    fn beside(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         match &self.nin_shortcut {
-            Some(shortcut) => convolve(shortcut, x_bchw) + h,
-            None => x_bchw + h,
+            Some(shortcut) => convolve(shortcut, x_bchw),
+            None => x_bchw,
         }
     }
 }
@@ -140,8 +161,10 @@ impl<B: Backend> Downsample<B> {
         Self { conv: square_conv([channels, channels], 3, 2, [0, 0, 1, 1], device) }
     }
 
-    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        convolve(&self.conv, x_bchw)
+    fn in_bands(&self, bands: Bands<B>) -> Bands<B> {
+        let bands = bands.map(1, |slab| slab.from_its_first_row().convolve(&self.conv).x_bchw);
+        let row = bands.row();
+        bands.cut(row)
     }
 }
 
@@ -156,8 +179,10 @@ impl<B: Backend> Upsample<B> {
         Self { conv: conv([channels, channels], 3, device) }
     }
 
-    pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        convolve(&self.conv, double_sides(x_bchw))
+    fn in_bands(&self, bands: Bands<B>) -> Bands<B> {
+        // A row becomes two of twice the length.
+        let row = 4 * bands.row();
+        bands.cut(row).map(1, |slab| slab.doubled(1).convolve(&self.conv).x_bchw)
     }
 }
 
@@ -221,19 +246,19 @@ impl<B: Backend> Level<B> {
         }
     }
 
-    pub(crate) fn forward(&self, mut x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+    pub(crate) fn in_bands(&self, mut bands: Bands<B>) -> Bands<B> {
         for (i, block) in self.res.iter().enumerate() {
-            x_bchw = block.forward(x_bchw);
+            bands = block.in_bands(bands);
             if let Some(attention) = self.attn.get(i) {
-                x_bchw = attention.forward(x_bchw);
+                bands = bands.as_whole(|x_bchw| attention.forward(x_bchw));
             }
         }
         if let Some(downsample) = &self.downsample {
-            x_bchw = downsample.forward(x_bchw);
+            bands = downsample.in_bands(bands);
         }
         if let Some(upsample) = &self.upsample {
-            x_bchw = upsample.forward(x_bchw);
+            bands = upsample.in_bands(bands);
         }
-        x_bchw
+        bands
     }
 }

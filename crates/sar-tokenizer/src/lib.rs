@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod autoencoder;
+mod bands;
 mod block;
 pub mod codebook;
 pub mod color;
@@ -13,6 +14,7 @@ mod released;
 mod residual;
 pub mod tokenizer;
 
+pub use bands::MapLimits;
 pub use codebook::{Codebook, Metric};
 pub use color::{ColorAxes, ColorMoments};
 pub use config::{CodebookGrowth, Family, Phi, TokenizerConfig, TokenizerConfigError};

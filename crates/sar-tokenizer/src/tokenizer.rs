@@ -26,7 +26,9 @@ use sar_kernels::convolve;
 use crate::autoencoder::{Decoder, Encoder};
 use crate::block::conv;
 use crate::quantizer::map;
-use crate::{Codebook, ColorAxes, Family, Quantizer, TokenizerConfig, TokenizerConfigError};
+use crate::{
+    Codebook, ColorAxes, Family, MapLimits, Quantizer, TokenizerConfig, TokenizerConfigError,
+};
 
 /// Encoder, codebook and decoder.
 #[derive(Module, Debug)]
@@ -114,10 +116,15 @@ impl<B: Backend> Tokenizer<B> {
     /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
     /// - output: `[b, z, h, w]`
     pub fn features(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.encoder.forward(match &self.colors {
+        self.features_in(image_bchw, usize::MAX)
+    }
+
+    fn features_in(&self, image_bchw: Tensor<B, 4>, most: usize) -> Tensor<B, 4> {
+        let image_bchw = match &self.colors {
             Some(colors) => colors.along(image_bchw, -1.0),
             None => image_bchw,
-        })
+        };
+        self.encoder.forward(image_bchw, most)
     }
 
     /// Features to latents, `quant_conv`: `[b, z, h, w]` to `[b, c, h, w]`.
@@ -131,7 +138,15 @@ impl<B: Backend> Tokenizer<B> {
     /// - `image_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
     /// - output: `[b, c, h, w]`
     pub fn encode(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.project(self.features(image_bchw))
+        self.encode_within(image_bchw, MapLimits::default())
+    }
+
+    /// As [`encode`](Self::encode), with maps of other sizes: the same up to rounding.
+    pub fn encode_within(&self, image_bchw: Tensor<B, 4>, limits: MapLimits) -> Tensor<B, 4> {
+        let [_, _, height, width] = image_bchw.dims();
+        in_parts(image_bchw, limits, self.encoder.channels() * height * width, |part, most| {
+            self.project(self.features_in(part, most))
+        })
     }
 
     /// Tokens of every scale of a schedule.
@@ -173,7 +188,16 @@ impl<B: Backend> Tokenizer<B> {
     /// - `canvas_bchw`: `[b, c, h, w]`
     /// - output: `[b, 3, H, W]`, pixels; nominally in [-1, 1], not clamped
     pub fn decode(&self, canvas_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.decode_in_two(canvas_bchw).1
+        self.decode_within(canvas_bchw, MapLimits::default())
+    }
+
+    /// As [`decode`](Self::decode), with maps of other sizes: the same up to rounding, without seams.
+    pub fn decode_within(&self, canvas_bchw: Tensor<B, 4>, limits: MapLimits) -> Tensor<B, 4> {
+        let [_, _, h, w] = canvas_bchw.dims();
+        let pixels = h * w * self.decoder.upsampling().pow(2);
+        in_parts(canvas_bchw, limits, self.decoder.channels() * pixels, |part, most| {
+            self.in_rgb(self.decoder.forward(convolve(&self.post_quant_conv, part), most))
+        })
     }
 
     /// What the decoder's last convolution is given, and the image that it makes of it: see
@@ -184,13 +208,32 @@ impl<B: Backend> Tokenizer<B> {
     pub fn decode_in_two(&self, canvas_bchw: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let z_bchw = convolve(&self.post_quant_conv, canvas_bchw);
         let last_bchw = self.decoder.before_last_layer(z_bchw);
-        let image_bchw = self.decoder.last_layer(last_bchw.clone());
-        let image_bchw = match &self.colors {
-            Some(colors) => colors.back(image_bchw),
-            None => image_bchw,
-        };
+        let image_bchw = self.in_rgb(self.decoder.last_layer(last_bchw.clone()));
         (last_bchw, image_bchw)
     }
+
+    fn in_rgb(&self, image_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+        match &self.colors {
+            Some(colors) => colors.back(image_bchw),
+            None => image_bchw,
+        }
+    }
+}
+
+/// What becomes of images, of so many together as the limits allow: `work` is given these, and the elements
+/// of a band. `image` is the elements of one image's largest map.
+fn in_parts<B: Backend>(
+    x_bchw: Tensor<B, 4>,
+    limits: MapLimits,
+    image: usize,
+    work: impl Fn(Tensor<B, 4>, usize) -> Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    let (n, most) = limits.parts(image);
+    if x_bchw.dims()[0] <= n {
+        return work(x_bchw, most);
+    }
+    let parts = x_bchw.split(n, 0).into_iter().map(|part| work(part, most)).collect();
+    Tensor::cat(parts, 0)
 }
 
 impl<B: Backend> CodePyramid<B> for Tokenizer<B> {

@@ -47,7 +47,7 @@ impl GroupNorm {
         gamma: &[f32],
         beta: &[f32],
     ) -> (Vec<f32>, Vec<[f32; 2]>) {
-        let (channels, len) = self.group();
+        let (_, len) = self.group();
         assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalization");
         let mut y = vec![0.0; x.len()];
         let mut statistics = vec![[0.0; 2]; self.batch * self.groups];
@@ -55,28 +55,9 @@ impl GroupNorm {
             return (y, statistics);
         }
         let work = |(at, ((x, y), statistics)): (usize, Group)| {
-            let mean = mean_of(x, |x| x) as f32;
-            let variance = mean_of(x, |x| (x - mean) * (x - mean));
-            let scale = (1.0 / (variance + f64::from(self.eps)).sqrt()) as f32;
-            *statistics = [mean, scale];
-            let first = at % self.groups * channels;
-            let planes = x.chunks_exact(self.spatial).zip(y.chunks_exact_mut(self.spatial));
-            for (c, (x, y)) in planes.enumerate() {
-                let (gamma, beta) = (gamma[first + c] * scale, beta[first + c]);
-                let z = |x: f32| (x - mean).mul_add(gamma, beta);
-                let pairs = y.iter_mut().zip(x);
-                if self.silu {
-                    vectorized(
-                        #[inline(always)]
-                        || pairs.for_each(|(y, &x)| *y = z(x) * sigmoid(z(x))),
-                    );
-                } else {
-                    vectorized(
-                        #[inline(always)]
-                        || pairs.for_each(|(y, &x)| *y = z(x)),
-                    );
-                }
-            }
+            let [mean, variance] = moments_of(x);
+            *statistics = [mean as f32, self.scale(variance)];
+            self.normalize(at, [x, gamma, beta], *statistics, y);
         };
         if x.len() < PARALLEL {
             let groups = x.chunks_exact(len).zip(y.chunks_exact_mut(len));
@@ -86,6 +67,76 @@ impl GroupNorm {
             groups.zip(&mut statistics).enumerate().for_each(work);
         }
         (y, statistics)
+    }
+
+    /// Mean and variance of each group of each image.
+    pub(crate) fn moments(&self, x: &[f32]) -> [Vec<f32>; 2] {
+        let (_, len) = self.group();
+        assert_eq!(x.len(), self.batch * self.groups * len, "elements of groups");
+        let of = |x| moments_of(x).map(|moment| moment as f32);
+        let moments: Vec<[f32; 2]> = match x.len() < PARALLEL {
+            true => x.chunks_exact(len).map(of).collect(),
+            false => x.par_chunks_exact(len).map(of).collect(),
+        };
+        [0, 1].map(|at| moments.iter().map(|moments| moments[at]).collect())
+    }
+
+    /// The output by given means and variances.
+    pub(crate) fn forward_by(
+        &self,
+        [x, gamma, beta]: [&[f32]; 3],
+        [means, variances]: [&[f32]; 2],
+    ) -> Vec<f32> {
+        let (_, len) = self.group();
+        assert_eq!(x.len(), self.batch * self.groups * len, "elements of a group normalization");
+        let mut y = vec![0.0; x.len()];
+        if x.is_empty() {
+            return y;
+        }
+        let work = |(at, (x, y)): (usize, (&[f32], &mut [f32]))| {
+            let statistics = [means[at], self.scale(f64::from(variances[at]))];
+            self.normalize(at, [x, gamma, beta], statistics, y);
+        };
+        if x.len() < PARALLEL {
+            x.chunks_exact(len).zip(y.chunks_exact_mut(len)).enumerate().for_each(work);
+        } else {
+            x.par_chunks_exact(len).zip(y.par_chunks_exact_mut(len)).enumerate().for_each(work);
+        }
+        y
+    }
+
+    /// 1 / std.
+    fn scale(&self, variance: f64) -> f32 {
+        (1.0 / (variance + f64::from(self.eps)).sqrt()) as f32
+    }
+
+    /// Writes group `at` of all images' groups, given mean and 1 / std.
+    #[inline]
+    fn normalize(
+        &self,
+        at: usize,
+        [x, gamma, beta]: [&[f32]; 3],
+        [mean, scale]: [f32; 2],
+        y: &mut [f32],
+    ) {
+        let first = at % self.groups * (self.channels / self.groups);
+        let planes = x.chunks_exact(self.spatial).zip(y.chunks_exact_mut(self.spatial));
+        for (c, (x, y)) in planes.enumerate() {
+            let (gamma, beta) = (gamma[first + c] * scale, beta[first + c]);
+            let z = |x: f32| (x - mean).mul_add(gamma, beta);
+            let pairs = y.iter_mut().zip(x);
+            if self.silu {
+                vectorized(
+                    #[inline(always)]
+                    || pairs.for_each(|(y, &x)| *y = z(x) * sigmoid(z(x))),
+                );
+            } else {
+                vectorized(
+                    #[inline(always)]
+                    || pairs.for_each(|(y, &x)| *y = z(x)),
+                );
+            }
+        }
     }
 
     /// The gradients, given what `forward` was given, its statistics, and the output's gradient.
@@ -182,6 +233,12 @@ type Group<'a> = ((&'a [f32], &'a mut [f32]), &'a mut [f32; 2]);
 
 /// Input, output gradient, input gradient and sums of a group.
 type GroupGradient<'a> = (((&'a [f32], &'a [f32]), &'a mut [f32]), &'a mut [[f64; 2]]);
+
+/// Mean, as f32 has it, and variance around that.
+fn moments_of(x: &[f32]) -> [f64; 2] {
+    let mean = mean_of(x, |x| x) as f32;
+    [f64::from(mean), mean_of(x, |x| (x - mean) * (x - mean))]
+}
 
 /// The mean of `f(x)`.
 fn mean_of(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {

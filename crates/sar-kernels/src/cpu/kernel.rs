@@ -94,12 +94,16 @@ pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize, const D: usize>(
     }
 }
 
-/// Reads a tensor without a tape.
+/// Reads tensors without a tape.
 ///
 /// # Panics
 /// If the backend is not [served](serves_untracked).
-pub(crate) fn read<B: Backend, R>(x: FloatTensor<B>, work: impl FnOnce(&[f32]) -> R) -> R {
-    work(values(&contiguous(same_type(x).expect(SERVED))))
+pub(crate) fn read<B: Backend, R, const N: usize>(
+    inputs: [FloatTensor<B>; N],
+    work: impl FnOnce([&[f32]; N]) -> R,
+) -> R {
+    let inputs = same_type::<_, [FlexTensor; N]>(inputs).expect(SERVED).map(contiguous);
+    work(inputs.each_ref().map(values))
 }
 
 /// Runs work on tensors without a tape that reads some and writes others in place; those are copied
