@@ -11,6 +11,7 @@ use sar_train::{Recipe, StageId};
 use sar_weights::write_bytes;
 
 use crate::device::{DeviceArg, Job};
+use crate::events::Events;
 use crate::generation::{make_out, out_folder};
 use crate::progress::Progress;
 use crate::table::aligned;
@@ -142,7 +143,7 @@ impl Job for Analyze {
 
     fn run<A: AutodiffBackend>(self, device: A::Device, workers: usize) -> Result<Verdict> {
         let Self { target, settings, json, out } = self;
-        let mut progress = Progress::new();
+        let mut progress = Progress::new(Events::NONE);
         let analysis = target.analyze::<A>(settings, workers, &device, &mut progress)?;
         print!("{}", table(&analysis));
 

@@ -28,6 +28,7 @@ mod convert;
 mod device;
 mod edit;
 mod eval;
+mod events;
 mod generation;
 mod inspect;
 mod interrupt;
@@ -53,6 +54,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::events::{Events, Said};
 
 #[derive(Parser)]
 #[command(
@@ -97,6 +100,17 @@ enum Verb {
     Man(shell::ManArgs),
 }
 
+impl Verb {
+    /// What is told to other programs.
+    fn events(&self) -> Events {
+        match self {
+            Self::Train(args) => args.events,
+            Self::Sample(args) => args.events,
+            _ => Events::NONE,
+        }
+    }
+}
+
 /// What a verb found.
 enum Verdict {
     Good,
@@ -116,6 +130,7 @@ fn main() -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
+    let events = verb.events();
     let outcome = match verb {
         Verb::Train(args) => train::run(args),
         Verb::Sample(args) => sample::run(args),
@@ -138,6 +153,7 @@ fn main() -> ExitCode {
         Ok(Verdict::Interrupted) => ExitCode::from(interrupt::INTERRUPTED as u8),
         Err(error) => {
             eprintln!("error: {error:#}");
+            events.say(&Said::Error { message: &format!("{error:#}") });
             ExitCode::from(2)
         }
     }

@@ -7,10 +7,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sar_train::StageId;
 use sar_train::event::{Event, Observer};
 
+use crate::events::{Events, Pace, Said};
+
 /// Without a terminal, steps are reported at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub(crate) struct Progress {
+    /// Told as well.
+    events: Events,
     is_terminal: bool,
     stage: Option<Stage>,
     last_latents: Instant,
@@ -33,15 +37,16 @@ impl Stage {
         steps * self.batch as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
 
-    fn eta(&self, done: u64) -> Duration {
+    fn to_go_s(&self, done: u64) -> f64 {
         let each = self.start.elapsed().as_secs_f64() / (done - self.before).max(1) as f64;
-        Duration::from_secs_f64((self.steps - done) as f64 * each)
+        (self.steps - done) as f64 * each
     }
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
-        Self { is_terminal: stderr().is_terminal(), stage: None, last_latents: Instant::now() }
+    pub(crate) fn new(events: Events) -> Self {
+        let is_terminal = stderr().is_terminal();
+        Self { events, is_terminal, stage: None, last_latents: Instant::now() }
     }
 
     pub(crate) fn line(&self, text: &str) {
@@ -75,6 +80,17 @@ impl Progress {
 
 impl Observer for Progress {
     fn event(&mut self, event: &Event<'_>) {
+        let pace = match (event, &self.stage) {
+            (Event::Step { step, .. }, Some(stage)) => Some(Pace {
+                steps: stage.steps,
+                images_per_s: stage.images_per_second(step + 1),
+                to_go_s: stage.to_go_s(step + 1),
+            }),
+            _ => None,
+        };
+        if let Some(said) = Said::of(event, pace) {
+            self.events.say(&said);
+        }
         match *event {
             Event::RunStarted { recipe, dir } => {
                 self.line(&format!("recipe {recipe}, run directory {}", dir.display()));
@@ -110,7 +126,7 @@ impl Observer for Progress {
                     eprintln!(
                         "{name} {done}/{}  {} to go  {rate:.1} images/s  {}",
                         stage.steps,
-                        clock(stage.eta(done)),
+                        clock(Duration::from_secs_f64(stage.to_go_s(done))),
                         stage.losses
                     );
                 }

@@ -10,11 +10,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::SeedTree;
-use sar_pipeline::{Pipeline, Request, RgbImage, grid, magnification, to_png};
+use sar_pipeline::{Origin, Pipeline, Request, RgbImage, grid, magnification, to_png};
 use sar_weights::{remove_stale_of, write_bytes};
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
+use crate::events::{Events, Said};
 use crate::generation::{
     Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save,
 };
@@ -68,12 +69,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     files: PackArgs,
     #[command(flatten)]
+    pub(crate) events: Events,
+    #[command(flatten)]
     device: DeviceArg,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, classes, unconditional, n, sampler, previews, out, resume, .. } = args;
-    let (files, device) = (args.files, args.device);
+    let (files, events, device) = (args.files, args.events, args.device);
     ensure!(n > 0, "--n 0: nothing to sample");
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
     let going_on = match (shard, resume) {
@@ -103,7 +106,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let weights = weights.files()?;
     let goes_on = going_on.is_some();
     let wanted = Wanted { classes, unconditional, n };
-    device.run(Sample { weights, wanted, settings, previews, out, goes_on, shard, files })
+    device.run(Sample { weights, wanted, settings, previews, out, goes_on, shard, files, events })
 }
 
 struct Sample {
@@ -116,6 +119,7 @@ struct Sample {
     goes_on: bool,
     shard: Option<Shard>,
     files: PackArgs,
+    events: Events,
 }
 
 /// Which images.
@@ -169,6 +173,7 @@ impl Sample {
         if let Some(Shard { index, of }) = self.shard {
             let n: usize = job.batches(self.shard()).map(|batch| job.positions(batch).len()).sum();
             eprintln!("{} holds all {n} images of shard {index}/{of}", out.display());
+            self.events.say(&Said::Done { dir: out.to_string_lossy() });
             return Ok(());
         }
         match self.finish(&job, &by_scale) {
@@ -225,6 +230,8 @@ impl Sample {
         if *goes_on {
             eprintln!("{n_there} of {n_own} images were there");
         }
+        let events = self.events;
+        events.say(&Said::Job { dir: out.to_string_lossy(), images: n_own, there: n_there });
 
         let root = SeedTree::new(job.seed);
         let mut by_scale: Vec<Vec<RgbImage>> = vec![Vec::new(); job.scales.len()];
@@ -249,9 +256,17 @@ impl Sample {
             };
             let new: Vec<_> = positions.zip(&images).filter(|(p, _)| !there[*p]).collect();
             save_all(&new, job, out)?;
+            for (position, _) in &new {
+                let Origin { label, class, number, .. } = job.origin(*position);
+                let path = out.join(job.name(*position));
+                let (path, class) = (path.to_string_lossy(), class.as_deref());
+                events.say(&Said::Image { path, class, label, number });
+            }
             n_there += new.len();
             (n_drawn, n_left) = (n_drawn + images.len(), n_left - images.len());
             let to_go = start.elapsed().mul_f64(n_left as f64 / n_drawn as f64);
+            let to_go_s = to_go.as_secs_f64();
+            events.say(&Said::Progress { done: n_there, of: n_own, to_go_s });
             match n_left {
                 0 => eprintln!("{n_there} of {n_own} images"),
                 _ => eprintln!("{n_there} of {n_own} images, {} to go", clock(to_go)),
@@ -273,7 +288,9 @@ impl Sample {
             }
             _ => format!("the same command with --out {out} --resume"),
         };
-        eprintln!("stopped: {n_there} of {n_own} images are in {out}; {how} goes on");
+        let message = format!("stopped: {n_there} of {n_own} images are in {out}; {how} goes on");
+        eprintln!("{message}");
+        self.events.say(&Said::Stopped { message: &message });
         process::exit(INTERRUPTED)
     }
 
@@ -287,6 +304,10 @@ impl Sample {
         }
         self.files.write(job, out)?;
         eprintln!("wrote {} images to {}, and {}", job.len(), out.display(), sheet.display());
+        [&*sheet].into_iter().chain(self.files.named().map(|(_, path)| path)).for_each(|path| {
+            self.events.wrote(path);
+        });
+        self.events.say(&Said::Done { dir: out.to_string_lossy() });
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
 
 use crate::device::{DeviceArg, Job};
+use crate::events::{Events, Said};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     /// Prints what the run would do, and ends.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with_all = ["resume", "json"])]
     dry_run: bool,
     /// Replaces a value of the recipe, as in --set tokenizer.steps=100.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
@@ -37,11 +38,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     deadline: u64,
     #[command(flatten)]
+    pub(crate) events: Events,
+    #[command(flatten)]
     device: DeviceArg,
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { recipe, run_dir, resume, dry_run, settings, deadline, device } = args;
+    let Args { recipe, run_dir, resume, dry_run, settings, deadline, events, device } = args;
     let ranks = Ranks::start(Duration::from_secs(deadline))?;
     // What is chosen by looking at folders, one rank chooses for all.
     let chosen = ranks.of_leader(|| {
@@ -60,7 +63,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     }
     let group = ranks.group.clone();
     // The engine ends with the last of what it serves.
-    let outcome = device.run(Train { recipe, run_dir, resume, ranks: &ranks });
+    let outcome = device.run(Train { recipe, run_dir, resume, events, ranks: &ranks });
     let outcome = outcome.unwrap_or_else(|error| {
         group.fail(&format!("{error:#}"));
         Err(error)
@@ -164,6 +167,7 @@ struct Train<'r> {
     recipe: Recipe,
     run_dir: PathBuf,
     resume: bool,
+    events: Events,
     ranks: &'r Ranks,
 }
 
@@ -186,8 +190,8 @@ impl Train<'_> {
         workers: usize,
         stop: &AtomicBool,
     ) -> Result<Verdict> {
-        let Self { recipe, run_dir, resume, ranks } = self;
-        let (mut progress, mut silent) = (Progress::new(), Silent);
+        let Self { recipe, run_dir, resume, events, ranks } = self;
+        let (mut progress, mut silent) = (Progress::new(events), Silent);
         let leads = ranks.group.leads();
         let observer: &mut dyn Observer = if leads { &mut progress } else { &mut silent };
         let execution =
@@ -201,9 +205,11 @@ impl Train<'_> {
                 match error {
                     TrainError::NotFinite(_) | TrainError::BadWeights { .. } => {
                         eprintln!("error: {error}");
+                        events.say(&Said::Error { message: &error.to_string() });
                     }
                     TrainError::Stopped { .. } | TrainError::StoppedCaching { .. } => {
                         eprintln!("{error}");
+                        events.say(&Said::Stopped { message: &error.to_string() });
                         return Ok(Verdict::Interrupted);
                     }
                     _ => return Err(error.into()),
@@ -218,6 +224,8 @@ impl Train<'_> {
             .with_context(|| format!("{}: report.html", run_dir.display()))?;
         progress.line(&report::summary(&report));
         progress.line(&format!("everything in {}; open {}", run_dir.display(), html.display()));
+        events.wrote(&html);
+        events.say(&Said::Done { dir: run_dir.to_string_lossy() });
         Ok(Verdict::Good)
     }
 }

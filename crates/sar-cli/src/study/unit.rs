@@ -37,6 +37,7 @@ use super::code::Code;
 use super::file::{Draw, Measure, Samples};
 use crate::generation::save;
 use crate::interrupt;
+use crate::events::Events;
 use crate::progress::Progress;
 
 /// Samples of a class that are shown, at least two being drawn.
@@ -205,7 +206,7 @@ pub(super) fn train_run<A: AutodiffBackend>(
 ) -> Result<(), TrainError> {
     let resume = run.join("recipe.toml").is_file();
     let execution = Execution { resume, workers, stop, group: &Group::alone() };
-    let mut progress = Few(Progress::new());
+    let mut progress = Few(Progress::new(Events::NONE));
     let trained = train::<A>(recipe, run, execution, device, &mut progress);
     progress.0.clear();
     trained.map(|_| ())
