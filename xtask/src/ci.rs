@@ -44,6 +44,8 @@ pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
     Ok(())
 }
 
+const HUB: &str = "test --release --workspace --features sar-cli/hub --bin sar --test hub";
+
 fn steps() -> Result<Vec<Step>, Failure> {
     use Work::{Cargo, Check};
     let clippy = "clippy --workspace --all-targets --release -- --deny warnings";
@@ -58,6 +60,8 @@ fn steps() -> Result<Vec<Step>, Failure> {
         Step { name: "clippy", work: Cargo(words(clippy)) },
         Step { name: "docs", work: Cargo(docs) },
         Step { name: "tests", work: Cargo(test::everything(&[])) },
+        // With the features of all packages nothing of burn is built again.
+        Step { name: "hub", work: Cargo(words(HUB)) },
         Step { name: "ranks", work: ranks() },
         Step { name: "cuda", work: Cargo(cuda()) },
         Step { name: "wgpu", work: wgpu()? },

@@ -31,7 +31,7 @@ struct Exception {
     reason: &'static str,
 }
 
-const EXCEPTIONS: [Exception; 2] = [
+const EXCEPTIONS: [Exception; 3] = [
     Exception {
         package: "colored",
         license: "MPL-2.0",
@@ -41,6 +41,11 @@ const EXCEPTIONS: [Exception; 2] = [
         package: "option-ext",
         license: "MPL-2.0",
         reason: "file-level copyleft, used unmodified; goes when cubecl-common drops `dirs`",
+    },
+    Exception {
+        package: "webpki-roots",
+        license: "CDLA-Permissive-2.0",
+        reason: "permissive terms for data, the certificates of authorities; with the feature `hub` alone",
     },
 ];
 

@@ -13,6 +13,7 @@ use sar_weights::write_bytes;
 use crate::device::{DeviceArg, Job};
 use crate::events::Events;
 use crate::generation::{make_out, out_folder};
+use crate::hub::WeightsPath;
 use crate::progress::Progress;
 use crate::table::aligned;
 use crate::{Verdict, analysis_plots};
@@ -48,12 +49,13 @@ pub(crate) struct Args {
     /// Instead of a run: whose held-out images and scales are measured on.
     #[arg(long, value_name = "NAME|FILE", requires_all = ["tokenizer", "backbones"])]
     recipe: Option<String>,
-    /// Tokenizer weights that the backbones belong to: a run's, or a released file of VAR or FlexVAR.
+    /// Tokenizer weights that the backbones belong to: a run's, or a released file of VAR or FlexVAR; also
+    /// hf:OWNER/REPO/FILE, as those of backbones.
     #[arg(long, value_name = "FILE", requires = "recipe")]
-    tokenizer: Option<PathBuf>,
+    tokenizer: Option<WeightsPath>,
     /// Backbone weights; may be named several times.
     #[arg(long = "backbone", value_name = "FILE", requires = "recipe")]
-    backbones: Vec<PathBuf>,
+    backbones: Vec<WeightsPath>,
     /// Which of several models in the files of the backbones, as in ema [default: the one that the released
     /// evaluation takes]
     #[arg(long, value_name = "NAME", requires = "recipe")]
@@ -107,7 +109,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     }
     let target = match (recipe, tokenizer, run) {
         (Some(recipe), Some(tokenizer), _) => {
-            Target::of_files(Recipe::load(&recipe, &[])?, tokenizer, backbones, root)?
+            let backbones = backbones.iter().map(WeightsPath::file).collect::<Result<_>>()?;
+            Target::of_files(Recipe::load(&recipe, &[])?, tokenizer.file()?, backbones, root)?
         }
         (_, _, Some(run)) => Target::of_run(&run)?,
         _ => bail!("name a --run, or a --recipe with --tokenizer and --backbone"),

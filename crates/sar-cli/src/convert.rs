@@ -21,12 +21,13 @@ use sar_weights::{
 
 use crate::Verdict;
 use crate::device::HostBackend;
+use crate::hub::WeightsPath;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .pth or safetensors file of FlexVAR's, SAR's, VAR's or of a run.
+    /// A .pth or safetensors file of FlexVAR's, SAR's, VAR's or of a run; also hf:OWNER/REPO/FILE.
     #[arg(value_name = "IN")]
-    input: PathBuf,
+    input: WeightsPath,
     /// A file that does not exist yet.
     #[arg(value_name = "OUT")]
     output: PathBuf,
@@ -94,6 +95,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         (To::Safetensors, Some(nest)) => bail!("--nest {nest}: only a .pth is nested"),
     };
 
+    let input = input.file()?;
     let mut file = WeightsFile::open(&input)?;
     let known = known(root, heads, classes.as_deref(), scales.as_deref())?;
     let found = Recognized::of::<HostBackend>(&mut file, Wanted::Any, &known)?;

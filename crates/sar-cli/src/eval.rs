@@ -20,6 +20,7 @@ use serde_json::json;
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{SamplerArgs, WeightsArgs, save};
+use crate::hub::WeightsPath;
 use crate::progress::clock;
 use reference::Source;
 use report::Report;
@@ -68,7 +69,7 @@ pub(crate) struct Args {
     /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid, torch-fidelity's file, or the graph of ADM's
     /// evaluation, classify_image_graph_def.pb.
     #[arg(long, value_name = "FILE")]
-    inception: Option<PathBuf>,
+    inception: Option<WeightsPath>,
     /// How images come to that network: adm (also torch-fidelity's), or pytorch-fid.
     #[arg(long, value_name = "NAME", default_value = "adm", value_parser = protocol, requires = "inception")]
     protocol: InceptionInput,
@@ -118,6 +119,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let source = Source::of(args.reference.as_deref(), run.as_deref())?;
     let keep = if args.moments_only { Keep::Moments } else { Keep::Features };
     let Args { inception, protocol, statistics, device, .. } = args;
+    let inception = inception.map(|path| path.file()).transpose().context("--inception")?;
     device.run(Eval { what, source, keep, inception, protocol, statistics, out })
 }
 

@@ -17,6 +17,7 @@ use sar_weights::{checksum, write_bytes};
 
 use crate::device::arithmetic;
 use crate::first_free;
+use crate::hub::WeightsPath;
 use crate::weights_source::WeightsSource;
 
 /// Which weights.
@@ -26,12 +27,12 @@ pub(crate) struct WeightsArgs {
     /// small emoji weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// Tokenizer weights, instead of the run's.
+    /// Tokenizer weights, instead of the run's: a file, or hf:OWNER/REPO/FILE on a hub.
     #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
-    /// Backbone weights, instead of the run's.
+    tokenizer: Option<WeightsPath>,
+    /// Backbone weights, instead of the run's, named as those of the tokenizer.
     #[arg(long, value_name = "FILE")]
-    backbone: Option<PathBuf>,
+    backbone: Option<WeightsPath>,
     /// Which of several models in the file of the backbone, as in ema or trainer.var_wo_ddp [default: the
     /// one that the released evaluation takes]
     #[arg(long, value_name = "NAME", requires = "backbone")]
@@ -103,9 +104,12 @@ impl WeightsArgs {
     pub(crate) fn command_line(&self) -> String {
         let Self { run, tokenizer, backbone, root, precision } = self;
         let mut text = String::new();
+        let run = run.as_ref().map(|run| run.display().to_string());
+        let [tokenizer, backbone] =
+            [tokenizer, backbone].map(|path| path.as_ref().map(WeightsPath::to_string));
         for (name, path) in [("run", run), ("tokenizer", tokenizer), ("backbone", backbone)] {
             if let Some(path) = path {
-                text += &format!(" --{name} {}", shell_quote(&path.to_string_lossy()));
+                text += &format!(" --{name} {}", shell_quote(&path));
             }
         }
         if let Some(root) = root {
@@ -124,6 +128,8 @@ impl WeightsArgs {
             "--tokenizer and --backbone: both are needed, or a --run that has the other"
         );
         let known = Known { root, ..Known::default() };
+        let file = |path: Option<WeightsPath>| path.map(|path| path.file()).transpose();
+        let (tokenizer, backbone) = (file(tokenizer)?, file(backbone)?);
         let (tokenizer, backbone) = match (tokenizer, backbone, run) {
             (Some(tokenizer), Some(backbone), _) => (tokenizer.into(), backbone.into()),
             (tokenizer, backbone, Some(run)) => {

@@ -23,15 +23,17 @@ use crate::Verdict;
 use crate::device::serves;
 use crate::device::{DeviceArg, HostBackend, Job};
 use crate::generation::WeightsArgs;
+use crate::hub::WeightsPath;
 
 /// The longest metadata value that is shown whole, in characters.
 const SHOWN: usize = 200;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .pth or safetensors file, a recipe (.toml), a run directory, or a sampled picture (.png).
+    /// A .pth or safetensors file (also hf:OWNER/REPO/FILE), a recipe (.toml), a run directory, or a sampled
+    /// picture (.png).
     #[arg(value_name = "FILE", required_unless_present = "device")]
-    path: Option<PathBuf>,
+    path: Option<WeightsPath>,
     /// Lists every tensor instead of one line per kind of tensor.
     #[arg(long)]
     all: bool,
@@ -56,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         DeviceArg::named(device).run(Described)?;
         return Ok(Verdict::Good);
     }
-    let path = path.expect("there unless a device is named");
+    let path = path.expect("there unless a device is named").file()?;
     if path.join("recipe.toml").is_file() {
         return run_dir(&path);
     }

@@ -30,6 +30,7 @@ mod edit;
 mod eval;
 mod events;
 mod generation;
+mod hub;
 mod inspect;
 mod interrupt;
 mod job;

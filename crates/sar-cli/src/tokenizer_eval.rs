@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::generation::{make_out, out_folder, save};
+use crate::hub::WeightsPath;
 use crate::table::aligned;
 use crate::weights_source::WeightsSource;
 
@@ -45,9 +46,10 @@ pub(crate) struct Args {
     /// weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// Tokenizer weights, instead of the run's: a run's, or a released file of VAR or FlexVAR.
+    /// Tokenizer weights, instead of the run's: a run's, or a released file of VAR or FlexVAR; also
+    /// hf:OWNER/REPO/FILE.
     #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    tokenizer: Option<WeightsPath>,
     /// Which of several models in the file of the tokenizer, as in ema [default: the one that the released
     /// evaluation takes]
     #[arg(long, value_name = "NAME", requires = "tokenizer")]
@@ -90,6 +92,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")))
         .transpose()?;
     let lpips = lpips.as_deref().map(two_files).transpose()?;
+    let tokenizer = tokenizer.map(|path| path.file()).transpose()?;
     let (tokenizer, recipe) = match (run, tokenizer) {
         (None, None) => (WeightsSource::TOKENIZER, Some(Recipe::load(WeightsSource::RECIPE, &[])?)),
         (Some(run), None) => (tokenizer_of_run(&run)?.into(), recipe_of(&run)?),

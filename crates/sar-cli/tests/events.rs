@@ -43,9 +43,8 @@ fn events(stdout: &str) -> Vec<Value> {
         stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     for event in &events {
         let name = format!("`{}`", event["event"].as_str().unwrap());
-        let described = |row: &&str| {
-            row.starts_with("| `") && row.split('|').nth(1).unwrap().contains(&name)
-        };
+        let described =
+            |row: &&str| row.starts_with("| `") && row.split('|').nth(1).unwrap().contains(&name);
         let row = docs.lines().find(described).unwrap_or_else(|| panic!("{name} is not described"));
         for field in event.as_object().unwrap().keys().filter(|field| *field != "event") {
             assert!(row.contains(&format!("`{field}`")), "{name}: {field} is not described");

@@ -305,7 +305,8 @@ pub fn group_norm_equals_f64<A: AutodiffBackend>(device: &A::Device) {
                 }
                 y
             };
-            let (what, sizes) = (format!("group norm {c} in {groups}, {silu}"), [b * c * height * width, c, c]);
+            let (what, sizes) =
+                (format!("group norm {c} in {groups}, {silu}"), [b * c * height * width, c, c]);
             check::<A>(&what, &sizes, ours, &exact, device);
 
             // By the moments of bands of one row.
@@ -336,9 +337,9 @@ fn in_bands<B: Backend>(
     let bands = x_bchw.split(1, 2);
     let moments = bands.iter().map(|band| GroupMoments::of(band.clone(), config.groups));
     let moments = moments.reduce(GroupMoments::and).expect("rows");
-    let normalized = bands.into_iter().map(|band| {
-        group_norm_by(band, &moments, gamma_c.clone(), beta_c.clone(), config)
-    });
+    let normalized = bands
+        .into_iter()
+        .map(|band| group_norm_by(band, &moments, gamma_c.clone(), beta_c.clone(), config));
     Tensor::cat(normalized.collect(), 2)
 }
 

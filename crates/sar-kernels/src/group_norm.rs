@@ -116,7 +116,12 @@ pub fn group_norm_by<B: Backend>(
     #[cfg(feature = "flex")]
     if crate::cpu::serves_untracked::<B>(&[x_bchw.dtype(), gamma_c.dtype(), beta_c.dtype()]) {
         let GroupMoments { mean_r1, variance_r1, n: _ } = moments.clone();
-        return crate::cpu::group_norm_by(x_bchw, [mean_r1, variance_r1], [gamma_c, beta_c], config);
+        return crate::cpu::group_norm_by(
+            x_bchw,
+            [mean_r1, variance_r1],
+            [gamma_c, beta_c],
+            config,
+        );
     }
     let GroupMoments { mean_r1, variance_r1, n: _ } = moments.clone();
     let centered_rn = x_bchw.reshape([b * groups, c / groups * h * w]) - mean_r1;

@@ -32,8 +32,7 @@ fn no_band_of_a_picture_shows() {
             off(in_bands.clone(), decoded.clone()),
         );
         assert!(latents < 1e-4 && colors < 1e-4, "{rows} rows: off by {latents}, {colors}");
-        let [found, expected] =
-            [in_bands, decoded.clone()].map(|image| to_images(image).remove(0));
+        let [found, expected] = [in_bands, decoded.clone()].map(|image| to_images(image).remove(0));
         let levels = found.iter().zip(expected.iter()).map(|(x, y)| x.abs_diff(*y));
         assert!(levels.max().unwrap() <= 1, "rounding to levels apart");
     }

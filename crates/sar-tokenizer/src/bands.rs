@@ -76,7 +76,7 @@ impl<B: Backend> Bands<B> {
     }
 
     /// As one band, computed as a whole.
-    pub(crate) fn as_whole(self, layer: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
+    pub(crate) fn whole_by(self, layer: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
         let most = self.most;
         Self::whole(layer(self.joined()), most)
     }
@@ -85,7 +85,7 @@ impl<B: Backend> Bands<B> {
     pub(crate) fn cut(self, elements: usize) -> Self {
         let Self { bands, most } = self;
         let height: usize = bands.iter().map(|band| band.dims()[2]).sum();
-        let rows = (most / elements.max(1) & !1).max(2);
+        let rows = ((most / elements.max(1)) & !1).max(2);
         if bands.len() == 1 && height < rows.saturating_add(2) {
             return Self { bands, most };
         }
@@ -145,7 +145,7 @@ impl<B: Backend> Bands<B> {
     /// `conv(silu(norm(x)))`, of a convolution 3 pixels wide.
     pub(crate) fn activated(self, norm: &GroupNorm<B>, conv: &Conv2d<B>) -> Self {
         if self.is_whole() {
-            return self.as_whole(|x_bchw| convolve(conv, activate(norm, x_bchw)));
+            return self.whole_by(|x_bchw| convolve(conv, activate(norm, x_bchw)));
         }
         let moments = self.moments(norm);
         self.map(1, |slab| slab.activate(norm, &moments).convolve(conv).x_bchw)
@@ -189,7 +189,7 @@ impl<B: Backend> Slab<B> {
     }
 
     /// Without the row above, if there is one: what a convolution of stride 2 begins with.
-    pub(crate) fn from_its_first_row(self) -> Self {
+    pub(crate) fn starting_here(self) -> Self {
         let top = usize::from(!self.edges[0]);
         self.trimmed(top, 0)
     }
@@ -240,13 +240,9 @@ mod tests {
             Bands::<Flex>::whole(values.reshape([1, 1, height, 3]), 14)
         };
         // Fourteen elements are four rows of three.
-        for (height, expected) in [
-            (4, vec![4]),
-            (5, vec![5]),
-            (6, vec![4, 2]),
-            (9, vec![4, 5]),
-            (10, vec![4, 4, 2]),
-        ] {
+        for (height, expected) in
+            [(4, vec![4]), (5, vec![5]), (6, vec![4, 2]), (9, vec![4, 5]), (10, vec![4, 4, 2])]
+        {
             let cut = map(height).cut(3);
             assert_eq!(heights(&cut), expected, "{height}");
             // Joined and cut again otherwise, no row is lost.
@@ -261,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_band_comes_with_rows_of_its_neighbors() {
-        let rows = Tensor::<Flex, 1>::from_floats([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &Default::default());
+        let rows =
+            Tensor::<Flex, 1>::from_floats([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &Default::default());
         let bands = Bands::whole(rows.reshape([1, 1, 6, 1]), 2).cut(1);
         let seen: Vec<_> = bands
             .slabs(1)

@@ -6,9 +6,7 @@ use burn::module::Module;
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Tensor, backend::Backend};
-use sar_kernels::{
-    AttentionConfig, Visible, attention, convolve, linear, normalize, square_conv,
-};
+use sar_kernels::{AttentionConfig, Visible, attention, convolve, linear, normalize, square_conv};
 
 use crate::Family;
 use crate::bands::{Bands, Slab};
@@ -64,7 +62,7 @@ impl<B: Backend> ResBlock<B> {
     /// twice.
     pub(crate) fn in_bands(&self, bands: Bands<B>) -> Bands<B> {
         if bands.is_whole() {
-            return bands.as_whole(|x_bchw| self.forward(x_bchw));
+            return bands.whole_by(|x_bchw| self.forward(x_bchw));
         }
         let first = bands.moments(&self.norm1);
         let begin = |slab: Slab<B>| slab.activate(&self.norm1, &first).convolve(&self.conv1);
@@ -162,7 +160,7 @@ impl<B: Backend> Downsample<B> {
     }
 
     fn in_bands(&self, bands: Bands<B>) -> Bands<B> {
-        let bands = bands.map(1, |slab| slab.from_its_first_row().convolve(&self.conv).x_bchw);
+        let bands = bands.map(1, |slab| slab.starting_here().convolve(&self.conv).x_bchw);
         let row = bands.row();
         bands.cut(row)
     }
@@ -250,7 +248,7 @@ impl<B: Backend> Level<B> {
         for (i, block) in self.res.iter().enumerate() {
             bands = block.in_bands(bands);
             if let Some(attention) = self.attn.get(i) {
-                bands = bands.as_whole(|x_bchw| attention.forward(x_bchw));
+                bands = bands.whole_by(|x_bchw| attention.forward(x_bchw));
             }
         }
         if let Some(downsample) = &self.downsample {

@@ -104,8 +104,8 @@ fn gradients_pass_bands() {
     let device = Default::default();
     let config = config(Family::Flexvar, &[1, 2]);
     let model: Tokenizer<A> = init(&config, Init::Torch {}, SeedTree::new(5), &device).unwrap();
-    let canvas =
-        Tensor::<A, 4>::random([1, 4, 5, 3], Distribution::Normal(0.0, 1.0), &device).require_grad();
+    let canvas = Tensor::<A, 4>::random([1, 4, 5, 3], Distribution::Normal(0.0, 1.0), &device)
+        .require_grad();
     let weights = Tensor::<A, 4>::from_inner(normals(3, [1, 3, 10, 6]));
     let gradient = |limits| {
         let image = model.decode_within(canvas.clone(), limits);

@@ -79,8 +79,8 @@ mod tests {
             let wide = TensorData::new(values.to_vec(), [values.len()]);
             let single: Vec<f32> = values.iter().map(|x| *x as f32).collect();
             let single = TensorData::new(single, [values.len()]);
-            let [wide, single] =
-                [wide, single].map(|data| cast_floats(data, dtype).unwrap().iter::<f64>().collect());
+            let [wide, single] = [wide, single]
+                .map(|data| cast_floats(data, dtype).unwrap().iter::<f64>().collect());
             (wide, single)
         };
         let power = |n: i32| 2f64.powi(n);
@@ -104,10 +104,14 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_says_what_does() {
-        let refused = |value: f64, dtype| cast_floats(TensorData::from([value]), dtype).unwrap_err();
+        let refused =
+            |value: f64, dtype| cast_floats(TensorData::from([value]), dtype).unwrap_err();
         assert!(refused(-65_520.0, DType::F16).starts_with("-6.552e4 is beyond the range of f16"));
         let error = refused(f64::from(f32::MAX), DType::BF16);
-        assert!(error.ends_with("beyond the range of bf16; f32 reaches a little further"), "{error}");
+        assert!(
+            error.ends_with("beyond the range of bf16; f32 reaches a little further"),
+            "{error}"
+        );
         assert!(refused(1e39, DType::F32).ends_with("of f32; keep the element type"));
     }
 }

@@ -35,9 +35,9 @@ use serde_json::Value;
 
 use super::code::Code;
 use super::file::{Draw, Measure, Samples};
+use crate::events::Events;
 use crate::generation::save;
 use crate::interrupt;
-use crate::events::Events;
 use crate::progress::Progress;
 
 /// Samples of a class that are shown, at least two being drawn.
