@@ -352,7 +352,7 @@ impl Folder {
         if path.is_file() {
             return Ok(());
         }
-        let classes = recipe.data.source.open(recipe.data.side)?.classes().len();
+        let classes = recipe.data.source.open(recipe.data.side, &|| ())?.classes().len();
         let floor = judge.reference().floor_at_a_glance()?;
         let real = Real {
             extractor: judge.extractor(),

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut first = None;
     let mut reference = None;
     for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= cores.max(2)) {
-        let images = Images::open(&recipe, ReadAhead { threads, batches: 2 })?;
+        let images = Images::open(&recipe, ReadAhead { threads, batches: 2 }, &|| ())?;
         let n_batches = (images.n_train() / BATCH).max(1);
         let before = reset_peak();
         let start = Instant::now();

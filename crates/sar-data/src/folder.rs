@@ -53,18 +53,27 @@ impl ImageFolder {
     /// If a folder cannot be read, holds no images, or has class folders where the other has none;
     /// the error names it.
     pub fn open(root: &Path, held_out: Option<&Path>) -> Result<Self, DataError> {
+        Self::find(root, held_out, &|| ())
+    }
+
+    /// As [`open`](Self::open); `looked` hears of every file.
+    pub(crate) fn find(
+        root: &Path,
+        held_out: Option<&Path>,
+        looked: &dyn Fn(),
+    ) -> Result<Self, DataError> {
         check_folder(root)?;
         held_out.map_or(Ok(()), check_folder)?;
         let roots = Roots::find(root, held_out)?;
         let (mut tally, mut notes) = (Tally::default(), Vec::new());
-        let training = Tree::list(&roots.train, &mut tally, &mut notes)?;
+        let training = Tree::list(&roots.train, &mut tally, &mut notes, looked)?;
         if training.n_images() == 0 {
             let left_out = in_one_line(&tally.finish());
             return Err(DataError::NoImages { path: roots.train, left_out });
         }
         let mut held_out = None;
         if let Some(path) = &roots.held_out {
-            let tree = Tree::list(path, &mut tally, &mut notes)?;
+            let tree = Tree::list(path, &mut tally, &mut notes, looked)?;
             match tree.check_beside(&training) {
                 Ok(()) => held_out = Some((path.as_path(), tree)),
                 Err(problem) if roots.is_named => {
@@ -79,7 +88,7 @@ impl ImageFolder {
             }
         }
         for folder in &roots.others {
-            for file in images_below(folder, root, &mut Tally::default())? {
+            for file in images_below(folder, root, &mut Tally::default(), looked)? {
                 tally.add("images beside the folders of the split", shown(&file.path, root));
             }
         }
@@ -170,7 +179,12 @@ struct Tree {
 }
 
 impl Tree {
-    fn list(root: &Path, tally: &mut Tally, notes: &mut Vec<String>) -> Result<Self, DataError> {
+    fn list(
+        root: &Path,
+        tally: &mut Tally,
+        notes: &mut Vec<String>,
+        looked: &dyn Fn(),
+    ) -> Result<Self, DataError> {
         let (folders, own): (Vec<Entry>, Vec<Entry>) =
             entries(root)?.into_iter().partition(|entry| entry.is_folder);
         let mut classes: Vec<(String, Vec<ImageFile>)> = Vec::new();
@@ -181,7 +195,7 @@ impl Tree {
                 continue;
             }
             let name = class_name(&path)?;
-            let files = images_below(&path, root, tally)?;
+            let files = images_below(&path, root, tally, looked)?;
             match known.get(&name) {
                 Some(&class) => {
                     let name = one_line(&name);
@@ -196,7 +210,8 @@ impl Tree {
         }
         let is_flat = classes.iter().all(|(_, files)| files.is_empty());
         if is_flat {
-            let files = own.into_iter().filter_map(|entry| image_file(entry.path, root, tally));
+            let files = own.into_iter().inspect(|_| looked());
+            let files = files.filter_map(|entry| image_file(entry.path, root, tally));
             return Ok(Self { classes: vec![(String::new(), files.collect())], is_flat });
         }
         for Entry { path, .. } in own {

@@ -73,7 +73,9 @@ pub(crate) struct Item {
 }
 
 impl Images {
-    /// Opens the images of a recipe and tries one of each split.
+    /// Opens the images of a recipe and tries one of each split; `looked` as in [`ImageSource::open`].
+    ///
+    /// [`ImageSource::open`]: crate::ImageSource::open
     ///
     /// # Errors
     /// If the source cannot be used, a setting is out of range or does not fit it, or no image of a
@@ -81,9 +83,13 @@ impl Images {
     ///
     /// # Panics
     /// If `ahead` has no thread or no batch.
-    pub fn open(recipe: &DataRecipe, ahead: ReadAhead) -> Result<Self, DataError> {
+    pub fn open(
+        recipe: &DataRecipe,
+        ahead: ReadAhead,
+        looked: &dyn Fn(),
+    ) -> Result<Self, DataError> {
         recipe.validate()?;
-        Self::from_dataset(recipe.source.open(recipe.side)?, recipe, ahead)
+        Self::from_dataset(recipe.source.open(recipe.side, looked)?, recipe, ahead)
     }
 
     /// As [`open`](Self::open), with a data set of one's own in place of the recipe's source.
@@ -119,9 +125,10 @@ impl Images {
         ahead: ReadAhead,
         start: &Fingerprint,
         unreadable: &[UnreadableImage],
+        looked: &dyn Fn(),
     ) -> Result<Self, DataError> {
         recipe.validate()?;
-        let dataset = PutBack::new(recipe.source.open(recipe.side)?, unreadable);
+        let dataset = PutBack::new(recipe.source.open(recipe.side, looked)?, unreadable);
         Self::prepare(dataset, recipe, ahead, Some(start))
     }
 

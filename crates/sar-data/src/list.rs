@@ -141,12 +141,23 @@ impl ImageList {
         held_out: Option<&Path>,
         names: Option<&Path>,
     ) -> Result<Self, DataError> {
+        Self::find(list, root, [held_out, names], &|| ())
+    }
+
+    /// As [`open`](Self::open), with the list of held-out images and the names; `looked` hears of every
+    /// line.
+    pub(crate) fn find(
+        list: &Path,
+        root: &Path,
+        [held_out, names]: [Option<&Path>; 2],
+        looked: &dyn Fn(),
+    ) -> Result<Self, DataError> {
         let names = names.map(read_names).transpose()?;
         let mut notes = Vec::new();
-        let (mut entries, mut bytes) = read_list(list, root, &mut notes)?;
+        let (mut entries, mut bytes) = read_list(list, root, &mut notes, looked)?;
         let n_train = held_out.is_some().then_some(entries.len());
         if let Some(held_out) = held_out {
-            let (more, their_bytes) = read_list(held_out, root, &mut notes)?;
+            let (more, their_bytes) = read_list(held_out, root, &mut notes, looked)?;
             entries.extend(more);
             bytes.extend(their_bytes);
         }
@@ -181,6 +192,7 @@ fn read_list(
     path: &Path,
     root: &Path,
     notes: &mut Vec<String>,
+    looked: &dyn Fn(),
 ) -> Result<(Vec<ListEntry>, Vec<Option<u64>>), DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
     let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
@@ -191,7 +203,10 @@ fn read_list(
         (parse_list(&text), "a path, a space and a label")
     };
     let mut entries = parsed.map_err(|line| format(format!("line {line}: write {form}")))?;
-    let size = |entry: &ListEntry| fs::metadata(root.join(&entry.path)).ok().map(|file| file.len());
+    let size = |entry: &ListEntry| {
+        looked();
+        fs::metadata(root.join(&entry.path)).ok().map(|file| file.len())
+    };
     let mut sizes: Vec<Option<u64>> = entries.iter().map(size).collect();
     if is_header(&entries, &sizes) {
         let ListEntry { line, path: first, label } = entries.remove(0);

@@ -188,7 +188,7 @@ mod tests {
     fn unreadable_images_may_be_replaced_and_removed() {
         let dir = folder();
         let root = dir.path();
-        let images = Images::open(&recipe(root, 0.1), AHEAD).unwrap();
+        let images = Images::open(&recipe(root, 0.1), AHEAD, &|| ()).unwrap();
         let stage = SeedTree::new(3);
         // One epoch: all three are met.
         let failed = images.training(stage, 0, 18).next().unwrap().unwrap_err().to_string();
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(record.iter().map(|image| image.index).collect::<Vec<_>>(), [3, 4, 15]);
         assert_eq!((record[2].name.as_str(), record[2].label, record[2].bytes), ("b/15.png", 1, 4));
         let start = images.fingerprint().clone();
-        let reopened = |share| Images::reopen(&recipe(root, share), AHEAD, &start, &record);
+        let reopened = |share| Images::reopen(&recipe(root, share), AHEAD, &start, &record, &|| ());
         // Raised: the same images.
         let raised = reopened(0.2).unwrap();
         let expected: Vec<usize> = raised.training(stage, 0, 18).next().unwrap().unwrap().indices;

@@ -34,7 +34,7 @@ pub(crate) struct Found {
 }
 
 /// The samples of a shard in their order, and whether it has the mark of a tar file's end; what is
-/// not a sample is counted.
+/// not a sample is counted. `looked` hears of every member.
 ///
 /// # Errors
 /// If the shard cannot be read, is not a whole tar file, or has an image without a label.
@@ -42,6 +42,7 @@ pub(crate) fn index_shard(
     path: &Path,
     has_names: bool,
     tally: &mut Tally,
+    looked: &dyn Fn(),
 ) -> Result<(Vec<Found>, bool), DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
     let file = File::open(path).map_err(DataError::io(path))?;
@@ -56,6 +57,7 @@ pub(crate) fn index_shard(
     let mut archive = Archive::new(Budgeted { file, left: Rc::clone(&budget) });
     let mut index = Index::new(path, has_names, tally);
     for entry in archive.entries_with_seek().map_err(no_tar)? {
+        looked();
         let mut entry = entry.map_err(no_tar)?;
         let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let (offset, bytes) = (entry.raw_file_position(), entry.size());

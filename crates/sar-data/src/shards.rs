@@ -57,12 +57,22 @@ impl Shards {
         held_out: Option<&[PathBuf]>,
         names: Option<&Path>,
     ) -> Result<Self, DataError> {
+        Self::find(train, held_out, names, &|| ())
+    }
+
+    /// As [`open`](Self::open); `looked` hears of every member.
+    pub(crate) fn find(
+        train: &[PathBuf],
+        held_out: Option<&[PathBuf]>,
+        names: Option<&Path>,
+        looked: &dyn Fn(),
+    ) -> Result<Self, DataError> {
         let names = names.map(read_names).transpose()?;
         let (mut files, mut samples, mut written) = (Vec::new(), Vec::new(), Vec::new());
         let (mut tally, mut notes) = (Tally::default(), Vec::new());
         let mut index = |paths: &[PathBuf], tally: &mut Tally| {
             for path in tar_files(paths, tally)? {
-                let (all, has_end) = index_shard(&path, names.is_some(), tally)?;
+                let (all, has_end) = index_shard(&path, names.is_some(), tally, looked)?;
                 if !has_end {
                     let path = path.display();
                     notes.push(format!("{path}: has no mark of its end and may be cut short"));
@@ -281,6 +291,53 @@ mod tests {
         assert!(error.contains(expected) && error.ends_with("c.tar"), "{error}");
         fs::rename(dir.join("a.tar"), dir.join("{a,b}.tar")).unwrap();
         assert_eq!(levels(&braces("{a,b}.tar").unwrap()), [4]);
+    }
+
+    /// A rank's images come at random from all shards: each is opened for one image, and closed again.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn no_more_shards_are_open_than_threads_read() {
+        use std::collections::BTreeSet;
+
+        use crate::{Augmentation, Crop, DataRecipe, ImageSource, Images, Part, ReadAhead};
+
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().canonicalize().unwrap();
+        let image = png(1);
+        for i in 0..60 {
+            let members: &[(&str, &[u8])] = &[("a.png", &image), ("a.cls", b"0")];
+            fs::write(folder.join(format!("{i:02}.tar")), tar_of(members)).unwrap();
+        }
+        let recipe = DataRecipe {
+            source: ImageSource::Webdataset {
+                shards: vec![folder.clone()],
+                held_out: None,
+                labels: None,
+            },
+            side: 2,
+            crop: Crop::Exact {},
+            augmentation: Augmentation::none(),
+            max_unreadable: 0.0,
+        };
+        let open = || {
+            let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            files
+                .filter_map(|fd| fs::read_link(fd.path()).ok())
+                .filter(|path| path.starts_with(&folder))
+                .count()
+        };
+        let most_open = std::cell::Cell::new(0);
+        let look = || most_open.set(open().max(most_open.get()));
+        let threads = 3;
+        let images = Images::open(&recipe, ReadAhead { threads, batches: 2 }, &look).unwrap();
+        assert_eq!(most_open.get(), 1, "while they are indexed");
+        let part = Part { of: 9, from: 3, to: 6 };
+        let mut read = BTreeSet::new();
+        for batch in images.training_part(sar_core::SeedTree::new(0), part, 0, 3).take(60) {
+            read.extend(batch.unwrap().indices);
+            assert!(open() <= threads, "{} are open", open());
+        }
+        assert!(read.len() > 40, "a third of the positions has come to {} shards", read.len());
     }
 
     #[test]

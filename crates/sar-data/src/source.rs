@@ -65,22 +65,27 @@ pub struct HeldOutFolder {
 impl ImageSource {
     /// Opens the images. Emoji have the side; all others come as they are stored.
     ///
+    /// `looked` hears of every file, line or member that is looked at on the way: of a million, that takes a
+    /// while.
+    ///
     /// # Errors
     /// As [`Emoji::new`], [`ImageFolder::open`], [`ImageList::open`], [`Cifar10::open`] and
     /// [`Shards::open`].
-    pub fn open(&self, side: u32) -> Result<Box<dyn Dataset>, DataError> {
+    pub fn open(&self, side: u32, looked: &dyn Fn()) -> Result<Box<dyn Dataset>, DataError> {
         Ok(match self {
             Self::Emoji {} => Box::new(Emoji::new(side)?),
             Self::Folder { path, held_out } => {
                 let held_out = held_out.as_ref().map(|folder| folder.path.as_path());
-                Box::new(ImageFolder::open(path, held_out)?)
+                Box::new(ImageFolder::find(path, held_out, looked)?)
             }
             Self::List { path, root, held_out, labels } => {
-                Box::new(ImageList::open(path, root, held_out.as_deref(), labels.as_deref())?)
+                let files = [held_out.as_deref(), labels.as_deref()];
+                Box::new(ImageList::find(path, root, files, looked)?)
             }
             Self::Cifar10 { path } => Box::new(Cifar10::open(path)?),
             Self::Webdataset { shards, held_out, labels } => {
-                Box::new(Shards::open(shards, held_out.as_deref(), labels.as_deref())?)
+                let (held_out, labels) = (held_out.as_deref(), labels.as_deref());
+                Box::new(Shards::find(shards, held_out, labels, looked)?)
             }
         })
     }
@@ -134,12 +139,55 @@ mod tests {
         }
     }
 
+    /// Files in class folders and in one folder, lines of a list, members of a shard.
+    #[test]
+    fn who_waits_hears_of_all_that_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: &str| dir.path().join(name);
+        let png = of("flat").join("0.png");
+        std::fs::create_dir_all(of("flat")).unwrap();
+        image::RgbImage::new(2, 2).save(&png).unwrap();
+        for i in 0..12 {
+            let class = of("classes").join(if i % 2 == 0 { "a" } else { "b" });
+            std::fs::create_dir_all(&class).unwrap();
+            std::fs::copy(&png, class.join(format!("{i}.png"))).unwrap();
+            std::fs::copy(&png, of("flat").join(format!("{i}.png"))).unwrap();
+        }
+        let lines = (0..12).map(|i| format!("{i}.png 0\n"));
+        std::fs::write(of("list.txt"), lines.collect::<String>()).unwrap();
+        let mut tar = tar::Builder::new(std::fs::File::create(of("s.tar")).unwrap());
+        for i in 0..12 {
+            tar.append_path_with_name(&png, format!("{i:02}.png")).unwrap();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            tar.append_data(&mut header, format!("{i:02}.cls"), &b"0"[..]).unwrap();
+        }
+        tar.finish().unwrap();
+        let folder = |name| ImageSource::Folder { path: of(name), held_out: None };
+        let list = ImageSource::List {
+            path: of("list.txt"),
+            root: of("flat"),
+            held_out: None,
+            labels: None,
+        };
+        let shards =
+            ImageSource::Webdataset { shards: vec![of("s.tar")], held_out: None, labels: None };
+        for (source, least) in
+            [(folder("classes"), 12), (folder("flat"), 12), (list, 12), (shards, 24)]
+        {
+            let looked = std::cell::Cell::new(0);
+            let opened = source.open(2, &|| looked.set(looked.get() + 1)).unwrap();
+            assert_eq!(opened.len(), 12);
+            assert!((least..=least + 2).contains(&looked.get()), "{source:?}: {}", looked.get());
+        }
+    }
+
     #[test]
     fn opening_gives_images_of_the_side_or_the_reason() {
-        let emoji = ImageSource::Emoji {}.open(16).unwrap();
+        let emoji = ImageSource::Emoji {}.open(16, &|| ()).unwrap();
         assert_eq!(emoji.image(7).unwrap().dimensions(), (16, 16));
         let missing = ImageSource::Folder { path: "no/such/folder".into(), held_out: None };
-        let Err(error) = missing.open(16) else { panic!("opened") };
+        let Err(error) = missing.open(16, &|| ()) else { panic!("opened") };
         assert!(error.to_string().starts_with("no/such/folder: no such folder"), "{error}");
     }
 }

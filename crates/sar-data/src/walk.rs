@@ -66,12 +66,14 @@ pub(crate) struct ImageFile {
 ///
 /// A folder that links lead to more than once is taken once, and a link to a folder that holds
 /// `root` is left out: it would never end. What is not an image is counted by its extension.
+/// `looked` hears of every file.
 pub(crate) fn images_below(
     folder: &Path,
     root: &Path,
     tally: &mut Tally,
+    looked: &dyn Fn(),
 ) -> Result<Vec<ImageFile>, DataError> {
-    let mut walk = Walk { root, seen: HashSet::new(), tally, files: Vec::new() };
+    let mut walk = Walk { root, seen: HashSet::new(), tally, looked, files: Vec::new() };
     walk.visit(folder)?;
     Ok(walk.files)
 }
@@ -80,6 +82,7 @@ struct Walk<'a> {
     root: &'a Path,
     seen: HashSet<PathBuf>,
     tally: &'a mut Tally,
+    looked: &'a dyn Fn(),
     files: Vec<ImageFile>,
 }
 
@@ -92,6 +95,7 @@ impl Walk<'_> {
             return Ok(());
         }
         for Entry { path, is_folder } in entries(folder)? {
+            (self.looked)();
             if is_folder {
                 self.visit(&path)?;
             } else {
@@ -136,6 +140,16 @@ pub(crate) fn below<'a>(path: &'a Path, root: &Path) -> &'a Path {
 mod tests {
     use super::*;
 
+    #[test]
+    fn who_waits_hears_of_every_file() {
+        let dir = tempfile::tempdir().unwrap();
+        ["a/1.png", "a/2.png", "a/3.txt"].iter().for_each(|path| touch(dir.path().join(path)));
+        let looked = std::cell::Cell::new(0);
+        let look = || looked.set(looked.get() + 1);
+        images_below(dir.path(), dir.path(), &mut Tally::default(), &look).unwrap();
+        assert_eq!(looked.get(), 4, "the folder, too");
+    }
+
     fn touch(path: PathBuf) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "x").unwrap();
@@ -143,7 +157,7 @@ mod tests {
 
     fn names(root: &Path) -> (Vec<String>, Vec<String>) {
         let mut tally = Tally::default();
-        let files = images_below(root, root, &mut tally).unwrap();
+        let files = images_below(root, root, &mut tally, &|| ()).unwrap();
         let names = files.iter().map(|file| below(&file.path, root).display().to_string());
         let left_out = tally.finish().iter().map(ToString::to_string).collect();
         (names.collect(), left_out)

@@ -39,7 +39,7 @@ impl ImageSet {
     /// If the side is 0.
     pub fn open(source: &ImageSource, side: u32, max: usize) -> Result<Self, DataError> {
         assert!(side > 0, "squares of 0 px");
-        let dataset: Arc<dyn Dataset> = source.open(side)?.into();
+        let dataset: Arc<dyn Dataset> = source.open(side, &|| ())?.into();
         let is_held_out = dataset.n_train().is_some() || *source == ImageSource::Emoji {};
         let all: Vec<usize> = match is_held_out {
             true => dataset.split().held_out,

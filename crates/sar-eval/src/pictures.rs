@@ -48,7 +48,7 @@ impl Pictures {
     /// If there are none, or the first one cannot be read.
     pub fn folder(path: &Path) -> Result<Self, EvalError> {
         let source = ImageSource::Folder { path: path.into(), held_out: None };
-        let dataset: Arc<dyn Dataset> = source.open(0)?.into();
+        let dataset: Arc<dyn Dataset> = source.open(0, &|| ())?.into();
         let (width, height) = dataset.image(0)?.dimensions();
         let indices: Vec<usize> = (0..dataset.len()).collect();
         let left_out = dataset.left_out().iter().map(|kind| format!("left out {kind}"));

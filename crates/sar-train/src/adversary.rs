@@ -31,6 +31,7 @@ use crate::recipe;
 use crate::stage::Learned;
 use crate::step::{Parts, Terms};
 use crate::tokenizer_loss::{Reconstruction, TokenizerObjective};
+use crate::wire::Wire;
 
 /// A discriminator in training, and what it is trained for.
 pub(crate) struct Adversary<'a, A: AutodiffBackend> {
@@ -94,7 +95,7 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
     pub(crate) fn new(
         recipe: &'a recipe::Adversary,
         tokenizer: &Optimization,
-        group: &'a Group,
+        (group, wire): (&'a Group, Wire),
         seed: SeedTree,
         device: &A::Device,
     ) -> Result<Option<Self>, DiscriminatorConfigError> {
@@ -140,7 +141,7 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
                 lecam: *lecam,
             },
             learner: Learner::new("discriminator", model, layout, &optimization, Precision::F32)
-                .among(group),
+                .among(group, wire),
             group,
             averages: LeCamAverages::new(device),
         }))

@@ -144,8 +144,11 @@ impl Target {
         }
         let ahead = ReadAhead::default();
         let images = match has_data(run) {
-            true => Images::reopen(&recipe.data, ahead, &data_of(run)?, &unreadable_of(run)?)?,
-            false => Images::open(&recipe.data, ahead)?,
+            true => {
+                let (data, unreadable) = (data_of(run)?, unreadable_of(run)?);
+                Images::reopen(&recipe.data, ahead, &data, &unreadable, &|| ())?
+            }
+            false => Images::open(&recipe.data, ahead, &|| ())?,
         };
         Ok(Self { recipe, images, tokenizer, subjects })
     }
@@ -161,7 +164,7 @@ impl Target {
         backbones: Vec<PathBuf>,
         root: Option<String>,
     ) -> Result<Self, TrainError> {
-        let images = Images::open(&recipe.data, ReadAhead::default())?;
+        let images = Images::open(&recipe.data, ReadAhead::default(), &|| ())?;
         let subject = |path: PathBuf| Subject {
             name: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             stage: None,

@@ -70,7 +70,7 @@ impl<'a, A: AutodiffBackend> BackboneStage<'a, A> {
         let optimization = settings.optimization;
         let precision = recipe.backbone.precision;
         let learner = Learner::new(LEARNER, backbone, &sar_model::LAYOUT, optimization, precision);
-        let learner = learner.among(group);
+        let learner = learner.among(group, recipe.exchange.gradients);
         let batches = Batches::new(images, seed, optimization, group);
         Self { recipe, settings, tokenizer, latents, device, workers, seed, batches, learner }
     }

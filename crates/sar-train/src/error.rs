@@ -50,6 +50,9 @@ pub enum TrainError {
         "backbone.precision: this device has no matrix products in {0}; use \"f32\", or another device"
     )]
     Precision(sar_model::Precision),
+    /// The device cannot round to what gradients travel in.
+    #[error("exchange.gradients: this device has no {0}; use \"f32\", or another device")]
+    Wire(crate::wire::Wire),
     /// A random schedule could not be drawn.
     #[error("backbone.schedule: {0}")]
     Schedule(#[from] sar_core::ScheduleError),

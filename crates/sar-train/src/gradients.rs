@@ -8,6 +8,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorPrimitive};
 use sar_kernels::sum_of_squares;
 
+use crate::wire::Wire;
+
 /// One flat gradient per parameter; `None` where no gradient arrived.
 #[derive(Clone, Debug)]
 pub struct Gradients<B: Backend> {
@@ -43,6 +45,21 @@ impl<B: Backend> Gradients<B> {
             (a, b) => a.or(b),
         });
         Self { flat: flat.collect() }
+    }
+
+    /// As [`plus`](Self::plus), for a node of the tree.
+    pub(crate) fn plus_on(self, other: Self, wire: Wire) -> Self {
+        self.plus(other).rounded(wire)
+    }
+
+    /// As they travel.
+    pub(crate) fn rounded(self, wire: Wire) -> Self {
+        match wire {
+            Wire::F32 => self,
+            Wire::Bf16 => {
+                Self { flat: self.flat.into_iter().map(|g| g.map(|g| wire.round(g))).collect() }
+            }
+        }
     }
 
     /// Gradients in visit order, those of some parameters only.

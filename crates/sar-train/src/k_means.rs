@@ -7,18 +7,20 @@ use sar_core::SeedTree;
 use sar_tokenizer::Metric;
 
 const ITERATIONS: usize = 4;
+/// Rows between two signs of life.
+const ROWS_AT_ONCE: usize = 256;
 
 /// `k` vectors that stand for `rows`, `[n, c]` in row-major order: unit vectors for unit vectors where
-/// angles count.
+/// angles count. `alive` is called again and again: thousands of codes take minutes.
 ///
 /// # Panics
 /// If there are no rows.
 pub(crate) fn k_means(
     rows: &[f32],
-    c: usize,
-    k: usize,
+    [c, k]: [usize; 2],
     metric: Metric,
     draws: SeedTree,
+    alive: impl Fn(),
 ) -> Vec<f32> {
     let n = rows.len() / c;
     assert!(n > 0, "k-means of no rows");
@@ -26,6 +28,7 @@ pub(crate) fn k_means(
     let mut centers = row(draws.below(0, n)).to_vec();
     let mut distance: Vec<f64> = (0..n).map(|i| apart(metric, row(i), &centers)).collect();
     for place in 1..k {
+        alive();
         let total: f64 = distance.iter().sum();
         let mut left = f64::from(draws.child("seed").uniform(place as u64)) * total;
         let chosen = distance.iter().position(|d| {
@@ -44,6 +47,9 @@ pub(crate) fn k_means(
         let mut sums = vec![0.0f64; k * c];
         let mut counts = vec![0usize; k];
         for i in 0..n {
+            if i.is_multiple_of(ROWS_AT_ONCE) {
+                alive();
+            }
             let nearest = nearest(metric, row(i), &centers, c);
             counts[nearest] += 1;
             let sum = &mut sums[nearest * c..(nearest + 1) * c];
@@ -99,7 +105,7 @@ mod tests {
         let common = (0..1000).flat_map(|i| at((i % 5) as f32 - 2.0));
         let rare = [89.0, 90.0, 91.0, 199.0, 200.0, 201.0].into_iter().flat_map(at);
         let rows: Vec<f32> = common.chain(rare).collect();
-        let centers = k_means(&rows, 2, 3, Metric::Cosine, SeedTree::new(0));
+        let centers = k_means(&rows, [2, 3], Metric::Cosine, SeedTree::new(0), || ());
         let mut degrees: Vec<f32> =
             centers.chunks(2).map(|c| c[1].atan2(c[0]).to_degrees().rem_euclid(360.0)).collect();
         degrees.iter_mut().for_each(|d| *d = if *d > 350.0 { *d - 360.0 } else { *d });
@@ -114,15 +120,26 @@ mod tests {
     #[test]
     fn more_centers_than_rows_repeat_rows() {
         let rows = [at(0.0), at(90.0)].concat();
-        let centers = k_means(&rows, 2, 5, Metric::Cosine, SeedTree::new(0));
+        let centers = k_means(&rows, [2, 5], Metric::Cosine, SeedTree::new(0), || ());
         assert_eq!(centers.len(), 10);
         assert!(centers.chunks(2).all(|c| (dot(c, c) - 1.0).abs() < 1e-6));
     }
+
+    /// A sign for every seed but the first, and in each iteration one for every 256 rows.
+    #[test]
+    fn who_waits_hears_of_it_all_the_while() {
+        let rows = at(1.0).repeat(600);
+        let signs = std::cell::Cell::new(0);
+        let alive = || signs.set(signs.get() + 1);
+        k_means(&rows, [2, 7], Metric::Cosine, SeedTree::new(0), alive);
+        assert_eq!(signs.get(), 6 + ITERATIONS * 3);
+    }
+
     #[test]
     fn centers_of_distances_are_means() {
         // Two groups on one line through the origin, which an angle cannot tell apart.
         let rows = [[1.0, 1.0], [1.2, 1.2], [9.0, 9.0], [9.4, 9.4]].concat();
-        let mut centers = k_means(&rows, 2, 2, Metric::Euclidean, SeedTree::new(0));
+        let mut centers = k_means(&rows, [2, 2], Metric::Euclidean, SeedTree::new(0), || ());
         centers.sort_by(f32::total_cmp);
         for (found, expected) in centers.iter().zip([1.1, 1.1, 9.2, 9.2]) {
             assert!((found - expected).abs() < 1e-5, "{centers:?}");

@@ -202,6 +202,7 @@ impl LatentCache {
         let (mut starts, mut labels) = (Vec::new(), Vec::with_capacity(n));
         let mut verified = Verified::default();
         for chunk in 0..chunks {
+            group.alive();
             let path = chunk_path(&folder, chunk);
             // What another rank has made is whole; it may be out of sight.
             let of_chunk = match seen.remove(&chunk) {

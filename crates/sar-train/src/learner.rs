@@ -25,6 +25,7 @@ use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::{LrSchedule, WeightDecay};
 use crate::slices::Slices;
 use crate::step::{Accumulated, Terms, partial};
+use crate::wire::Wire;
 
 /// How a stage is optimized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,7 @@ pub struct Learner<A: AutodiffBackend, M: AutodiffModule<A>> {
     loss_scale: Option<LossScale>,
     group: Group,
     slices: Slices,
+    wire: Wire,
     /// Which parameters have moments, with their owners.
     moved: Vec<bool>,
 }
@@ -129,6 +131,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             name,
             group: Group::alone(),
             slices: Slices::new(sizes, 1),
+            wire: Wire::F32,
             moved: vec![false; infos.len()],
             layout,
             names: infos.iter().map(|info| info.name.clone()).collect(),
@@ -141,10 +144,11 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
     }
 
     /// The same learner as one of several: each computes some micro-batches of a step and moves some of
-    /// the parameters, and all end with the weights that one alone ends with.
-    pub fn among(self, group: &Group) -> Self {
+    /// the parameters, and all end with the weights that one alone ends with. Gradients are rounded as they
+    /// travel, by one alone as well.
+    pub fn among(self, group: &Group, wire: Wire) -> Self {
         let sizes = (0..self.names.len()).map(|place| self.slices.size(place)).collect();
-        Self { slices: Slices::new(sizes, group.ranks()), group: group.clone(), ..self }
+        Self { slices: Slices::new(sizes, group.ranks()), group: group.clone(), wire, ..self }
     }
 
     /// The weights.
@@ -215,7 +219,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         settle: impl Fn(P) -> Q + Sync,
         loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
     ) -> Result<Accumulated<A::InnerBackend, O>, ExchangeError> {
-        let (model, factor) = (self.model(), self.loss_factor());
+        let (model, factor) = (self.model(), (self.loss_factor(), self.wire));
         let micro_batches = micro_batches.into();
         let share = micro_batches.share();
         let partial = partial(model, micro_batches, workers, factor, forward, settle, loss);

@@ -15,6 +15,7 @@ pub mod loss_scale;
 pub mod optim;
 mod slices;
 pub mod step;
+pub mod wire;
 
 pub mod tokens;
 

@@ -78,7 +78,7 @@ pub fn plan<A: AutodiffBackend>(
     device: &A::Device,
 ) -> Result<Plan, TrainError> {
     check_precision::<A>(recipe, device)?;
-    let images = Images::open(&recipe.data, ReadAhead::default())?;
+    let images = Images::open(&recipe.data, ReadAhead::default(), &|| ())?;
     let notes = Given::<A::InnerBackend>::load(recipe, images.classes(), device)?.notes;
     Perception::<A>::open(&recipe.tokenizer.loss.perceptual, device)?;
     let classes = images.classes().len();

@@ -120,7 +120,7 @@ impl<B: Backend> Judge<B> {
         alive: impl Fn(),
     ) -> Result<Self, EvalError> {
         let data = &recipe.data;
-        let dataset: Arc<dyn Dataset> = data.source.open(data.side)?.into();
+        let dataset: Arc<dyn Dataset> = data.source.open(data.side, &alive)?.into();
         let mut unreadable: BTreeSet<usize> = unreadable.iter().map(|image| image.index).collect();
         let mut notes = Vec::new();
         loop {

@@ -26,6 +26,7 @@ use crate::learner::Optimization;
 use crate::objective::{BackboneMeasure, Objective, Regularization};
 use crate::schedule::Ramp;
 use crate::validate::validate;
+use crate::wire::ExchangeRecipe;
 use crate::{StageId, TrainError};
 
 /// A whole run: tokenizer, teacher forcing, SAR, evaluation.
@@ -48,6 +49,8 @@ pub struct Recipe {
     pub sar: SarRecipe,
     /// Whether the backbone stages encode images or read latents that were encoded before.
     pub latents: Latents,
+    /// What ranks that train together give each other; it counts on one rank, too.
+    pub exchange: ExchangeRecipe,
     /// What is measured and drawn at the end.
     pub evaluation: EvaluationRecipe,
     /// What is written on the way.

@@ -113,14 +113,16 @@ fn train_together<A: AutodiffBackend>(
         opened = Some(dir);
         Ok(serde_json::to_vec(&known).expect("plain values"))
     })?;
+    // Of a million files that takes minutes, on one machine more than on another.
+    let alive = || group.alive();
     let images = match resume {
         true => {
             let (data, unreadable): (Fingerprint, Vec<UnreadableImage>) =
                 serde_json::from_slice(&known)
                     .map_err(|_| ExchangeError::Unexpected { rank: 0 })?;
-            Images::reopen(&recipe.data, ahead, &data, &unreadable)?
+            Images::reopen(&recipe.data, ahead, &data, &unreadable, &alive)?
         }
-        false => Images::open(&recipe.data, ahead)?,
+        false => Images::open(&recipe.data, ahead, &alive)?,
     };
     let initial = Initial::load(recipe, images.classes(), device)?;
     if !group.is_alone() {
@@ -166,15 +168,18 @@ fn train_together<A: AutodiffBackend>(
     report
 }
 
-/// Whether the device computes in the precision of a recipe.
+/// Whether the device computes in the precisions of a recipe.
 pub(crate) fn check_precision<A: AutodiffBackend>(
     recipe: &Recipe,
     device: &A::Device,
 ) -> Result<(), TrainError> {
-    let precision = recipe.backbone.precision;
-    match precision.is_supported::<A::InnerBackend>(device) {
+    let (precision, wire) = (recipe.backbone.precision, recipe.exchange.gradients);
+    if !precision.is_supported::<A::InnerBackend>(device) {
+        return Err(TrainError::Precision(precision));
+    }
+    match wire.is_supported::<A::InnerBackend>(device) {
         true => Ok(()),
-        false => Err(TrainError::Precision(precision)),
+        false => Err(TrainError::Wire(wire)),
     }
 }
 

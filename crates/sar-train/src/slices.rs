@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
 use crate::step::{Accumulated, Losses, Partial, fold};
+use crate::wire::Wire;
 
 /// Values that an owner exchanges at once, about: 16 MiB.
 const AT_ONCE: usize = 4 << 20;
@@ -92,7 +93,8 @@ impl Slices {
         group: &Group,
         device: &B::Device,
     ) -> Result<Accumulated<B, O>, ExchangeError> {
-        let Partial { gradients, losses, outputs, factor } = partial;
+        let Partial { gradients, losses, outputs, factor, wire } = partial;
+        let add = |left, right| plus(left, right).map(|sum| wire.round(sum));
         let share = outputs.share();
         let (me, ranks) = (group.rank(), group.ranks());
         let nodes_of = |rank: usize| -> Vec<Node> { Share::of_rank(share.of, rank, ranks).nodes() };
@@ -108,7 +110,7 @@ impl Slices {
                 }
                 for place in &round[owner] {
                     for sums in &mut mine {
-                        write(&mut message, sums[*place].take());
+                        write(&mut message, sums[*place].take(), wire);
                     }
                 }
                 message
@@ -124,12 +126,12 @@ impl Slices {
                     for (i, node) in nodes.iter().enumerate() {
                         let value = match rank == me {
                             true => mine[i][place].take(),
-                            false => readers[rank].tensor(self.sizes[place], device)?,
+                            false => readers[rank].tensor(self.sizes[place], wire, device)?,
                         };
-                        sum.push(*node, value, plus);
+                        sum.push(*node, value, add);
                     }
                 }
-                summed[place] = sum.finish(plus).flatten();
+                summed[place] = sum.finish(add).flatten();
             }
             for (rank, reader) in readers.iter().enumerate().filter(|(rank, _)| *rank != me) {
                 reader.is_empty().then_some(()).ok_or(ExchangeError::Unexpected { rank })?;
@@ -291,10 +293,10 @@ fn little(values: &[f32]) -> impl Iterator<Item = u8> {
 }
 
 /// A tensor that need not be there.
-fn write<B: Backend>(message: &mut Vec<u8>, tensor: Option<Tensor<B, 1>>) {
+fn write<B: Backend>(message: &mut Vec<u8>, tensor: Option<Tensor<B, 1>>, wire: Wire) {
     message.push(u8::from(tensor.is_some()));
     if let Some(tensor) = tensor {
-        message.extend(little(&host(tensor)));
+        wire.write(message, &host(tensor));
     }
 }
 
@@ -304,7 +306,7 @@ struct Reader<'b> {
     bytes: &'b [u8],
 }
 
-impl Reader<'_> {
+impl<'b> Reader<'b> {
     fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -316,23 +318,29 @@ impl Reader<'_> {
         Ok(*taken)
     }
 
-    fn floats(&mut self, n: usize) -> Result<Vec<f32>, ExchangeError> {
+    fn part(&mut self, n: usize) -> Result<&'b [u8], ExchangeError> {
         let unexpected = ExchangeError::Unexpected { rank: self.rank };
-        let (taken, left) = self.bytes.split_at_checked(4 * n).ok_or(unexpected)?;
+        let (taken, left) = self.bytes.split_at_checked(n).ok_or(unexpected)?;
         self.bytes = left;
+        Ok(taken)
+    }
+
+    fn floats(&mut self, n: usize) -> Result<Vec<f32>, ExchangeError> {
+        let taken = self.part(4 * n)?;
         Ok(taken.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     fn tensor<B: Backend>(
         &mut self,
         n: usize,
+        wire: Wire,
         device: &B::Device,
     ) -> Result<Option<Tensor<B, 1>>, ExchangeError> {
         let [is_there] = self.take()?;
         if is_there == 0 {
             return Ok(None);
         }
-        Ok(Some(Tensor::from_data(TensorData::new(self.floats(n)?, [n]), device)))
+        Ok(Some(wire.read(self.part(wire.bytes() * n)?, device)))
     }
 }
 
@@ -373,6 +381,14 @@ impl<B: Backend> ModuleMapper<B> for Replace {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use burn_flex::Flex;
+    use sar_core::SeedTree;
+    use sar_exchange::{Exchange, MicroBatches, threads};
+
     use super::*;
 
     #[test]
@@ -395,7 +411,139 @@ mod tests {
     #[test]
     fn what_is_too_short_is_no_tensor() {
         let mut reader = Reader { rank: 3, bytes: &[1, 0, 0] };
-        let read = reader.tensor::<burn_flex::Flex>(1, &Default::default());
+        let read = reader.tensor::<Flex>(1, Wire::F32, &Default::default());
         assert_eq!(read.unwrap_err(), ExchangeError::Unexpected { rank: 3 });
+    }
+
+    const SIZES: [usize; 4] = [5, 3, 11, 1];
+
+    /// The gradients of some micro-batches of a step, of which every third knows nothing of the second
+    /// parameter.
+    fn partial(share: Share, wire: Wire) -> Partial<Flex, ()> {
+        let mut gradients = TreeSum::default();
+        for leaf in share.range() {
+            let draws = SeedTree::new(3).at(leaf as u64);
+            let of = |(place, n): (usize, &usize)| {
+                let values = draws.child("values").at(place as u64).normals(*n);
+                let is_there = place != 1 || !leaf.is_multiple_of(3);
+                is_there.then(|| Tensor::from_floats(&values[..], &Default::default()))
+            };
+            let of_one = Gradients::from_flat(SIZES.iter().enumerate().map(of).collect());
+            gradients.push(Node::leaf(leaf), of_one.rounded(wire), |a, b| a.plus_on(b, wire));
+        }
+        let outputs = MicroBatches::new(vec![(); share.len()], share);
+        Partial { gradients, losses: Vec::new(), outputs, factor: 1.0 / share.of as f64, wire }
+    }
+
+    fn bits(gradients: Gradients<Flex>) -> Vec<Option<Vec<u32>>> {
+        let of = |x: Tensor<Flex, 1>| host(x).into_iter().map(f32::to_bits).collect();
+        gradients.into_flat().into_iter().map(|x| x.map(of)).collect()
+    }
+
+    /// Ranks that count what they send to others.
+    #[derive(Debug)]
+    struct Counted(Group, Arc<AtomicUsize>);
+
+    impl Exchange for Counted {
+        fn rank(&self) -> usize {
+            self.0.rank()
+        }
+
+        fn ranks(&self) -> usize {
+            self.0.ranks()
+        }
+
+        fn all_to_all(&self, messages: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExchangeError> {
+            let others = messages.iter().enumerate().filter(|(to, _)| *to != self.rank());
+            self.1.fetch_add(others.map(|(_, bytes)| bytes.len()).sum(), Ordering::Relaxed);
+            self.0.all_to_all(messages)
+        }
+
+        fn fail(&self, why: &str) {
+            self.0.fail(why);
+        }
+    }
+
+    /// What the owners of all parameters have, and the bytes that were sent for it.
+    fn summed(n: usize, ranks: usize, wire: Wire) -> (Vec<Option<Vec<u32>>>, usize) {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let slices = Slices::new(SIZES.to_vec(), ranks);
+        let one = |group: Group| {
+            let group = Group::new(Counted(group, Arc::clone(&sent)));
+            let sum = slices.sum(partial(group.share(n), wire), &group, &Default::default());
+            bits(sum.unwrap().gradients)
+        };
+        let groups = threads(ranks, Duration::from_secs(60));
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let one = &one;
+            let running: Vec<_> =
+                groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
+            running.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        let of_owner = |place: usize| all[slices.owners[place]][place].clone();
+        ((0..SIZES.len()).map(of_owner).collect(), sent.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn sums_are_the_same_for_any_ranks_however_they_travel() {
+        for n in [1, 2, 3, 5, 8, 13] {
+            let [exact, rounded] = [Wire::F32, Wire::Bf16].map(|wire| {
+                let alone = bits(partial(Share::whole(n), wire).whole().gradients);
+                for ranks in [2, 3, 4, 8] {
+                    let (sums, _) = summed(n, ranks, wire);
+                    assert_eq!(sums, alone, "{n} micro-batches, {ranks} ranks, {wire}");
+                }
+                alone
+            });
+            assert_ne!(exact, rounded, "rounding changes something");
+            for (exact, rounded) in exact.iter().flatten().zip(rounded.iter().flatten()) {
+                for (exact, rounded) in exact.iter().zip(rounded) {
+                    let [exact, rounded] = [exact, rounded].map(|bits| f32::from_bits(*bits));
+                    assert!((exact - rounded).abs() < 0.05, "{exact} {rounded}");
+                }
+            }
+        }
+    }
+
+    /// Each rank sends one sum for all that it does not own.
+    #[test]
+    fn half_precision_sends_half_the_bytes() {
+        for (ranks, micro_batches) in [(2, 2), (2, 8), (4, 4), (8, 16)] {
+            let [f32, bf16] =
+                [Wire::F32, Wire::Bf16].map(|wire| summed(micro_batches, ranks, wire).1);
+            // The second parameter is nowhere in a node that is one of the micro-batches without it.
+            let nodes_without = match micro_batches / ranks {
+                1 => {
+                    let owner = Slices::new(SIZES.to_vec(), ranks).owners[1];
+                    let without = |rank: &usize| *rank != owner && rank.is_multiple_of(3);
+                    (0..ranks).filter(without).count()
+                }
+                _ => 0,
+            };
+            let values: usize = SIZES.iter().sum();
+            let sent = (ranks - 1) * values - SIZES[1] * nodes_without;
+            assert_eq!(f32 - bf16, 2 * sent, "{ranks} ranks");
+        }
+    }
+
+    #[test]
+    fn every_sum_is_rounded_by_hand() {
+        // Both leaves are half way between two neighbors and go down; in f32 their mean is between them, too.
+        let leaf = |x: f32| {
+            let x = Tensor::<Flex, 1>::from_floats([x], &Default::default());
+            Gradients::from_flat(vec![Some(x)])
+        };
+        let x = 1.0 + 2f32.powi(-8);
+        for (wire, mean) in [(Wire::F32, x), (Wire::Bf16, 1.0)] {
+            let mut gradients = TreeSum::default();
+            for place in [0, 1] {
+                let leaf = leaf(x).rounded(wire);
+                gradients.push(Node::leaf(place), leaf, |a, b| a.plus_on(b, wire));
+            }
+            let (share, losses) = (Share::whole(2), Vec::new());
+            let outputs = MicroBatches::new(vec![(); 2], share);
+            let partial = Partial { gradients, losses, outputs, factor: 0.5, wire };
+            assert_eq!(bits(partial.whole().gradients), [Some(vec![mean.to_bits()])]);
+        }
     }
 }

@@ -477,7 +477,7 @@ mod tests {
     fn two_learners_share_a_stage_and_its_checkpoints() {
         let settings = ["sar.optimization.ema=0.5", "log.measure_steps=0"];
         let recipe = Recipe::load("emoji-quick", &settings.map(String::from)).unwrap();
-        let images = Images::open(&recipe.data, ReadAhead::default()).unwrap();
+        let images = Images::open(&recipe.data, ReadAhead::default(), &|| ()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let never = AtomicBool::new(false);
         let whole = run(&folder.path().join("whole"), &recipe, &images, &never).unwrap();

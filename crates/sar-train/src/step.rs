@@ -8,6 +8,7 @@ use sar_exchange::{MicroBatches, Node, TreeSum};
 
 use crate::gradients::Gradients;
 use crate::graphs;
+use crate::wire::Wire;
 
 /// Named values, on the device until somebody reads them.
 pub type Parts<B> = Vec<(&'static str, Tensor<B, 1>)>;
@@ -49,6 +50,8 @@ pub(crate) struct Partial<B: Backend, O> {
     pub(crate) outputs: MicroBatches<O>,
     /// What makes the sum of the gradients of all micro-batches a mean, and undoes the scale of the loss.
     pub(crate) factor: f64,
+    /// What the sums are rounded to.
+    pub(crate) wire: Wire,
 }
 
 /// The values of a micro-batch.
@@ -87,7 +90,7 @@ where
         model,
         micro_batches.into(),
         workers,
-        loss_scale,
+        (loss_scale, Wire::F32),
         |_, input| (input, ()),
         |()| (),
         |differentiable, input, ()| loss(differentiable, input),
@@ -98,8 +101,8 @@ where
 impl<B: Backend, O> Partial<B, O> {
     /// The mean, where all micro-batches are here.
     pub(crate) fn whole(self) -> Accumulated<B, O> {
-        let Self { gradients, losses, outputs, factor } = self;
-        let sum = gradients.finish(Gradients::plus).expect("at least one micro-batch");
+        let Self { gradients, losses, outputs, factor, wire } = self;
+        let sum = gradients.finish(|a, b| a.plus_on(b, wire)).expect("at least one micro-batch");
         let (parts, scales) = fold(losses);
         Accumulated { gradients: sum.times(factor), parts, scales, outputs }
     }
@@ -113,13 +116,15 @@ impl<B: Backend, O> Partial<B, O> {
 /// - `settle` differentiates these;
 /// - `loss` gives the terms out of both.
 ///
+/// Gradients and their sums are rounded as they travel.
+///
 /// # Panics
 /// If `workers` is 0.
 pub(crate) fn partial<A, M, I, S, P, Q, O>(
     model: &M::InnerModule,
     micro_batches: MicroBatches<I>,
     workers: usize,
-    loss_scale: f64,
+    (loss_scale, wire): (f64, Wire),
     forward: impl Fn(&M, I) -> (S, P) + Sync,
     settle: impl Fn(P) -> Q + Sync,
     loss: impl Fn(&M, S, Q) -> (Terms<A>, O) + Sync,
@@ -176,13 +181,14 @@ where
         };
         for (of_one, parts, scales, output) in group {
             let leaf = Node::leaf(share.start + outputs.len());
-            gradients.push(leaf, of_one, Gradients::plus);
+            gradients.push(leaf, of_one.rounded(wire), |a, b| a.plus_on(b, wire));
             losses.push((parts, scales));
             outputs.push(output);
         }
     }
     let outputs = MicroBatches::new(outputs, share);
-    Partial { gradients, losses, outputs, factor: 1.0 / share.of as f64 / loss_scale }
+    let factor = 1.0 / share.of as f64 / loss_scale;
+    Partial { gradients, losses, outputs, factor, wire }
 }
 
 /// The means of the parts of the losses of all micro-batches, and the sums by scale, both in their order.

@@ -4,6 +4,7 @@ use sar_exchange::{ExchangeError, Group};
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::Recipe;
+use crate::wire::Wire;
 use crate::{StageId, TrainError};
 
 /// What has to be the same on all ranks.
@@ -59,6 +60,13 @@ fn host() -> String {
 /// If a step has fewer images than there are ranks.
 pub(crate) fn fits(recipe: &Recipe, ranks: usize) -> Result<Vec<String>, TrainError> {
     let mut notes = Vec::new();
+    let wire = recipe.exchange.gradients;
+    if wire != Wire::F32 {
+        notes.push(format!(
+            "gradients are rounded to {wire} before they are added (exchange.gradients): other \
+             results than in f32, the same for any number of ranks"
+        ));
+    }
     for id in StageId::ALL.into_iter().filter(|id| recipe.steps(*id) > 0) {
         let (optimization, table) = (recipe.optimization(id), id.table());
         let (images, parts) = (optimization.batch_size, optimization.grad_accum_steps);
@@ -120,6 +128,10 @@ mod tests {
             Recipe::load("emoji-quick", &settings).unwrap()
         };
         assert!(fits(&parts(8), 2).unwrap().is_empty());
+        let mut rounded = parts(8);
+        rounded.exchange.gradients = Wire::Bf16;
+        let notes = fits(&rounded, 2).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains("rounded to bf16"), "{notes:?}");
         let notes = fits(&parts(8), 4).unwrap();
         assert_eq!(notes.len(), 1);
         assert!(notes[0].starts_with("tokenizer: 2 of 4 ranks are idle"), "{notes:?}");

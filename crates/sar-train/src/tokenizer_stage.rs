@@ -51,7 +51,8 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
     ) -> Result<Self, TrainError> {
         let TokenizerRecipe { model, optimization, adversary, .. } = &recipe.tokenizer;
         let layout = model.layout();
-        let adversary = Adversary::new(adversary, optimization, group, seed, device)?;
+        let wire = recipe.exchange.gradients;
+        let adversary = Adversary::new(adversary, optimization, (group, wire), seed, device)?;
         let learner = Learner::new("tokenizer", tokenizer, layout, optimization, Precision::F32);
         Ok(Self {
             recipe,
@@ -60,7 +61,7 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
             seed,
             batches: Batches::new(images, seed, optimization, group),
             usage: CodeUsage::new(model.codebook_size, device),
-            learner: learner.among(group),
+            learner: learner.among(group, wire),
             perception,
             adversary,
         })
@@ -94,6 +95,7 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         let mut moments = ColorMoments::default();
         let n_batches = COLORED_IMAGES.div_ceil(batch_size);
         for batch in self.batches.images.training(seed, 0, batch_size).take(n_batches) {
+            self.batches.group.alive();
             moments.add(batch?.tensor::<A::InnerBackend>(self.device));
         }
         Ok(ColorAxes::of_covariance(moments.covariance()))
@@ -204,7 +206,8 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
                 break;
             }
         }
-        let codes = TensorData::new(k_means(&rows, c, v, model.codebook().metric(), seed), [v, c]);
+        let (metric, alive) = (model.codebook().metric(), || self.batches.group.alive());
+        let codes = TensorData::new(k_means(&rows, [c, v], metric, seed, alive), [v, c]);
         let codes = Tensor::from_data(codes, self.device);
         self.learner.begin_with(model.with_codebook(|book| book.with_raw(codes)));
         Ok(())

@@ -18,6 +18,7 @@ use crate::recipe::{
     TokenizerLoss, TokenizerRecipe, TokenizerRegularization,
 };
 use crate::schedule::{Decay, LrSchedule, Ramp, WeightDecay};
+use crate::wire::ExchangeRecipe;
 
 /// A field and what is wrong with it.
 type Problem = (String, String);
@@ -44,6 +45,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         pretrain,
         sar,
         latents,
+        exchange: ExchangeRecipe { gradients: _ },
         evaluation,
         log,
     } = recipe;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
-use sar_exchange::{Group, threads};
+use sar_exchange::{Exchange, ExchangeError, Group, threads};
 use sar_train::event::{Event, Observer, Silent};
 use sar_train::{Execution, Recipe, TrainError, train};
 
@@ -178,13 +179,106 @@ fn a_residual_tokenizer_and_half_precision_do_as_well() {
     assert_any_ranks(&recipe, &[[3, 1]]);
 }
 
+/// All stages, with an adversary; other weights than in single precision.
+#[test]
+fn gradients_in_half_precision_end_with_the_same_weights_on_any_ranks() {
+    let rounded = tiny(&[ADVERSARY, "sar.control=false", "exchange.gradients=bf16"]);
+    assert_any_ranks(&rounded, &[[1, 2], [2, 1], [3, 2], [4, 1], [8, 1]]);
+    let folder = tempfile::tempdir().unwrap();
+    let [ours, exact] = ["bf16", "f32"].map(|gradients| {
+        let dir = folder.path().join(gradients);
+        let setting = format!("exchange.gradients={gradients}");
+        whole([1, 1], &dir, &tiny(&["sar.steps=0", "sar.control=false", &setting]));
+        outcome(&dir)
+    });
+    for name in ["tokenizer.safetensors", "backbone-pretrain.safetensors"] {
+        assert!(ours.contains_key(name), "{:?}", ours.keys());
+        assert!(ours[name] != exact[name], "{name} is rounded");
+    }
+}
+
+/// A rank that counts its signs of life between two exchanges.
+#[derive(Debug)]
+struct Counted {
+    group: Group,
+    since: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Exchange for Counted {
+    fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.group.ranks()
+    }
+
+    fn all_to_all(&self, messages: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExchangeError> {
+        self.since.store(0, Ordering::Relaxed);
+        self.group.all_to_all(messages)
+    }
+
+    fn fail(&self, why: &str) {
+        self.group.fail(why);
+    }
+
+    fn alive(&self) {
+        let signs = self.since.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(signs, Ordering::Relaxed);
+        self.group.alive();
+    }
+}
+
+/// All ranks while they look for the images, the first one while it places the codes.
+#[test]
+fn who_works_long_gives_signs_of_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let image =
+        image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([(16 * x) as u8, (9 * y) as u8, 7]));
+    for i in 0..200 {
+        image.save(images.join(format!("{i}.png"))).unwrap();
+    }
+    let source = format!("data.source={{ kind = \"folder\", path = \"{}\" }}", images.display());
+    let plain =
+        "data.augmentation={ shift = 0.0, scale = [1.0, 1.0], flip = 0.0, flip_except = [] }";
+    let recipe = tiny(&[&source, plain, "tokenizer.model.codebook_size=300", "sar.steps=0"]);
+    let groups = threads(2, Duration::from_secs(300));
+    let one = |group: Group| {
+        let (stop, most) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
+        let since = AtomicUsize::new(0);
+        let group = Group::new(Counted { group, since, most: Arc::clone(&most) });
+        let dir = folder.path().join("run");
+        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
+        // At the first step there was nothing but the images and the codes.
+        let mut observer = StopAfter { left: AtomicUsize::new(1), stop: &stop };
+        let outcome =
+            train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer);
+        assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
+        most.load(Ordering::Relaxed)
+    };
+    let signs: Vec<usize> = std::thread::scope(|scope| {
+        let one = &one;
+        let running: Vec<_> =
+            groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
+        running.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(signs[0] >= 299 && (200..299).contains(&signs[1]), "{signs:?}");
+}
+
 /// Each piece is stopped by another rank after another number of steps.
 #[test]
 fn a_run_goes_on_with_any_number_of_ranks() {
+    assert_goes_on(&tiny(&[ADVERSARY]), 5);
+    assert_goes_on(&tiny(&["sar.control=false", "exchange.gradients=bf16"]), 4);
+}
+
+fn assert_goes_on(recipe: &Recipe, least_stops: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = tiny(&[ADVERSARY]);
     let alone = folder.path().join("alone");
-    whole([1, 2], &alone, &recipe);
+    whole([1, 2], &alone, recipe);
     let pieces = folder.path().join("pieces");
     let kinds = [(4, 3, 1), (2, 1, 1), (3, 0, 2), (1, 0, 1), (4, 2, 3), (3, 2, 2)];
     let mut stops = 0;
@@ -206,7 +300,7 @@ fn a_run_goes_on_with_any_number_of_ranks() {
         }
         stops += 1;
     }
-    assert!(stops >= 5, "{stops} stops");
+    assert!(stops >= least_stops, "{stops} stops");
     assert_same(&pieces, &outcome(&alone), "pieces");
 }
 

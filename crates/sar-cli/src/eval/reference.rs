@@ -100,7 +100,7 @@ enum Kind {
 }
 
 fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Opened> {
-    let dataset: Arc<dyn Dataset> = source.open(size[0] as u32)?.into();
+    let dataset: Arc<dyn Dataset> = source.open(size[0] as u32, &|| ())?.into();
     dataset.notes().iter().for_each(|note| eprintln!("{note}"));
     let all: Vec<usize> = (0..dataset.len()).collect();
     let labels: Vec<usize> = all.iter().map(|i| dataset.label(*i)).collect();

@@ -23,7 +23,7 @@ fn emoji_are_what_they_were_before_they_were_cropped_and_read_ahead() {
         flip_except: vec!["Symbols".into(), "Flags".into()],
     };
     let recipe = DataRecipe { augmentation, ..recipe(Crop::AdmCenter {}, 32, 0.0) };
-    let images = Images::open(&recipe, AHEAD).unwrap();
+    let images = Images::open(&recipe, AHEAD, &|| ()).unwrap();
     let stage = SeedTree::new(0).child("tokenizer");
     let emoji = crate::Emoji::new(32).unwrap();
     let train = Split::every_tenth(emoji.len()).train;
@@ -205,5 +205,5 @@ fn what_no_run_can_start_with_is_refused() {
     let error = Images::from_dataset(memory, &recipe, AHEAD).err().unwrap().to_string();
     assert!(error.starts_with("image ") && error.contains("is 2x2 px, not 3x3 as data.side"));
     let zero = DataRecipe { side: 0, ..recipe };
-    assert!(Images::open(&zero, AHEAD).err().unwrap().to_string().contains("data.side: 0"));
+    assert!(Images::open(&zero, AHEAD, &|| ()).err().unwrap().to_string().contains("data.side: 0"));
 }

@@ -163,10 +163,15 @@ fn the_gradient_of_all_losses_is_the_change_of_their_total() {
     let group = Group::alone();
     let recipe = recipe(0.8, false);
     let seed = SeedTree::new(3);
-    let adversary =
-        Adversary::<A>::new(&recipe, &optimization(), &group, seed, &Default::default())
-            .unwrap()
-            .unwrap();
+    let adversary = Adversary::<A>::new(
+        &recipe,
+        &optimization(),
+        (&group, Wire::F32),
+        seed,
+        &Default::default(),
+    )
+    .unwrap()
+    .unwrap();
     let (_, gradient) = step(tokenizer(), &adversary, (100, 0.5));
     let square = f64::from(gradient.clone().square().sum().into_scalar());
     let by = 1e-3 / gradient.clone().abs().max().into_scalar();
@@ -187,7 +192,9 @@ fn the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike() {
         let recipe = recipe(weight, adaptive);
         let device = Default::default();
         let adversary =
-            Adversary::<A>::new(&recipe, &optimization(), &group, seed, &device).unwrap().unwrap();
+            Adversary::<A>::new(&recipe, &optimization(), (&group, Wire::F32), seed, &device)
+                .unwrap()
+                .unwrap();
         step(tokenizer(), &adversary, (at, 0.0))
     };
     let (_, images) = at(0.0, false, 100);
@@ -215,9 +222,15 @@ fn a_discriminator_learns() {
     let recipe = recipe(1.0, true);
     let device = Default::default();
     let new = || {
-        Adversary::<A>::new(&recipe, &optimization(), &group, SeedTree::new(3), &device)
-            .unwrap()
-            .unwrap()
+        Adversary::<A>::new(
+            &recipe,
+            &optimization(),
+            (&group, Wire::F32),
+            SeedTree::new(3),
+            &device,
+        )
+        .unwrap()
+        .unwrap()
     };
     let mut adversary = new();
     assert!(adversary.judge(9).is_none() && adversary.judge(10).is_some());
