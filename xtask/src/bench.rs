@@ -1,11 +1,13 @@
 //! `bench`: the criterion benches of the package `sar-bench` and their results as a file (with
 //! arguments, criterion's, no file), or with `--against-pytorch` its pieces of work next to PyTorch
-//! doing the same, with `--gpu` that on a GPU, or with `--scaling` how time and memory grow.
+//! doing the same, with `--gpu` that on a GPU, with `--scaling` how time and memory grow, or with `--ranks` what
+//! a step on many ranks would take.
 
 mod cpu;
 mod criterion;
 mod gpu;
 mod paired;
+mod ranks;
 mod scaling;
 mod table;
 mod worker;
@@ -25,6 +27,10 @@ pub(crate) fn run(_verb: &str, args: &[OsString]) -> Outcome {
         Some((first, rest)) if first == "--scaling" => {
             cargo::takes_no_arguments("bench --scaling", rest)?;
             scaling::run()
+        }
+        Some((first, rest)) if first == "--ranks" => {
+            cargo::takes_no_arguments("bench --ranks", rest)?;
+            ranks::run()
         }
         None => criterion::run(&mut command(args)),
         Some(_) => cargo::finish_as(&mut command(args)),

@@ -41,7 +41,7 @@ const VERBS: [Verb; 19] = [
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },
     Verb { name: "test", about: "run all tests, or with --device the laws of one backend, with --matrix in all its builds; takes cargo test's arguments", run: test::run },
-    Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, or --scaling", run: bench::run },
+    Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, --scaling, or --ranks", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
     Verb { name: "licenses", about: "check the licenses and sources of all dependencies", run: licenses::run },
     Verb { name: "links", about: "check the links of all Markdown files, and that the book has every chapter", run: links::run },
