@@ -29,7 +29,7 @@ struct Way {
 #[rustfmt::skip]
 const WAYS: [Way; 4] = [
     Way { name: "as it is", gradient: 4.0, owners: Owners::Whole, host: true },
-    Way { name: "gradients in bf16", gradient: 2.0, owners: Owners::Whole, host: true },
+    Way { name: "gradients in bf16, rounding not counted", gradient: 2.0, owners: Owners::Whole, host: true },
     Way { name: "if parameters were cut into equal pieces", gradient: 4.0, owners: Owners::Pieces, host: true },
     Way { name: "if pieces went from device to device", gradient: 4.0, owners: Owners::Pieces, host: false },
 ];
@@ -250,7 +250,7 @@ fn markdown(given: &Given, rows: &[Row], date: &str) -> String {
         }
     }
     for (computer, Computer { name, is_assumed, .. }) in given.computers.iter().enumerate() {
-        let basis = if *is_assumed { "ASSUMED" } else { "measured" };
+        let basis = if *is_assumed { "ASSUMED" } else { "from measured times" };
         for (way, Way { name: way_name, .. }) in WAYS.iter().enumerate() {
             let _ = write!(
                 text,
