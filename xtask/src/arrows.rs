@@ -51,6 +51,7 @@ const PROGRAMS: &[&str] = &[
     "sar-train",
     "sar-parity",
     "sar-selfcheck",
+    "sar-request",
     "sar-serve",
     "sar-memory",
     "sar-emoji-weights",
@@ -84,11 +85,13 @@ const TABLE: &[Row] = &[
     Row { package: "sar-train", ours: LIBRARIES.split_at(17).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
-    Row { package: "sar-serve", ours: &["sar-core", "sar-model", "sar-rollout", "sar-data", "sar-pipeline"], burn: Burn::Generic },
+    Row { package: "sar-request", ours: &["sar-core", "sar-model", "sar-rollout", "sar-pipeline"], burn: Burn::Generic },
+    Row { package: "sar-serve", ours: &["sar-data", "sar-pipeline", "sar-request"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
     Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },
     // A setting of the process: for programs alone.
     Row { package: "sar-memory", ours: &[], burn: Burn::None },
+    Row { package: "sar-web", ours: PROGRAMS, burn: Burn::Backends },
     Row { package: "sar-cli", ours: PROGRAMS, burn: Burn::Backends },
     Row { package: "sar-bench", ours: PROGRAMS, burn: Burn::Backends },
     Row { package: "xtask", ours: &[], burn: Burn::None },

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
-use crate::{arrows, licenses, links, package, test};
+use crate::{arrows, licenses, links, package, test, web};
 
 struct Step {
     name: &'static str,
@@ -64,6 +64,7 @@ fn steps() -> Result<Vec<Step>, Failure> {
         Step { name: "hub", work: Cargo(words(HUB)) },
         Step { name: "ranks", work: ranks() },
         Step { name: "cuda", work: Cargo(cuda()) },
+        Step { name: "wasm", work: wasm() },
         Step { name: "wgpu", work: wgpu()? },
     ])
 }
@@ -90,6 +91,14 @@ fn cuda() -> Command {
     command.args(["--package", "sar-bench", "--bin", "work"]);
     Device::find("cuda").expect("known").select(&mut command);
     command
+}
+
+/// What runs in a browser is compiled only, where there is a standard library for it.
+fn wasm() -> Work {
+    match web::has_target() {
+        true => Work::Cargo(web::cargo_of("check")),
+        false => Work::Skipped(web::NO_TARGET),
+    }
 }
 
 /// The laws that a software driver is fast enough for.

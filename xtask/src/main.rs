@@ -13,6 +13,7 @@ mod package;
 mod ranks;
 mod sar;
 mod test;
+mod web;
 
 use std::env;
 use std::ffi::OsString;
@@ -27,7 +28,7 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 19] = [
+const VERBS: [Verb; 20] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::train },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
@@ -37,6 +38,7 @@ const VERBS: [Verb; 19] = [
     Verb { name: "analyze", about: "measure how a run's weights behave at every scale, before, during and after SAR", run: sar::forward },
     Verb { name: "edit", about: "draw parts of an image anew", run: sar::forward },
     Verb { name: "serve", about: "open a page to sample, edit and watch runs in a browser", run: sar::forward },
+    Verb { name: "web", about: "put the page with the model in WebAssembly into a folder of static files: --out DIR", run: web::run },
     Verb { name: "convert", about: "convert weights between .pth, safetensors and a run's own files", run: sar::forward },
     Verb { name: "inspect", about: "say what a file of weights, a recipe or a run directory is", run: sar::forward },
     Verb { name: "parity", about: "compare with the golden tensors of a case folder", run: sar::forward },

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::Precision;
-use sar_rollout::{KeptTokens, Request as Generation, Sampler, generate_watched};
+use sar_rollout::{KeptTokens, Request as Generation, Sampler, generate, generate_watched};
 use sar_weights::WeightsFile;
 
 use crate::recognize::Known;
@@ -254,6 +254,16 @@ impl<B: Backend> Pipeline<B> {
         seen: impl FnMut(usize, &dyn Fn() -> Vec<RgbImage>) -> ControlFlow<()>,
     ) {
         self.generate_previews(request, None, seen);
+    }
+
+    /// The tokens of each image of a request, coarse to fine: what two machines that draw the same have in common,
+    /// where pixels differ by rounding.
+    pub fn tokens(&self, request: &Request) -> Vec<Vec<u32>> {
+        let Request { labels, streams, scales, sampler } = request;
+        let (model, tokenizer) = (&self.backbone.model, &self.tokenizer.model);
+        let generated = generate(model, tokenizer, labels, scales, *sampler, streams, &self.device);
+        let tokens: Vec<u32> = generated.tokens_bl().into_data().convert::<u32>().iter().collect();
+        tokens.chunks(scales.n_tokens()).map(<[u32]>::to_vec).collect()
     }
 
     /// The images of a request, with tokens that may be kept.

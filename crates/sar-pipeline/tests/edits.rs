@@ -9,7 +9,7 @@ use sar_core::{FirstScale, ScaleSchedule, ScaleSize, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneShape, Init, PositionsConfig};
 use sar_pipeline::{
     EditSettings, Mask, Part, Pipeline, Request as Sampling, RgbImage, TrainedBackbone,
-    TrainedTokenizer,
+    TrainedTokenizer, to_images,
 };
 use sar_rollout::{
     Choice, Guidance, KeptTokens, Region, Request, Sampler, generate, generate_watched,
@@ -233,8 +233,8 @@ fn a_coarse_first_scale_keeps_tokens_and_draws_the_others_around_them() {
 }
 
 #[test]
-fn previews_end_with_the_image() {
-    let Models { scales, pipeline, .. } = var();
+fn previews_end_with_the_image_of_the_tokens() {
+    let Models { tokenizer, scales, pipeline, .. } = var();
     let request = Sampling {
         labels: vec![0, 3],
         streams: vec![SeedTree::new(1), SeedTree::new(2)],
@@ -249,6 +249,14 @@ fn previews_end_with_the_image() {
     });
     assert_eq!(previews.len(), scales.len());
     assert_eq!(previews[3], pipeline.sample(&request));
+
+    let tokens = pipeline.tokens(&request);
+    assert_eq!(tokens.len(), 2);
+    let flat: Vec<i64> = tokens.concat().into_iter().map(i64::from).collect();
+    let flat = TensorData::new(flat, [2, scales.n_tokens()]);
+    let tokens_bl = Tensor::<B, 2, Int>::from_data(flat, &Default::default());
+    let canvas_bchw = tokenizer.canvases(tokens_bl, &scales).remove(3);
+    assert_eq!(to_images(tokenizer.decode(canvas_bchw)), pipeline.sample(&request));
 
     // Whoever has seen enough stops the work.
     let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-// Talking to the server, and making elements.
+// Asking a server, making elements, and what tabs have in common.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -50,46 +50,6 @@ export function say(text) {
 
 /** A sentence for screen readers. */
 export const tell = (text) => ($("status").textContent = text);
-
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-
-/**
- * Follows a job to its end. Scales come at a pace that eyes can follow.
- * `seen` has queued(n), begins(facts), scale(k, of, urls).
- * Returns the addresses of the pictures, or null when it was canceled.
- */
-export function follow(id, seen) {
-  return new Promise((resolve, reject) => {
-    const events = new EventSource(`/api/jobs/${id}/events`);
-    let shown = Promise.resolve();
-    let ended = false;
-    const then = (work) => (shown = shown.then(work));
-    const end = (work) => {
-      ended = true;
-      events.close();
-      then(work);
-    };
-    const on = (name, handle) =>
-      events.addEventListener(name, (event) => handle(JSON.parse(event.data)));
-    on("queued", ({ ahead }) => then(() => seen.queued?.(ahead)));
-    on("begins", (facts) => then(() => seen.begins?.(facts)));
-    on("scale", ({ scale, of, pictures }) =>
-      then(async () => {
-        seen.scale?.(scale, of, pictures.map((png) => `data:image/png;base64,${png}`));
-        if (!calm.matches && scale < of) await pause(110);
-      }));
-    on("done", ({ pictures }) => end(() => resolve(pictures)));
-    on("canceled", () => end(() => resolve(null)));
-    on("failed", ({ error }) => end(() => reject(new Error(error))));
-    events.addEventListener("error", () => {
-      if (!ended && events.readyState === EventSource.CLOSED) {
-        ended = true;
-        then(() => reject(new Error("The server does not know the job any more.")));
-      }
-    });
-  });
-}
 
 /** Squares that grow as the scales do. */
 export function ladder(element, scales) {

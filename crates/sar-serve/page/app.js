@@ -1,15 +1,16 @@
 // The page: tabs, and the model that all of them are about.
 
-import { $, ask, say } from "./api.js";
+import { $, say } from "./api.js";
+import { model as know } from "./backend.js";
 import { startSample } from "./sample.js";
 import { startEdit } from "./edit.js";
 import { startRuns } from "./runs.js";
 
-const NAMES = ["sample", "edit", "runs"];
+let names = ["sample", "edit", "runs"];
 const listeners = {};
 
 function show(name, focus = false) {
-  for (const other of NAMES) {
+  for (const other of names) {
     const tab = $(`tab-${other}`);
     const on = other === name;
     tab.setAttribute("aria-selected", on);
@@ -22,25 +23,30 @@ function show(name, focus = false) {
 }
 
 function startTabs() {
-  NAMES.forEach((name, i) => {
+  names.forEach((name, i) => {
     const tab = $(`tab-${name}`);
     tab.addEventListener("click", () => show(name));
     tab.addEventListener("keydown", (event) => {
-      const steps = { ArrowRight: 1, ArrowLeft: NAMES.length - 1 };
-      const to = { Home: 0, End: NAMES.length - 1 }[event.key] ??
-        (event.key in steps ? (i + steps[event.key]) % NAMES.length : null);
+      const steps = { ArrowRight: 1, ArrowLeft: names.length - 1 };
+      const to = { Home: 0, End: names.length - 1 }[event.key] ??
+        (event.key in steps ? (i + steps[event.key]) % names.length : null);
       if (to == null) return;
       event.preventDefault();
-      show(NAMES[to], true);
+      show(names[to], true);
     });
   });
-  const named = () => NAMES.find((name) => location.hash === `#${name}`);
+  const named = () => names.find((name) => location.hash === `#${name}`);
   addEventListener("hashchange", () => named() && show(named()));
   show(named() ?? "sample");
 }
 
 try {
-  const { answer: model } = await ask("/api/model");
+  const model = await know();
+  if (model.runs == null) {
+    // Nobody trains here.
+    names = names.filter((name) => name !== "runs");
+    $("tab-runs").remove();
+  }
   const family = model.family.startsWith("var") ? "VAR" : "FlexVAR";
   $("model").textContent =
     `${family} · ${model.classes.length} classes · ${model.width} px · scales ${model.scales.replaceAll("_", " ")}`;

@@ -1,6 +1,8 @@
 // The tab Edit: a picture, a mask, and what is drawn anew.
 
-import { $, anySeed, ask, climb, follow, ladder, make, numberOf, picture, say, send, tell } from "./api.js";
+import { $, anySeed, climb, ladder, make, numberOf, picture, say, tell } from "./api.js";
+import { cancel, leave } from "./backend.js";
+import { draw as drawn } from "./jobs.js";
 
 const LONGEST = 1024;
 const MOST_UNDO = 30;
@@ -263,14 +265,15 @@ export function startEdit(model) {
     busy(true);
     try {
       const edit = request();
-      const job = await send("/api/edit", edit);
-      running = job.id;
-      setWipe(0);
-      chosen = 0;
       let all = 0;
-      $("result-actions").hidden = true;
-      tell("Drawing");
-      const urls = await follow(job.id, {
+      const urls = await drawn("edit", edit, {
+        job({ id }) {
+          running = id;
+          setWipe(0);
+          chosen = 0;
+          $("result-actions").hidden = true;
+          tell("Drawing");
+        },
         queued: (ahead) => ahead && ($("edit-caption").textContent = `${ahead} before it`),
         begins({ scales, before, notes, width, height }) {
           all = scales.split("_").length;
@@ -313,10 +316,10 @@ export function startEdit(model) {
     draw();
   });
   $("edit-cancel").addEventListener("click", () => {
-    if (running) ask(`/api/jobs/${running}`, { method: "DELETE" }).catch((error) => say(error.message));
+    if (running) Promise.resolve(cancel(running)).catch((error) => say(error.message));
   });
   addEventListener("pagehide", () => {
-    if (running) fetch(`/api/jobs/${running}`, { method: "DELETE", keepalive: true });
+    if (running) leave(running);
   });
   $("go-on").addEventListener("click", () => load(blobs[chosen], "the result"));
   showMode();

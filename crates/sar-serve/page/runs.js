@@ -106,7 +106,7 @@ export function startRuns(model) {
       }
       asked.delete(run.name);
       try {
-        await send(`/api/runs/${encodeURIComponent(run.name)}/stop`, {});
+        await send(`api/runs/${encodeURIComponent(run.name)}/stop`, {});
         tell("The run writes a checkpoint and stops");
         refresh();
       } catch (error) {
@@ -207,7 +207,7 @@ export function startRuns(model) {
   async function load(name) {
     const before = known.get(name);
     const headers = before?.etag ? { "If-None-Match": before.etag } : {};
-    const answer = await ask(`/api/runs/${encodeURIComponent(name)}`, { headers });
+    const answer = await ask(`api/runs/${encodeURIComponent(name)}`, { headers });
     if (answer) known.set(name, answer);
     return answer != null;
   }
@@ -216,7 +216,7 @@ export function startRuns(model) {
     if (busy) return;
     busy = true;
     try {
-      ({ answer: { runs, cut } } = await ask("/api/runs"));
+      ({ answer: { runs, cut } } = await ask("api/runs"));
       if (!runs.some(({ name }) => name === first)) first = runs[0]?.name ?? null;
       if (second === first || !runs.some(({ name }) => name === second)) second = null;
       list();

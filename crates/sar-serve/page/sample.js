@@ -1,6 +1,8 @@
 // The tab Sample.
 
-import { $, anySeed, ask, climb, follow, ladder, make, numberOf, picture, say, send, tell } from "./api.js";
+import { $, anySeed, climb, ladder, make, numberOf, picture, say, tell } from "./api.js";
+import { cancel, leave } from "./backend.js";
+import { draw as drawn } from "./jobs.js";
 
 const MANY = 24;
 const MOST_CHIPS = 60;
@@ -165,13 +167,14 @@ export function startSample(model, edit) {
     $("command").hidden = true;
     tell(`Drawing ${said.count} of ${named}`);
     try {
-      const job = await send("/api/sample", {
-        ...said,
-        // An index whatever the names are: some are numbers.
-        class: said.class == null ? null : `#${said.class}`,
-      });
-      running = job.id;
-      const urls = await follow(job.id, {
+      // An index whatever the names are: some are numbers.
+      const request = { ...said, class: said.class == null ? null : `#${said.class}` };
+      let job;
+      const urls = await drawn("sample", request, {
+        job(accepted) {
+          job = accepted;
+          running = job.id;
+        },
         queued: (ahead) => ahead && ($("caption").textContent = `${ahead} before it`),
         begins({ scales, height, width }) {
           $("caption").textContent = describe(said);
@@ -212,11 +215,11 @@ export function startSample(model, edit) {
     draw();
   });
   $("cancel").addEventListener("click", () => {
-    if (running) ask(`/api/jobs/${running}`, { method: "DELETE" }).catch((error) => say(error.message));
+    if (running) Promise.resolve(cancel(running)).catch((error) => say(error.message));
   });
   // Whoever leaves wants no more.
   addEventListener("pagehide", () => {
-    if (running) fetch(`/api/jobs/${running}`, { method: "DELETE", keepalive: true });
+    if (running) leave(running);
   });
   $("copy").addEventListener("click", async () => {
     try {

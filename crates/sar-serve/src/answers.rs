@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use sar_pipeline::PipelineError;
+use sar_request::Refused;
 use serde_json::json;
 
 /// A request that is not carried out, and why in one sentence.
@@ -34,9 +34,9 @@ impl Refusal {
     }
 }
 
-impl From<PipelineError> for Refusal {
-    fn from(error: PipelineError) -> Self {
-        Self::bad(error.to_string())
+impl From<Refused> for Refusal {
+    fn from(Refused(why): Refused) -> Self {
+        Self::bad(why)
     }
 }
 

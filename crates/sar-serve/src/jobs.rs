@@ -7,12 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use sar_request::Work;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::Limits;
 use crate::answers::Refusal;
-use crate::engine::Work;
 
 /// What a job has come to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -332,10 +332,10 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use sar_core::ScaleSchedule;
+    use sar_request::What;
     use sar_rollout::{Choice, Guidance, Sampler};
 
     use super::*;
-    use crate::engine::What;
 
     fn work() -> Work {
         let sampler = Sampler { guidance: Guidance::Ramp { scale: 1.0 }, choice: Choice::Argmax };

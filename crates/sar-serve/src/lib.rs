@@ -11,9 +11,6 @@
 
 mod settings;
 
-mod engine;
-mod request;
-
 mod jobs;
 mod worker;
 

@@ -12,6 +12,8 @@ pub(crate) const FILES: &[File] = &[
     ("/icon.svg", "image/svg+xml", include_str!("../page/icon.svg")),
     ("/app.js", SCRIPT, include_str!("../page/app.js")),
     ("/api.js", SCRIPT, include_str!("../page/api.js")),
+    ("/backend.js", SCRIPT, include_str!("../page/backend.js")),
+    ("/jobs.js", SCRIPT, include_str!("../page/jobs.js")),
     ("/sample.js", SCRIPT, include_str!("../page/sample.js")),
     ("/edit.js", SCRIPT, include_str!("../page/edit.js")),
     ("/runs.js", SCRIPT, include_str!("../page/runs.js")),

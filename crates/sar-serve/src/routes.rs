@@ -14,7 +14,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use futures_util::stream::{self, Stream};
-use sar_pipeline::{JobOrigin, MadeWith, Origin};
+use sar_data::decode_image;
+use sar_pipeline::MadeWith;
+use sar_request::{EditRequest, Engine, SampleRequest, Work, parse};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
@@ -22,17 +24,13 @@ use tokio::time::timeout;
 
 use crate::Limits;
 use crate::answers::Refusal;
-use crate::engine::{Engine, What, Work};
 use crate::guard::{Guard, guard};
 use crate::jobs::{Job, Jobs, Status, Watcher};
 use crate::page::FILES;
-use crate::request::{EditRequest, SampleRequest, parse};
 use crate::runs;
 
 /// The longest request without a picture, in bytes.
 const SMALL_BODY: usize = 1 << 16;
-/// What `sar sample` draws together if nothing else is said.
-const BATCH: usize = 16;
 /// Pictures of runs that are sent at the same time: they can be large.
 pub(crate) const MOST_SENT: usize = 8;
 /// Bytes of them that are handed on together.
@@ -118,10 +116,7 @@ async fn open_api() -> impl IntoResponse {
 
 async fn model(State(app): Shared) -> Json<Value> {
     let mut about = app.about.clone();
-    let Limits { count, pixels, tokens, sent_pixels, .. } = app.limits;
-    about["limits"] = json!({
-        "count": count, "pixels": pixels, "tokens": tokens, "sent_pixels": sent_pixels,
-    });
+    about["limits"] = json!(app.limits.bounds());
     about["runs"] = app.runs.is_some().into();
     Json(about)
 }
@@ -188,28 +183,10 @@ impl App {
 async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusal> {
     let body = body(request, SMALL_BODY, app.limits.patience).await?;
     let request: SampleRequest = parse(&body)?;
-    let mut work = app.ask(|engine| request.work(engine, &app.limits))?;
-    let mut command = String::new();
-    if let What::Sample { label, seed, scales, sampler } = &work.what {
-        let classes = app.about["classes"].as_array().map_or(&[][..], Vec::as_slice);
-        let classes: Vec<String> =
-            classes.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        command = request.command(&app.command, *label, &classes);
-        work.origin = app.made_with.clone().map(|made_with| Origin {
-            job: JobOrigin {
-                sar: env!("CARGO_PKG_VERSION").into(),
-                seed: *seed,
-                n: work.count,
-                batch: work.count.max(BATCH),
-                scales: scales.clone(),
-                sampler: *sampler,
-                made_with,
-            },
-            label: *label,
-            class: classes.get(*label).cloned(),
-            number: 0,
-        });
-    }
+    let (work, command) = app.ask(|engine| {
+        let work = request.work(engine, &app.limits.bounds(), app.made_with.clone())?;
+        Ok::<_, Refusal>((work, request.command(&app.command, engine)?))
+    })?;
     app.accept(json!({ "kind": "sample", "request": request, "command": command }), work)
 }
 
@@ -225,11 +202,11 @@ async fn edit(State(app): Shared, request: Request) -> Result<Response, Refusal>
         // Kept to the end of the work, whether or not the client waits for it.
         let _turn = turn;
         let request: EditRequest = parse(&body)?;
-        let pictures = request.decoded(&limits)?;
+        let pictures = request.decoded(&limits.bounds(), decode_image)?;
         Ok((request, pictures))
     })
     .await?;
-    let work = app.ask(|engine| request.work(engine, &limits, pictures))?;
+    let work = app.ask(|engine| request.work(engine, &limits.bounds(), pictures))?;
     app.accept(json!({ "kind": "edit", "request": request.shown() }), work)
 }
 

@@ -11,9 +11,9 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use sar_pipeline::Pipeline;
+use sar_request::Engine;
 use tokio::sync::Semaphore;
 
-use crate::engine::Engine;
 use crate::guard::Guard;
 use crate::jobs::Jobs;
 use crate::routes::{App, MOST_SENT, router};

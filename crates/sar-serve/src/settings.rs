@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sar_pipeline::MadeWith;
+use sar_request::Bounds;
 
 /// The shortest token: long enough that nobody guesses it.
 const SHORTEST_TOKEN: usize = 16;
@@ -71,13 +72,13 @@ impl Default for Settings {
 
 impl Default for Limits {
     fn default() -> Self {
+        let Bounds { count, pixels, tokens, sent_pixels } = Bounds::default();
         Self {
             queue: 16,
-            // As many as `sar sample` draws together: the same pictures to the bit.
-            count: 16,
-            pixels: 1 << 20,
-            tokens: 1 << 14,
-            sent_pixels: 1 << 21,
+            count,
+            pixels,
+            tokens,
+            sent_pixels,
             body: 12 << 20,
             kept: 256,
             kept_bytes: 64 << 20,
@@ -85,6 +86,14 @@ impl Default for Limits {
             patience: Duration::from_secs(15),
             unwatched: Duration::from_secs(5),
         }
+    }
+}
+
+impl Limits {
+    /// Of one request.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let Self { count, pixels, tokens, sent_pixels, .. } = *self;
+        Bounds { count, pixels, tokens, sent_pixels }
     }
 }
 

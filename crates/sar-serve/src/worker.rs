@@ -7,11 +7,11 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use sar_pipeline::{Origin, PipelineError, RgbImage, to_png};
+use sar_pipeline::PipelineError;
+use sar_request::{Engine, Told, Work};
 use serde_json::json;
 
 use crate::Limits;
-use crate::engine::{Engine, Seen, Work};
 use crate::jobs::{Job, Jobs, Status};
 
 /// Draws one job after the other until the server ends.
@@ -45,57 +45,33 @@ fn draw(
     engine: &dyn Engine,
     limits: &Limits,
 ) -> Result<Status, PipelineError> {
-    let mut n_scales = 0;
-    let mut status = Status::Canceled;
     if !job.is_wanted(limits.unwatched) {
-        return Ok(status);
+        return Ok(Status::Canceled);
     }
     // An edit is prepared first, which takes a while.
     job.change(|state| (state.status, state.ahead) = (Status::Running, 0));
-    engine.draw(work, &mut |seen| {
-        match seen {
-            Seen::Begins { scales, before, notes } => {
-                n_scales = scales.len();
-                let (last, unit) = (scales.last(), engine.unit());
-                let begun = json!({
-                    "scales": scales.to_string(),
-                    "height": last.height * unit,
-                    "width": last.width * unit,
-                    "notes": notes,
-                });
-                let before = before.iter().map(|image| Bytes::from(to_png(image))).collect();
-                job.change(|state| {
-                    (state.begun, state.before) = (Some(begun), before);
-                });
+    let is_done = sar_request::draw(engine, work, &mut |told| {
+        match told {
+            Told::Begins { about, before } => {
+                let before = before.into_iter().map(Bytes::from).collect();
+                job.change(|state| (state.begun, state.before) = (Some(about), before));
             }
-            Seen::Scale(k, decode) => {
-                let is_last = k + 1 == n_scales;
-                let drawn = if work.previews || is_last { decode() } else { Vec::new() };
-                let png = |(i, image): (usize, &RgbImage)| match &work.origin {
-                    Some(origin) if is_last => {
-                        Bytes::from(Origin { number: i, ..origin.clone() }.to_png(image))
-                    }
-                    _ => Bytes::from(to_png(image)),
-                };
-                let pictures: Vec<Bytes> = drawn.iter().enumerate().map(png).collect();
+            Told::Scale { scale, of, pictures } => {
+                let is_last = scale == of;
                 // The last ones have addresses of their own.
-                let shown = pictures.iter().filter(|_| work.previews && !is_last);
+                let shown = pictures.iter().filter(|_| !is_last);
                 let event = json!({
-                    "scale": k + 1,
-                    "of": n_scales,
+                    "scale": scale,
+                    "of": of,
                     "pictures": shown.map(|png| BASE64_STANDARD.encode(png)).collect::<Vec<_>>(),
                 });
                 let event = event.to_string().into();
                 job.change(|state| {
                     state.scales.push(event);
                     if is_last {
-                        state.pictures = pictures;
+                        state.pictures = pictures.into_iter().map(Bytes::from).collect();
                     }
                 });
-                if is_last {
-                    status = Status::Done;
-                    return ControlFlow::Continue(());
-                }
             }
         }
         match job.is_wanted(limits.unwatched) {
@@ -103,5 +79,5 @@ fn draw(
             false => ControlFlow::Break(()),
         }
     })?;
-    Ok(status)
+    Ok(if is_done { Status::Done } else { Status::Canceled })
 }

@@ -318,16 +318,26 @@ fn pages_and_answers_are_for_this_page_alone() {
     for forbidden in ["http://", "https://", "//cdn", " style=", "<style", "onclick="] {
         assert!(!text.contains(forbidden), "{forbidden}");
     }
-    for attribute in ["href=\"/", "src=\"/"] {
-        for rest in text.split(attribute).skip(1) {
-            let file = format!("/{}", rest.split('"').next().unwrap());
-            assert_eq!(get(address, &file).status, 200, "{file}");
+    for attribute in ["href=\"", "src=\""] {
+        let files = text.split(attribute).skip(1).map(|rest| rest.split('"').next().unwrap());
+        for file in files.filter(|file| !file.starts_with('#')) {
+            assert_eq!(get(address, &format!("/{file}")).status, 200, "{file}");
         }
     }
-    let script = get(address, "/app.js").text();
-    for file in script.split("from \"./").skip(1).map(|rest| rest.split('"').next().unwrap()) {
-        assert_eq!(get(address, &format!("/{file}")).status, 200, "{file}");
+    let mut scripts = vec!["app.js".to_owned()];
+    for i in 0.. {
+        let Some(script) = scripts.get(i) else { break };
+        let script = get(address, &format!("/{script}"));
+        assert_eq!(script.status, 200, "{}", scripts[i]);
+        let text = script.text();
+        for rest in text.split("from \"./").skip(1) {
+            let file = rest.split('"').next().unwrap().to_owned();
+            if !scripts.contains(&file) {
+                scripts.push(file);
+            }
+        }
     }
+    assert!(scripts.contains(&"backend.js".to_owned()), "{scripts:?}");
     let port = address.port();
     let as_host = |host: &str| {
         let text = format!("GET /api/model HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::conv::out_size;
 use super::kernel::{Gradient, Kernel, Pass};
-use super::simd::{sum_of, sum_of_pairs, vectorized};
+use super::simd::{Fma, sum_of, sum_of_pairs, vectorized};
 
 /// Pixels whose sums are in registers at a time.
 const STRIP: usize = 32;
@@ -178,7 +178,7 @@ impl Depthwise {
                         map.fill(0.0);
                         for (&w, &offset) in weight.iter().zip(&padded.offsets) {
                             let to = map[offset..][..spread.len()].iter_mut();
-                            to.zip(&spread).for_each(|(to, &g)| *to = g.mul_add(w, *to));
+                            to.zip(&spread).for_each(|(to, &g)| *to = g.fma(w, *to));
                         }
                         self.unfill(&padded, &map, of_x);
                     },
@@ -236,7 +236,7 @@ fn strips<const T: usize>(
             let map: &[f32; STRIP] =
                 map[offsets[t] + at * STRIP..][..STRIP].try_into().expect("a whole strip");
             for lane in 0..STRIP {
-                strip[lane] = map[lane].mul_add(weight[t], strip[lane]);
+                strip[lane] = map[lane].fma(weight[t], strip[lane]);
             }
         }
         *sums = strip;
@@ -250,7 +250,7 @@ fn any_strips(weight: &[f32], offsets: &[usize], bias: f32, map: &[f32], sums: &
         *sums = [bias; STRIP];
         for (&w, &offset) in weight.iter().zip(offsets) {
             let map = &map[offset + at * STRIP..][..STRIP];
-            sums.iter_mut().zip(map).for_each(|(sum, &x)| *sum = x.mul_add(w, *sum));
+            sums.iter_mut().zip(map).for_each(|(sum, &x)| *sum = x.fma(w, *sum));
         }
     }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::rows::piece;
-use super::simd::{exp, vectorized};
+use super::simd::{Fma, exp, vectorized};
 
 const CUBIC: f32 = 0.044_715;
 /// 2 sqrt(2 / pi)
@@ -12,7 +12,7 @@ const SLOPE: f32 = 1.595_769;
 
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
-    let cubic = (CUBIC * x * x).mul_add(x, x);
+    let cubic = (CUBIC * x * x).fma(x, x);
     x / (1.0 + exp(-SLOPE * cubic))
 }
 
@@ -21,9 +21,9 @@ fn gelu(x: f32) -> f32 {
 fn slope(x: f32) -> f32 {
     let x = x.clamp(-16.0, 16.0);
     let square = CUBIC * x * x;
-    let s = 1.0 / (1.0 + exp(-SLOPE * square.mul_add(x, x)));
-    let steepness = SLOPE * (3.0f32).mul_add(square, 1.0);
-    (x * steepness * (1.0 - s)).mul_add(s, s)
+    let s = 1.0 / (1.0 + exp(-SLOPE * square.fma(x, x)));
+    let steepness = SLOPE * (3.0f32).fma(square, 1.0);
+    (x * steepness * (1.0 - s)).fma(s, s)
 }
 
 /// f(x, y) for every element.

@@ -51,8 +51,10 @@ pub(crate) enum Out {
 macro_rules! at_level {
     ($strided:ident, $level:ident, $simd:ident, $lanes:literal) => {{
         use gemm_f32::microkernel::$level::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
+        // Sums that stay in 16 registers, beside a factor of each side and, in WebAssembly, their product.
+        const ROWS: usize = if cfg!(target_arch = "wasm32") && MR_DIV_N > 2 { 2 } else { MR_DIV_N };
         let Strided { size: [m, n, k], out, add, a, b, parallel } = $strided;
-        gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
+        gemm_basic_generic::<_, f32, $lanes, { ROWS * $lanes }, NR, ROWS, H_M, H_N>(
             <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a level of this CPU"),
             m,
             n,
@@ -73,7 +75,7 @@ macro_rules! at_level {
             false,
             false,
             |a, b, c| a * b + c,
-            &UKR,
+            UKR.first_chunk().expect("as many rows or fewer"),
             &H_UKR,
             false,
             parallel,
@@ -116,6 +118,8 @@ pub(crate) fn gemm(mode: Out, out: &mut [f32], a: Mat<'_>, b: Mat<'_>) {
         };
         match level() {
             CpuLevel::Scalar => at_level!(strided, scalar, Scalar, 1),
+            #[cfg(target_arch = "wasm32")]
+            CpuLevel::Simd128 => at_level!(strided, simd128, Scalar, 4),
             #[cfg(target_arch = "aarch64")]
             CpuLevel::Neon => at_level!(strided, neon, Scalar, 4),
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::level::arch;
-use super::simd::{exp, sum_of, sum_of_pairs, vectorized};
+use super::simd::{Fma, exp, sum_of, sum_of_pairs, vectorized};
 
 /// Elements that are summed up in f32.
 const PIECE: usize = 1024;
@@ -123,7 +123,7 @@ impl GroupNorm {
         let planes = x.chunks_exact(self.spatial).zip(y.chunks_exact_mut(self.spatial));
         for (c, (x, y)) in planes.enumerate() {
             let (gamma, beta) = (gamma[first + c] * scale, beta[first + c]);
-            let z = |x: f32| (x - mean).mul_add(gamma, beta);
+            let z = |x: f32| (x - mean).fma(gamma, beta);
             let pairs = y.iter_mut().zip(x);
             if self.silu {
                 vectorized(
@@ -193,7 +193,7 @@ impl GroupNorm {
                     #[inline(always)]
                     || {
                         for (dx, &x) in dx.iter_mut().zip(x) {
-                            *dx = dx.mul_add(gamma, -(x - mean).mul_add(slope, shift));
+                            *dx = dx.fma(gamma, -(x - mean).fma(slope, shift));
                         }
                     },
                 );
@@ -276,9 +276,9 @@ impl<const SILU: bool> NullaryFnOnce for Slopes<'_, SILU> {
         for ((dz, &dy), &x) in dz.iter_mut().zip(dy).zip(x) {
             *dz = dy;
             if SILU {
-                let z = ((x - mean) * scale).mul_add(gamma, beta);
+                let z = ((x - mean) * scale).fma(gamma, beta);
                 let s = sigmoid(z);
-                *dz *= s * z.mul_add(1.0 - s, 1.0);
+                *dz *= s * z.fma(1.0 - s, 1.0);
             }
         }
         let h_dz = sum_of_pairs(x, dz, |x, dz| (x - mean) * dz) * scale;

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Pass};
 use super::rows::{piece, sum_in_order};
-use super::simd::{sum_of, sum_of_pairs, vectorized};
+use super::simd::{Fma, sum_of, sum_of_pairs, vectorized};
 
 /// y = norm(x) (1 + scale) + shift, with norm(x) = (x - mean) / sqrt(variance + eps) along the row.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ impl LayerNorm {
                         let inverse = 1.0 / (variance + self.eps).sqrt();
                         *statistics = [mean, inverse];
                         for (((y, x), scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-                            *y = ((x - mean) * inverse).mul_add(1.0 + scale, shift);
+                            *y = ((x - mean) * inverse).fma(1.0 + scale, shift);
                         }
                     }
                 },
@@ -99,8 +99,8 @@ impl LayerNorm {
                         for (((gx, x), grad), gscale) in gx.iter_mut().zip(x).zip(grad).zip(gscale)
                         {
                             let n = (x - mean) * inverse;
-                            *gscale = n.mul_add(*grad, *gscale);
-                            *gx = inverse * n.mul_add(-mean_hn, *gx - mean_h);
+                            *gscale = n.fma(*grad, *gscale);
+                            *gx = inverse * n.fma(-mean_hn, *gx - mean_h);
                         }
                     }
                 },
@@ -128,7 +128,7 @@ pub(crate) fn gated(x: &[f32], branch: &[f32], gate: &[f32], batch: usize) -> Ve
                     let tokens = y.chunks_exact_mut(batch * d).zip(x.chunks_exact(batch * d));
                     for ((y, x), branch) in tokens.zip(branch.chunks_exact(batch * d)) {
                         for (((y, &x), branch), gate) in y.iter_mut().zip(x).zip(branch).zip(gate) {
-                            *y = branch.mul_add(*gate, x);
+                            *y = branch.fma(*gate, x);
                         }
                     }
                 },
@@ -164,7 +164,7 @@ pub(crate) fn gated_backward(
                         gbranch.iter_mut().zip(branch).zip(grad).zip(gates)
                     {
                         *gbranch = grad * gate;
-                        *ggate = branch.mul_add(grad, *ggate);
+                        *ggate = branch.fma(grad, *ggate);
                     }
                 }
             },

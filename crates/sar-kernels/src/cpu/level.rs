@@ -15,6 +15,8 @@ use pulp::Arch;
 pub enum CpuLevel {
     /// None: one number at a time.
     Scalar,
+    /// 128 bits, of WebAssembly.
+    Simd128,
     /// 128 bits, on ARM.
     Neon,
     /// 256 bits with fused multiply-add, on x86 (`x86-64-v3`).
@@ -24,10 +26,10 @@ pub enum CpuLevel {
 }
 
 impl CpuLevel {
-    /// The environment variable that names a level: `scalar`, `neon`, `avx2` or `avx512`.
+    /// The environment variable that names a level: `scalar`, `simd128`, `neon`, `avx2` or `avx512`.
     pub const VARIABLE: &str = "SAR_CPU";
 
-    const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 5] = [Self::Scalar, Self::Simd128, Self::Neon, Self::Avx2, Self::Avx512];
 
     /// Those that this CPU has, from the slowest to the fastest.
     pub fn available() -> Vec<Self> {
@@ -46,6 +48,8 @@ impl CpuLevel {
     fn arch(self) -> Option<Arch> {
         match self {
             Self::Scalar => Some(Arch::Scalar),
+            #[cfg(target_arch = "wasm32")]
+            Self::Simd128 => pulp::wasm::Simd128::try_new().map(Arch::Simd128),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => pulp::aarch64::Neon::try_new().map(Arch::Neon),
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -61,6 +65,7 @@ impl fmt::Display for CpuLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Scalar => "scalar",
+            Self::Simd128 => "simd128",
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",

@@ -1,5 +1,7 @@
 //! Loops that the compiler vectorizes for the CPU at hand.
 
+use pulp::Simd;
+
 use super::level::arch;
 
 /// Runs a loop compiled for the vector instructions of the chosen level (fused multiply-add
@@ -10,6 +12,29 @@ use super::level::arch;
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     arch().dispatch(work)
+}
+
+/// `self * factor + term`, rounded once where the target has an instruction for it. WebAssembly has none, and
+/// what it would call in its place takes as long as fifty products: there it is rounded twice.
+pub(crate) trait Fma {
+    fn fma(self, factor: Self, term: Self) -> Self;
+}
+
+impl Fma for f32 {
+    #[inline(always)]
+    fn fma(self, factor: f32, term: f32) -> f32 {
+        if cfg!(target_arch = "wasm32") { self * factor + term } else { self.mul_add(factor, term) }
+    }
+}
+
+/// [`Fma`], lane by lane.
+#[inline(always)]
+pub(crate) fn mul_add<S: Simd>(simd: S, x: S::f32s, factor: S::f32s, term: S::f32s) -> S::f32s {
+    if cfg!(target_arch = "wasm32") {
+        simd.mul_add_e_f32s(x, factor, term)
+    } else {
+        simd.mul_add_f32s(x, factor, term)
+    }
 }
 
 /// Independent accumulators of a reduction, enough to fill two vector registers.
@@ -83,12 +108,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to an integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-104.0, 89.0);
-    let rounded = clamped.mul_add(LOG2_E, ROUND);
+    let rounded = clamped.fma(LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let r = n.fma(-LN_2_LOW, n.fma(-LN_2_HIGH, clamped));
     let mut p = 1.0f32 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p.mul_add(r, c);
+        p = p.fma(r, c);
     }
     // n is in -150..=129: two factors keep both exponents in range.
     let n = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);

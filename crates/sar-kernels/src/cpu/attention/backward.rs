@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::product::{hide, product};
 use super::{Attention, KEYS, Lanes, Part, Rows, SHORTEST, Saved, keys_of};
 use crate::cpu::rows::{add, sum_in_order};
-use crate::cpu::simd::{LANES, exp, sum_of_pairs, vectorized};
+use crate::cpu::simd::{Fma, LANES, exp, sum_of_pairs, vectorized};
 use crate::visible::{Seen, Span};
 
 /// Vectors of queries in a block.
@@ -181,7 +181,7 @@ impl Attention {
                 let back = if fixed { 0.0 } else { inverse * along };
                 let scale = factor * inverse;
                 for ((out, x), g) in out.iter_mut().zip(x).zip(g) {
-                    *out = scale * x.mul_add(-back, *g);
+                    *out = scale * x.fma(-back, *g);
                 }
                 along
             },

@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 
 use super::Lanes;
 use crate::cpu::level::arch;
-use crate::cpu::simd::LANES;
+use crate::cpu::simd::{LANES, mul_add};
 use crate::visible::Span;
 
 /// Sets the scores of `keys` (vectors `stride` apart) that their queries do not see.
@@ -74,6 +74,8 @@ impl<const ROWS: bool> WithSimd for Product<'_, ROWS> {
         match S::F32_LANES {
             16 => self.strips::<S, 1, 12>(simd),
             8 => self.strips::<S, 2, 6>(simd),
+            // WebAssembly on x86 has 16, and needs one for the product.
+            4 if cfg!(target_arch = "wasm32") => self.strips::<S, 4, 2>(simd),
             4 => self.strips::<S, 4, 6>(simd),
             _ => self.strips::<S, LANES, 1>(simd),
         }
@@ -152,7 +154,7 @@ fn step<S: Simd, const V: usize, const M: usize>(
     for i in 0..M {
         let a = simd.splat_f32s(a[i]);
         for v in 0..V {
-            sum[i][v] = simd.mul_add_f32s(a, b[v], sum[i][v]);
+            sum[i][v] = mul_add(simd, a, b[v], sum[i][v]);
         }
     }
     sum

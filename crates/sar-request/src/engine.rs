@@ -1,4 +1,4 @@
-//! A pipeline without its backend's type: what handlers ask, and what the worker draws.
+//! A pipeline without its backend's type: what is asked of it, and what it draws.
 
 use std::ops::ControlFlow;
 
@@ -13,42 +13,79 @@ use serde_json::{Value, json};
 
 /// Work that has been checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Work {
-    pub(crate) what: What,
+pub struct Work {
+    /// What is to be drawn.
+    pub what: What,
     /// How many pictures.
-    pub(crate) count: usize,
+    pub count: usize,
     /// Whether every scale is shown.
-    pub(crate) previews: bool,
+    pub previews: bool,
     /// What goes into the files of finished pictures, but for their numbers.
-    pub(crate) origin: Option<Origin>,
+    pub origin: Option<Origin>,
 }
 
+/// What is to be drawn.
 #[derive(Clone, Debug)]
-pub(crate) enum What {
-    Sample { label: usize, seed: u64, scales: ScaleSchedule, sampler: Sampler },
-    Edit { source: RgbImage, settings: Box<EditSettings> },
+pub enum What {
+    /// Pictures of a class.
+    Sample {
+        /// The class; the number of classes is no class at all.
+        label: usize,
+        /// The seed of all pictures.
+        seed: u64,
+        /// The scales.
+        scales: ScaleSchedule,
+        /// Guidance and filters.
+        sampler: Sampler,
+    },
+    /// Parts of a picture anew.
+    Edit {
+        /// The picture.
+        source: RgbImage,
+        /// How it is edited.
+        settings: Box<EditSettings>,
+    },
 }
 
 /// What the work has come to.
-pub(crate) enum Seen<'a> {
-    /// It begins: the scales, and what the user should know.
-    Begins { scales: &'a ScaleSchedule, before: Vec<RgbImage>, notes: &'a [String] },
+pub enum Seen<'a> {
+    /// It begins.
+    Begins {
+        /// The scales.
+        scales: &'a ScaleSchedule,
+        /// What an edit begins with: the picture as the model sees it, and with a hole.
+        before: Vec<RgbImage>,
+        /// What the user should know, a line each.
+        notes: &'a [String],
+    },
     /// A scale is painted, and can be decoded.
     Scale(usize, &'a dyn Fn() -> Vec<RgbImage>),
 }
 
 /// A pipeline on some backend.
-pub(crate) trait Engine: Send {
+pub trait Engine: Send {
     /// What clients need to know of the model.
     fn about(&self) -> Value;
 
+    /// Names of the classes.
+    fn classes(&self) -> &[String];
+
     /// The label of a class by name or index; of no class at all without one.
+    ///
+    /// # Errors
+    /// If no class or more than one is meant.
     fn label(&self, class: Option<&str>) -> Result<usize, PipelineError>;
 
     /// The scales that are wished for.
+    ///
+    /// # Errors
+    /// If the model cannot run at them.
     fn scales(&self, wishes: &Wishes) -> Result<ScaleSchedule, PipelineError>;
 
     /// The scales of an edit of a source of some width and height, margins included.
+    ///
+    /// # Errors
+    /// If the model cannot run at them.
     fn edit_scales(
         &self,
         source: (u32, u32),
@@ -62,6 +99,9 @@ pub(crate) trait Engine: Send {
     fn unit(&self) -> usize;
 
     /// Draws until it is done or `seen` breaks.
+    ///
+    /// # Errors
+    /// If an edit leaves nothing to draw.
     fn draw(
         &self,
         work: &Work,
@@ -111,6 +151,10 @@ impl<B: Backend> Engine for Pipeline<B> {
             },
             "notes": self.notes(),
         })
+    }
+
+    fn classes(&self) -> &[String] {
+        Pipeline::classes(self)
     }
 
     fn label(&self, class: Option<&str>) -> Result<usize, PipelineError> {

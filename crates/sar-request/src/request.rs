@@ -4,17 +4,19 @@ use std::io::Cursor;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use image::{ImageFormat, ImageReader, Limits as DecoderLimits};
+use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 use sar_core::{ScaleSchedule, class_query};
-use sar_data::decode_image;
-use sar_pipeline::{EditSettings, Mask, Part, Wishes, size_in_pixels};
+use sar_pipeline::{
+    EditSettings, JobOrigin, MadeWith, Mask, Origin, Part, RgbImage, Wishes, size_in_pixels,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::Limits;
-use crate::answers::Refusal;
 use crate::engine::{Engine, What, Work};
+use crate::{Bounds, Refused};
 
+/// What `sar sample` draws together if nothing else is said.
+const BATCH: usize = 16;
 /// The longest text in a request that is no picture.
 const LONGEST_TEXT: usize = 256;
 /// Of what went wrong with a request, so many characters are told.
@@ -25,20 +27,27 @@ const MOST_ASPECT: u64 = 8;
 /// What to sample; of what is not said, what `sar sample` does.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct SampleRequest {
+pub struct SampleRequest {
     /// By name or index; none for no class at all.
-    pub(crate) class: Option<String>,
-    pub(crate) seed: u64,
-    pub(crate) count: usize,
-    pub(crate) guidance: Option<f64>,
-    pub(crate) top_k: Option<usize>,
-    pub(crate) top_p: Option<f64>,
-    pub(crate) more_smooth: bool,
+    pub class: Option<String>,
+    /// The seed of all pictures.
+    pub seed: u64,
+    /// How many.
+    pub count: usize,
+    /// Scale of the guidance.
+    pub guidance: Option<f64>,
+    /// 0 for all.
+    pub top_k: Option<usize>,
+    /// In [0, 1]; 0 for all.
+    pub top_p: Option<f64>,
+    /// Mixes codes instead of drawing one.
+    pub more_smooth: bool,
     /// As in `1_2_3`, or a preset.
-    pub(crate) scales: Option<String>,
+    pub scales: Option<String>,
     /// As in `64x96`, height first.
-    pub(crate) size: Option<String>,
-    pub(crate) previews: bool,
+    pub size: Option<String>,
+    /// Whether every scale is shown.
+    pub previews: bool,
 }
 
 impl Default for SampleRequest {
@@ -61,58 +70,69 @@ impl Default for SampleRequest {
 /// What to edit.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct EditRequest {
+pub struct EditRequest {
     /// The bytes of an image file in base64.
-    pub(crate) image: String,
-    pub(crate) mode: Mode,
+    pub image: String,
+    /// What is done.
+    pub mode: Mode,
     /// The bytes of a PNG of the size of the picture in base64.
     #[serde(default)]
-    pub(crate) mask: Option<String>,
+    pub mask: Option<String>,
     /// Left, top, right, bottom in pixels of the picture, the last two not included.
     #[serde(default, rename = "box")]
-    pub(crate) rectangle: Option<[u32; 4]>,
+    pub rectangle: Option<[u32; 4]>,
     /// Draws the outside of the mask or box anew.
     #[serde(default)]
-    pub(crate) outside: bool,
+    pub outside: bool,
     /// Left, top, right, bottom in pixels of the picture.
     #[serde(default)]
-    pub(crate) margins: Option<[u32; 4]>,
+    pub margins: Option<[u32; 4]>,
+    /// Coarse scales that are kept whole.
     #[serde(default)]
-    pub(crate) keep_scales: Option<usize>,
+    pub keep_scales: Option<usize>,
+    /// Puts the picture's own pixels back outside, mixed over so many pixels.
     #[serde(default)]
-    pub(crate) blend: Option<u32>,
+    pub blend: Option<u32>,
+    /// How it is drawn.
     #[serde(default)]
-    pub(crate) sampling: SampleRequest,
+    pub sampling: SampleRequest,
 }
 
+/// What is done with a picture.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Mode {
+pub enum Mode {
+    /// The inside or outside of a mask or box is drawn anew.
     Inpaint,
+    /// Margins are drawn.
     Expand,
+    /// Details are drawn anew.
     Refine,
 }
 
 /// Reads a request.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+///
+/// # Errors
+/// If it is no JSON object of the request's fields.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
     // Fields in a list, without their names, would be taken as well.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Refusal::bad("the request is not understood: it is no JSON object"));
+        return Err(Refused::new("the request is not understood: it is no JSON object"));
     }
     serde_json::from_slice(body).map_err(|error| {
         // It quotes what was sent, which may be long.
         let why: String = error.to_string().chars().take(LONGEST_QUOTE).collect();
-        Refusal::bad(format!("the request is not understood: {why}"))
+        Refused::new(format!("the request is not understood: {why}"))
     })
 }
 
 impl SampleRequest {
-    fn wishes(&self) -> Result<Wishes, Refusal> {
+    fn wishes(&self) -> Result<Wishes, Refused> {
         let texts = [("class", &self.class), ("scales", &self.scales), ("size", &self.size)];
         for (name, text) in texts {
             if text.as_ref().is_some_and(|text| text.len() > LONGEST_TEXT) {
                 let why = format!("{name}: is longer than {LONGEST_TEXT} bytes");
-                return Err(Refusal::bad(why));
+                return Err(Refused::new(why));
             }
         }
         let scales = self.scales.as_deref().map(str::parse::<ScaleSchedule>);
@@ -121,34 +141,60 @@ impl SampleRequest {
             top_k: self.top_k,
             top_p: self.top_p,
             more_smooth: self.more_smooth,
-            scales: scales.transpose().map_err(|error| Refusal::bad(format!("scales: {error}")))?,
+            scales: scales.transpose().map_err(|error| Refused::new(format!("scales: {error}")))?,
             size: self.size.as_deref().map(size_in_pixels).transpose()?,
         };
         wishes.check()?;
         Ok(wishes)
     }
 
-    fn check_count(&self, limits: &Limits) -> Result<(), Refusal> {
+    fn check_count(&self, bounds: &Bounds) -> Result<(), Refused> {
         match self.count {
-            n if (1..=limits.count).contains(&n) => Ok(()),
-            n => Err(Refusal::bad(format!("count {n}: must be from 1 to {}", limits.count))),
+            n if (1..=bounds.count).contains(&n) => Ok(()),
+            n => Err(Refused::new(format!("count {n}: must be from 1 to {}", bounds.count))),
         }
     }
 
-    /// Checks all of it.
-    pub(crate) fn work(&self, engine: &dyn Engine, limits: &Limits) -> Result<Work, Refusal> {
+    /// Checks all of it. The files of the pictures say what they are from if they are `made_with` something.
+    ///
+    /// # Errors
+    /// Why the model cannot draw it, or that it is too much.
+    pub fn work(
+        &self,
+        engine: &dyn Engine,
+        bounds: &Bounds,
+        made_with: Option<MadeWith>,
+    ) -> Result<Work, Refused> {
         let wishes = self.wishes()?;
-        self.check_count(limits)?;
+        self.check_count(bounds)?;
         let label = engine.label(self.class.as_deref())?;
         let (scales, sampler) = (engine.scales(&wishes)?, engine.sampler(&wishes));
-        within(limits, engine, &scales, self.count as f64)?;
+        within(bounds, engine, &scales, self.count as f64)?;
+        let origin = made_with.map(|made_with| Origin {
+            job: JobOrigin {
+                sar: env!("CARGO_PKG_VERSION").into(),
+                seed: self.seed,
+                n: self.count,
+                batch: self.count.max(BATCH),
+                scales: scales.clone(),
+                sampler,
+                made_with,
+            },
+            label,
+            class: engine.classes().get(label).cloned(),
+            number: 0,
+        });
         let what = What::Sample { label, seed: self.seed, scales, sampler };
-        Ok(Work { what, count: self.count, previews: self.previews, origin: None })
+        Ok(Work { what, count: self.count, previews: self.previews, origin })
     }
 
     /// The command that draws the same pictures, for those who have the program. `command` names the
     /// weights.
-    pub(crate) fn command(&self, command: &str, label: usize, classes: &[String]) -> String {
+    ///
+    /// # Errors
+    /// If no class or more than one is meant.
+    pub fn command(&self, command: &str, engine: &dyn Engine) -> Result<String, Refused> {
+        let (label, classes) = (engine.label(self.class.as_deref())?, engine.classes());
         let class = match class_query(classes, label) {
             _ if label >= classes.len() => "--unconditional".into(),
             // Within a word it begins no comment.
@@ -169,15 +215,23 @@ impl SampleRequest {
         option("scales", scales.map(|scales| scales.to_string()));
         let size = self.size.as_ref().and_then(|text| size_in_pixels(text).ok());
         option("size", size.map(|size| format!("{}x{}", size.height, size.width)));
-        text + if self.more_smooth { " --more-smooth" } else { "" }
+        Ok(text + if self.more_smooth { " --more-smooth" } else { "" })
     }
 }
 
 impl EditRequest {
-    /// Checks all that can be checked without the model, and decodes the pictures. Takes a while.
-    pub(crate) fn decoded(&self, limits: &Limits) -> Result<(image::RgbImage, Part), Refusal> {
+    /// Checks all that can be checked without the model, and decodes the pictures: that one which is edited by
+    /// `decode`, which is given the bytes of a file and how many pixels it may have. Takes a while.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn decoded(
+        &self,
+        bounds: &Bounds,
+        decode: impl FnOnce(&[u8], u64) -> Result<RgbImage, String>,
+    ) -> Result<(RgbImage, Part), Refused> {
         let Self { mode, mask, rectangle, outside, margins, .. } = self;
-        self.sampling.check_count(limits)?;
+        self.sampling.check_count(bounds)?;
         let expected = match mode {
             Mode::Inpaint => match (mask, rectangle, margins) {
                 (Some(_), None, None) | (None, Some(_), None) => None,
@@ -193,20 +247,20 @@ impl EditRequest {
             },
         };
         if let Some(expected) = expected {
-            return Err(Refusal::bad(expected));
+            return Err(Refused::new(expected));
         }
-        let most_pixels = limits.sent_pixels as u64;
-        let source = decode_image(&bytes("image", &self.image)?, most_pixels)
-            .map_err(|why| Refusal::bad(format!("image: {why}")))?;
+        let most_pixels = bounds.sent_pixels as u64;
+        let source = decode(&bytes("image", &self.image)?, most_pixels)
+            .map_err(|why| Refused::new(format!("image: {why}")))?;
         let (width, height) = source.dimensions();
         let (long, short) = (u64::from(width.max(height)), u64::from(width.min(height)));
         if long > MOST_ASPECT * short {
-            return Err(Refusal::bad(format!(
+            return Err(Refused::new(format!(
                 "image: {width}x{height} pixels are more than {MOST_ASPECT} times as long as wide"
             )));
         }
         let part = |mask: Mask| match (mask.share(), outside) {
-            (0.0, false) | (1.0, true) => Err(Refusal::bad(
+            (0.0, false) | (1.0, true) => Err(Refused::new(
                 "mask: nothing is to be drawn anew, it has no bright pixel".to_owned(),
             )),
             (_, false) => Ok(Part::Inside(mask)),
@@ -214,10 +268,11 @@ impl EditRequest {
         };
         let part = match (mask, rectangle, margins) {
             (Some(mask), _, _) => {
-                let mask = Mask::read(&mask_image(&bytes("mask", mask)?, most_pixels)?);
+                let mask = png(&bytes("mask", mask)?, most_pixels);
+                let mask = Mask::read(&mask.map_err(|why| Refused(format!("mask: {why}")))?);
                 if mask.dimensions() != (width, height) {
                     let (w, h) = mask.dimensions();
-                    return Err(Refusal::bad(format!(
+                    return Err(Refused::new(format!(
                         "mask: has {w}x{h} pixels, the image {width}x{height} (width x height)"
                     )));
                 }
@@ -225,7 +280,7 @@ impl EditRequest {
             }
             (_, Some([left, top, right, bottom]), _) => {
                 if left >= right || top >= bottom || *right > width || *bottom > height {
-                    return Err(Refusal::bad(format!(
+                    return Err(Refused::new(format!(
                         "box {left},{top},{right},{bottom}: is no box inside {width}x{height} pixels"
                     )));
                 }
@@ -234,10 +289,10 @@ impl EditRequest {
             (_, _, Some(margins)) => {
                 let [left, top, right, bottom] = *margins;
                 if margins.iter().all(|margin| *margin == 0) {
-                    return Err(Refusal::bad("margins: no margin at all"));
+                    return Err(Refused::new("margins: no margin at all"));
                 }
                 if left.max(right) > width || top.max(bottom) > height {
-                    return Err(Refusal::bad(
+                    return Err(Refused::new(
                         "margins: each may be as long as the image, no longer",
                     ));
                 }
@@ -249,18 +304,21 @@ impl EditRequest {
     }
 
     /// Checks the rest.
-    pub(crate) fn work(
+    ///
+    /// # Errors
+    /// Why the model cannot draw it, or that it is too much.
+    pub fn work(
         &self,
         engine: &dyn Engine,
-        limits: &Limits,
-        (source, part): (image::RgbImage, Part),
-    ) -> Result<Work, Refusal> {
+        bounds: &Bounds,
+        (source, part): (RgbImage, Part),
+    ) -> Result<Work, Refused> {
         let Self { keep_scales, blend, sampling, .. } = self;
         let wishes = sampling.wishes()?;
         let label = engine.label(sampling.class.as_deref())?;
         let scales = engine.scales(&wishes)?;
         if blend.is_some_and(|blend| blend > 1 << 14) {
-            return Err(Refusal::bad("blend: must be 16384 or less"));
+            return Err(Refused::new("blend: must be 16384 or less"));
         }
         let settings = EditSettings {
             part,
@@ -274,30 +332,30 @@ impl EditRequest {
         };
         // Cropping and margins change how much is drawn.
         let drawn = engine.edit_scales(source.dimensions(), &settings)?;
-        within(limits, engine, &drawn, sampling.count as f64)?;
+        within(bounds, engine, &drawn, sampling.count as f64)?;
         let what = What::Edit { source, settings: Box::new(settings) };
         Ok(Work { what, count: sampling.count, previews: sampling.previews, origin: None })
     }
 
     /// What is shown of the request: not the pictures.
-    pub(crate) fn shown(self) -> Self {
+    pub fn shown(self) -> Self {
         Self { image: String::new(), mask: None, ..self }
     }
 }
 
 /// Whether pictures at some scales are not too many.
 fn within(
-    limits: &Limits,
+    bounds: &Bounds,
     engine: &dyn Engine,
     scales: &ScaleSchedule,
     pictures: f64,
-) -> Result<(), Refusal> {
+) -> Result<(), Refused> {
     let (last, unit) = (scales.last(), engine.unit());
     let pixels = (last.height * unit * last.width * unit) as f64 * pictures;
     let tokens = scales.n_tokens() as f64 * pictures;
-    for (what, n, most) in [("pixels", pixels, limits.pixels), ("tokens", tokens, limits.tokens)] {
+    for (what, n, most) in [("pixels", pixels, bounds.pixels), ("tokens", tokens, bounds.tokens)] {
         if n > most as f64 {
-            return Err(Refusal::bad(format!(
+            return Err(Refused::new(format!(
                 "{n:.0} {what} are more than {most} at once; ask for fewer or smaller pictures"
             )));
         }
@@ -305,25 +363,32 @@ fn within(
     Ok(())
 }
 
-fn bytes(name: &str, text: &str) -> Result<Vec<u8>, Refusal> {
+fn bytes(name: &str, text: &str) -> Result<Vec<u8>, Refused> {
     BASE64_STANDARD
         .decode(text)
-        .map_err(|error| Refusal::bad(format!("{name}: is not in base64: {error}")))
+        .map_err(|error| Refused::new(format!("{name}: is not in base64: {error}")))
 }
 
-/// Decodes a mask with its transparency, which a picture loses.
-fn mask_image(bytes: &[u8], most_pixels: u64) -> Result<image::DynamicImage, Refusal> {
-    let refuse = |error: image::ImageError| {
-        Refusal::bad(format!("mask: is no PNG that can be read: {error}").replace('\n', " "))
-    };
+/// A PNG file as a picture, as [`EditRequest::decoded`] wants it: for those whose pictures are all PNG files
+/// without transparency.
+///
+/// # Errors
+/// Why it cannot be read, or that it has more pixels.
+pub fn decode_png(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, String> {
+    Ok(png(bytes, most_pixels)?.into_rgb8())
+}
+
+fn png(bytes: &[u8], most_pixels: u64) -> Result<DynamicImage, String> {
+    let refuse =
+        |error: ImageError| format!("is no PNG that can be read: {error}").replace('\n', " ");
     let reader = || ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png);
     let (width, height) = reader().into_dimensions().map_err(refuse)?;
     if u64::from(width) * u64::from(height) > most_pixels {
-        return Err(Refusal::bad(format!(
-            "mask: {width}x{height} pixels are more than {most_pixels} (width x height)"
-        )));
+        return Err(format!(
+            "{width}x{height} pixels are more than {most_pixels} (width x height)"
+        ));
     }
-    let mut limits = DecoderLimits::default();
+    let mut limits = Limits::default();
     limits.max_alloc = Some(16 * most_pixels);
     let mut reader = reader();
     reader.limits(limits);
