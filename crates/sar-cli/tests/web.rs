@@ -305,9 +305,10 @@ fn how_long_pictures_take() {
         json!({ "class": "animals", "seed": 7, "count": 4, "previews": false }),
         json!({ "class": "animals", "seed": 7, "count": 1, "size": "128x128", "previews": false }),
     ] {
+        let label = pipeline.label("animals").unwrap();
         let size = said["size"].as_str().map(|text| size_in_pixels(text).unwrap());
         let wishes = Wishes { size, ..Wishes::default() };
-        let mut request = pipeline.request(0, said["count"].as_u64().unwrap() as usize, 7);
+        let mut request = pipeline.request(label, said["count"].as_u64().unwrap() as usize, 7);
         request.scales = wishes.scales(&pipeline).unwrap();
         let mut ratios: Vec<[f64; 3]> = Vec::new();
         for turn in 0..8 {
