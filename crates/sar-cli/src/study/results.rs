@@ -334,7 +334,7 @@ pub(super) mod tests {
         // Two seeds: half the difference times 12.706.
         let figures = sar.figures.as_ref().unwrap();
         close(figures.kid, [3.5, 3.5 - 1.5 * 12.706, 3.5 + 1.5 * 12.706]);
-        close(figures.fd, [350.0, 350.0 - 150.0 * 12.706, 350.0 + 150.0 * 12.706]);
+        close(figures.fd, [350.0, 350.0 - 150.0 * 12.706205, 350.0 + 150.0 * 12.706205]);
         close(figures.class_accuracy.unwrap(), [0.35, -1.5559, 2.2559]);
         assert!(figures.recall.is_none() && sar.seeds == 2);
         close(start.figures.as_ref().unwrap().kid, [4.0, 4.0, 4.0]);
