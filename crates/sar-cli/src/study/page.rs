@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
 use sar_metrics::Estimate;
+use serde_json::Value;
 
 use super::Summary;
 use super::file::Study;
@@ -60,8 +61,8 @@ pub(super) fn page(
         }
         html += "</p>\n";
     }
-    let settings = |arm: &Arm| -> String {
-        let Some(fields) = arm.settings.as_object() else { return String::new() };
+    let settings = |settings: &Value| -> String {
+        let Some(fields) = settings.as_object() else { return String::new() };
         let fields = fields.iter().map(|(name, value)| format!("{name} {value}"));
         fields.collect::<Vec<_>>().join(", ")
     };
@@ -76,7 +77,7 @@ pub(super) fn page(
             let mut row = vec![
                 escape(&arm.name),
                 seeds(arm),
-                settings(arm),
+                settings(&arm.settings),
                 arm.steps.map_or(String::new(), |steps| steps.to_string()),
                 number(arm.passes, 0),
                 number(arm.seconds_per_step, 3),
@@ -147,7 +148,7 @@ pub(super) fn page(
         "<h2>Settings of the sampler</h2>\n<p>{name} on the samples that the setting was chosen by.</p>\n"
     );
     if let Some(first) = arms.iter().find(|arm| !arm.grid.is_empty()) {
-        let head = first.grid.iter().map(|row| row.settings.to_string());
+        let head = first.grid.iter().map(|row| settings(&row.settings));
         let head: Vec<String> = std::iter::once("arm".into()).chain(head).collect();
         html += &table(
             &head.iter().map(String::as_str).collect::<Vec<_>>(),
