@@ -103,10 +103,7 @@ pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
 }
 
 pub(crate) fn check_workspace() -> Outcome {
-    let mut command = cargo::cargo(["metadata", "--no-deps", "--format-version", "1"]);
-    let text = cargo::output(command.current_dir(cargo::root()))?;
-    let metadata: Value = serde_json::from_str(&text)
-        .map_err(|error| Failure::Check(format!("cargo metadata is not JSON: {error}")))?;
+    let metadata = cargo::metadata()?;
     let violations = check(&metadata);
     for violation in &violations {
         eprintln!("{violation}");

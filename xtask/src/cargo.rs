@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use serde_json::Value;
+
 /// How a command ends.
 pub(crate) type Outcome = Result<(), Failure>;
 
@@ -90,6 +92,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String, Failure> {
         return Err(Failure::Child(exit_code(output.status)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What cargo knows of the workspace's own packages.
+pub(crate) fn metadata() -> Result<Value, Failure> {
+    let mut command = cargo(["metadata", "--no-deps", "--format-version", "1"]);
+    serde_json::from_str(&output(command.current_dir(root()))?)
+        .map_err(|error| Failure::Check(format!("cargo metadata is not JSON: {error}")))
 }
 
 /// The command as one would type it.

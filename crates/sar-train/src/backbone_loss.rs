@@ -112,9 +112,9 @@ where
         (StudentTarget::GroundTruth, _) => Target::Tokens(batch.tokens_bl.clone()),
     };
     let losses = passes.into_iter().map(|pass| {
-        let first = match student_first_token {
-            _ if given.is_behind_the_class_token() && pass.has_first_scale => first(),
-            StudentFirstToken::Start if !given.is_behind_the_class_token() => FirstToken::Start,
+        let first = match (given.is_behind_the_class_token(), student_first_token) {
+            (true, _) if pass.has_first_scale => first(),
+            (false, StudentFirstToken::Start) => FirstToken::Start,
             _ => FirstToken::Bare,
         };
         let places = pass.places();

@@ -126,7 +126,8 @@ pub struct DynamicsMeter {
     rollout_tokens: StatsByScale,
     /// Of each scale, summed over images.
     latents: Vec<Squares>,
-    repeats: Vec<[usize; 2]>,
+    /// Repeated tokens, each with its scale and the coarser token.
+    repeats: Vec<(usize, [usize; 2])>,
     /// How many have the code of the coarser token, by scale: of the truth and of the rollout.
     same: Vec<[usize; 2]>,
 }
@@ -148,7 +149,7 @@ impl DynamicsMeter {
             rollout: Losses::default(),
             rollout_tokens: StatsByScale::new(schedule, codes),
             latents: vec![Squares::default(); schedule.len()],
-            repeats: schedule.repeats(),
+            repeats: repeats_by_scale(schedule),
             same: vec![[0; 2]; schedule.len()],
         }
     }
@@ -179,7 +180,7 @@ impl DynamicsMeter {
         for (which, tokens_bl) in [&truth_bl, &rollout_bl].into_iter().enumerate() {
             let tokens: Vec<i64> = tokens_bl.to_data().iter().collect();
             for image in tokens.chunks_exact(self.schedule.n_tokens()) {
-                for (k, [token, coarser]) in repeats_by_scale(&self.schedule, &self.repeats) {
+                for &(k, [token, coarser]) in &self.repeats {
                     self.same[k][which] += usize::from(image[token] == image[coarser]);
                 }
             }
@@ -209,7 +210,7 @@ impl DynamicsMeter {
         let teacher = self.held_out.statistics();
         let rollout = self.rollout_tokens.report();
         let mut repeats = vec![0; n_scales];
-        repeats_by_scale(&self.schedule, &self.repeats).for_each(|(k, _)| repeats[k] += 1);
+        self.repeats.iter().for_each(|(k, _)| repeats[*k] += 1);
         let same = |k: usize, which: usize| {
             let of = repeats[k] * self.held_out.images();
             (of > 0).then(|| self.same[k][which] as f64 / of as f64)
@@ -275,12 +276,10 @@ impl DynamicsMeter {
 }
 
 /// The repeats, each with the scale of its finer token.
-fn repeats_by_scale<'a>(
-    schedule: &ScaleSchedule,
-    repeats: &'a [[usize; 2]],
-) -> impl Iterator<Item = (usize, [usize; 2])> + use<'a> {
+fn repeats_by_scale(schedule: &ScaleSchedule) -> Vec<(usize, [usize; 2])> {
     let ends: Vec<usize> = schedule.ranges().map(|range| range.end).collect();
-    repeats.iter().map(move |pair| (ends.partition_point(|end| *end <= pair[0]), *pair))
+    let scale = |token: usize| ends.partition_point(|end| *end <= token);
+    schedule.repeats().into_iter().map(|pair| (scale(pair[0]), pair)).collect()
 }
 
 /// What a model makes of the labels of a batch, every scale from its own coarser ones, without guidance:
