@@ -174,14 +174,7 @@ fn samples_and_edits() {
     );
 
     // In-painting: a picture of the gallery, a mask by the mouse.
-    browser.value("document.querySelector('#gallery li button[aria-label^=\"Edit\"]').click()");
-    browser.until("document.querySelector('#canvas').width === 64");
-    let at = browser.value(
-        "(() => { scrollTo(0, 0); const box = document.querySelector('#canvas').getBoundingClientRect(); return [box.left, box.top, box.width]; })()",
-    );
-    let [left, top, width] = serde_json::from_value::<[f64; 3]>(at).unwrap();
-    let point = |x: f64, y: f64| [left + x * width, top + y * width];
-    browser.drag(&[point(0.35, 0.4), point(0.45, 0.5), point(0.55, 0.45), point(0.65, 0.55)]);
+    browser.mask_the_first_of_the_gallery();
     browser.value("document.querySelector('#edit-seed').value = 5");
     browser.value("document.querySelector('#edit-draw').click()");
     browser.until("!document.querySelector('#result-actions').hidden");

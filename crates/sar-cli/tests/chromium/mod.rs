@@ -123,6 +123,18 @@ impl Browser {
         );
     }
 
+    /// Opens the first picture of the gallery for an edit, and paints a mask by the mouse.
+    pub(crate) fn mask_the_first_of_the_gallery(&mut self) {
+        self.value("document.querySelector('#gallery li button[aria-label^=\"Edit\"]').click()");
+        self.until("document.querySelector('#canvas').width === 64");
+        let at = self.value(
+            "(() => { scrollTo(0, 0); const box = document.querySelector('#canvas').getBoundingClientRect(); return [box.left, box.top, box.width]; })()",
+        );
+        let [left, top, width] = serde_json::from_value::<[f64; 3]>(at).unwrap();
+        let point = |x: f64, y: f64| [left + x * width, top + y * width];
+        self.drag(&[point(0.35, 0.4), point(0.45, 0.5), point(0.55, 0.45), point(0.65, 0.55)]);
+    }
+
     /// Draws with the mouse through points of the window.
     pub(crate) fn drag(&mut self, points: &[[f64; 2]]) {
         let mut mouse = |kind: &str, [x, y]: [f64; 2]| {
