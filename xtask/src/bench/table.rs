@@ -64,8 +64,9 @@ fn markdown(newest: &BTreeMap<String, Vec<Value>>) -> Result<String, Failure> {
     let machines: Vec<Machine> = machines.collect::<Result<_, _>>()?;
     let [must, aim] = MEMORY;
     let mut text = format!(
-        "\nLimit and aim are of the time; those of the memory against PyTorch eager are {must} and {aim}. \
-         In parentheses, where they are faster than eager: against PyTorch \
+        "\n`encode`, `decode`: 256 px through the tokenizer; `sample-d16-bN`: N images of 256 px at depth 16; `*-step`: a training step; `sar-*`: \
+         one of SAR; `inception-*`: features for FID. Limit is the largest ratio of times that is accepted, aim the one that is wanted; of \
+         the memory against PyTorch eager {must} and {aim}. In parentheses, where they are faster than eager: against PyTorch \
          compiled and in bf16. "
     );
     let legends: Vec<String> = machines.iter().map(Machine::legend).collect();
@@ -206,8 +207,9 @@ mod tests {
             (intel.slug(), vec![result("encode-256", &intel, 0.9), failed, faster, slower]),
         ]);
         let expected = "
-Limit and aim are of the time; those of the memory against PyTorch eager are 0.7 and 0.55. \
-In parentheses, where they are faster than eager: against PyTorch compiled and in bf16. \
+`encode`, `decode`: 256 px through the tokenizer; `sample-d16-bN`: N images of 256 px at depth 16; `*-step`: a training step; `sar-*`: \
+one of SAR; `inception-*`: features for FID. Limit is the largest ratio of times that is accepted, aim the one that is wanted; of \
+the memory against PyTorch eager 0.7 and 0.55. In parentheses, where they are faster than eager: against PyTorch compiled and in bf16. \
 AMD Zen 4, 2 cores, avx512, 2026-01-31; \
 Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
 

@@ -1,4 +1,4 @@
-"""Makes golden.json and the .npz files beside it: what `fd.py` and numpy say of emoji with red and blue exchanged. Made with torch 2.15.0.
+"""Makes golden.json and the .npz files beside it: what `fd.py`, a script of the same measures in PyTorch, and numpy say of emoji with red and blue exchanged. Made with torch 2.15.0.
 
 usage: golden.py FD.PY
 """
