@@ -182,7 +182,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Everything of an arm, if it is there.
+    /// Everything of an arm, if it is there, and all seeds were measured at the setting that is best.
     fn finished(&self, arm: &str) -> Result<Option<Finished>> {
         let (mut outcomes, mut grids, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for unit in self.units(arm) {
@@ -193,6 +193,12 @@ impl Folder {
                 }
                 (None, Some(of)) => failed.push(of),
                 (None, None) => return Ok(None),
+            }
+        }
+        if !grids.is_empty() {
+            let settings = best(&grids, self.study.samples.choose_by);
+            if outcomes.iter().any(|outcome| outcome.settings != *settings) {
+                return Ok(None);
             }
         }
         Ok(Some(Finished { name: arm.into(), outcomes, grids, failed }))
@@ -445,9 +451,17 @@ impl<A: AutodiffBackend> Walk<'_, A> {
         }
         let settings = best(&grids, folder.study.samples.choose_by).clone();
         for (unit, grid) in units.iter().zip(&grids) {
-            if unit.outcome()?.is_none() && self.sampling.measure(unit, grid, &settings)?.is_none()
-            {
-                stopped();
+            if !unit.is_measured_at(&settings)? {
+                if unit.outcome()?.is_some() {
+                    let Unit { arm, seed, .. } = unit;
+                    let name = &folder.study.name;
+                    eprintln!(
+                        "study {name}: arm '{arm}', seed {seed}: measured again, at the setting that is best now"
+                    );
+                }
+                if self.sampling.measure(unit, grid, &settings)?.is_none() {
+                    stopped();
+                }
             }
             unit.tidy()?;
         }
@@ -488,5 +502,55 @@ impl<A: AutodiffBackend> Walk<'_, A> {
         let Some(grid) = grid else { stopped() };
         self.to_do.one_done();
         Ok(Some(grid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::study::file::tests::small;
+    use crate::study::results::tests::finished;
+    use crate::study::unit::{Outcome, Row, write};
+
+    #[test]
+    fn an_arm_is_finished_when_all_seeds_are_measured_at_its_best_setting() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder { study: small(), path: root.path().into(), json: None };
+        let Finished { outcomes, mut grids, .. } = finished("control", &[1.0, 3.0]);
+        // At a guidance of 4, as measured, the mean of both seeds is 2, at 6 it is 2.5.
+        let other = |kid: f64| Row {
+            settings: json!({ "guidance": 6.0 }),
+            kid,
+            ..grids[0].rows[0].clone()
+        };
+        let others = [other(0.5), other(4.5)];
+        for ((grid, other), outcome) in grids.iter_mut().zip(others).zip(&outcomes) {
+            grid.rows.push(other);
+            let unit = folder.unit("control", outcome.seed);
+            write(&unit.folder.join("grid.json"), grid).unwrap();
+            write(&unit.folder.join("result.json"), outcome).unwrap();
+        }
+        let is_finished = || folder.finished("control").unwrap().is_some();
+        let unit = folder.unit("control", 1);
+        let is_measured_at = |guidance: f64| unit.is_measured_at(&json!({ "guidance": guidance }));
+        assert!(is_finished());
+        assert!(is_measured_at(4.0).unwrap() && !is_measured_at(6.0).unwrap());
+        assert!(!folder.unit("control", 3).is_measured_at(&json!({ "guidance": 4.0 })).unwrap());
+
+        // The second seed comes out otherwise when it is trained again: now 6 is best, and no seed was measured there.
+        grids[1].rows[0].kid = 9.0;
+        let second = folder.unit("control", 2).folder;
+        write(&second.join("grid.json"), &grids[1]).unwrap();
+        assert!(!is_finished());
+        let at_6 = |seed: usize| Outcome {
+            settings: json!({ "guidance": 6.0 }),
+            ..outcomes[seed].clone()
+        };
+        write(&second.join("result.json"), &at_6(1)).unwrap();
+        assert!(!is_finished(), "a mean of two settings");
+        write(&unit.folder.join("result.json"), &at_6(0)).unwrap();
+        assert!(is_finished());
     }
 }

@@ -159,6 +159,8 @@ fn kills_and_shards_change_nothing() {
     assert!(arms(&folder.join("killed/study.json")) == expected);
     let after = fs::metadata(folder.join("killed/control/1/result.json")).unwrap();
     assert_eq!(before.modified().unwrap(), after.modified().unwrap(), "what is done stays");
+    all_seeds_are_measured_at_one_setting(folder);
+    assert!(arms(&folder.join("killed/study.json")) == expected);
 
     // One machine has the start and the last arm, the other the control.
     does(folder, &[&study[..], &["shards", "--shard", "0/2"]].concat());
@@ -199,6 +201,23 @@ fn kills_and_shards_change_nothing() {
     fs::remove_dir_all(folder.join("cached")).unwrap();
     let (code, _, said) = sar(folder, &start);
     assert!(code == Some(2) && said.contains("data.max_unreadable: 2 of 32"), "{said}");
+}
+
+/// A seed that was measured at what is not the best setting any more is measured again; until then there is no
+/// mean.
+fn all_seeds_are_measured_at_one_setting(folder: &Path) {
+    let path = folder.join("killed/control/1/result.json");
+    let mut other = json(&path);
+    other["settings"]["guidance"] = Value::from(99.0);
+    other["kid"] = Value::from(12345.0);
+    fs::write(&path, other.to_string()).unwrap();
+    let study = ["study", "study.toml", "--out", "killed"];
+    does(folder, &[&study[..], &["--report"]].concat());
+    let unfinished = &json(&folder.join("killed/study.json"))["unfinished"];
+    assert_eq!(unfinished, &Value::from(vec!["control"]));
+    let (_, said) = does(folder, &study);
+    assert!(said.contains("arm 'control', seed 1: measured again"), "{said}");
+    assert!(!said.contains("seed 2: measured again"), "{said}");
 }
 
 /// A study that was killed has judged the first setting already, as it says: it is taken at its word.
@@ -258,10 +277,12 @@ fn a_seed_that_diverges_takes_nobody_along() {
     fs::copy(folder.join("out/hot/2/failed.json"), unit.join("failed.json")).unwrap();
     let gone = ["grid.json", "result.json", "report.json", "backbone-sar.safetensors"];
     gone.iter().for_each(|name| fs::remove_file(unit.join(name)).unwrap());
+    fs::create_dir(unit.join("checkpoints")).unwrap();
     let (code, table, said) = sar(folder, &study);
     assert!(code == Some(1) && said.contains("arm 'control', seed 2: diverged before"), "{said}");
     assert!(table.contains("1, diverged 1 of 2"), "{table}");
     assert!(!unit.join("report.json").exists(), "it was trained again");
+    assert!(unit.join("checkpoints").exists(), "they may say why");
     let all = json(&folder.join("out/study.json"));
     let minus = &all["arms"][3]["minus_control"]["kid"];
     assert!(minus["mean"].is_number(), "{minus}");
@@ -337,6 +358,12 @@ fn what_cannot_be_done_is_a_line() {
             ["set = []", "set = [\"sar.optimization.batch_size=4\"]"],
             ["arm 'sar-soft'", "sar.optimization.batch_size is for the study to set"],
         ),
+        (
+            ["set = []", "set = [\"pretrain.regularization.label_smoothing=0.1\"]"],
+            ["arm 'sar-soft'", "label_smoothing=0.1: has no effect"],
+        ),
+        (["set = []", "set = []\ncontrol = \"sar-soft\""], ["control", "is the arm itself"]),
+        (["\"sar-soft\"", "\"study.json\""], ["arm 'study.json'", "a file of the study"]),
     ] {
         bad(change[0], change[1]);
         refuses(folder, &study("bad.toml", &[]), &parts);

@@ -19,6 +19,10 @@ use crate::job::difference;
 /// The name of the weights that arms begin with.
 pub(super) const START: &str = "start";
 
+/// What else lies beside the folders of the arms.
+const OWN_FILES: [&str; 5] =
+    ["start.code.json", "study.toml", "study.json", "report.html", "real.json"];
+
 /// A study. No field has a default, but those of an arm that say what is otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,15 +164,18 @@ impl Study {
             samples.selection.seed != samples.measure.seed,
             "samples: selection and measure have the same seed; what is measured has to be drawn anew"
         );
-        let mut names = BTreeSet::from([START]);
+        let mut names = BTreeSet::new();
         for arm in arms {
             let name = arm.name.as_str();
             ensure!(is_plain(name), "arm '{name}': use letters, digits, '-', '_' and '.'");
+            // Not all file systems tell capitals apart.
+            let is_file = OWN_FILES.iter().any(|file| name.eq_ignore_ascii_case(file));
+            ensure!(!is_file, "arm '{name}': is a file of the study; choose another name");
             ensure!(
-                names.insert(name),
-                "arm '{name}': there is another of this name{}",
-                if name == START { ", the weights that arms begin with" } else { "" }
+                !name.eq_ignore_ascii_case(START),
+                "arm '{name}': there is another of this name, the weights that arms begin with"
             );
+            ensure!(names.insert(name), "arm '{name}': there is another of this name");
         }
         self.check_control("control", control, true)?;
         if let Some(control) = scratch_control {
@@ -181,7 +188,12 @@ impl Study {
                 arm.name
             );
             if let Some(control) = &arm.control {
-                self.arm(control).with_context(|| format!("arm '{}': control", arm.name))?;
+                let field = format!("arm '{}': control", arm.name);
+                ensure!(
+                    *control != arm.name,
+                    "{field}: is the arm itself; name another, or leave it out"
+                );
+                self.check_control(&field, control, arm.from == Origin::Start)?;
             }
         }
         let nowhere = Path::new("");
@@ -195,7 +207,10 @@ impl Study {
     fn check_control(&self, field: &str, name: &str, from_start: bool) -> Result<()> {
         let arm = self.arm(name).context(field.to_owned())?;
         let what = if from_start { "from the start" } else { "from scratch" };
-        ensure!((arm.from == Origin::Start) == from_start, "{field}: '{name}' is not {what}");
+        ensure!(
+            (arm.from == Origin::Start) == from_start,
+            "{field}: '{name}' is not {what}; name one that is"
+        );
         Ok(())
     }
 
@@ -309,7 +324,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A study of two arms from the start and two from scratch.
-    const SMALL: &str = r#"
+    pub(in crate::study) const SMALL: &str = r#"
 name = "small"
 recipe = "emoji-quick"
 set = ["pretrain.steps=50"]
@@ -349,14 +364,14 @@ steps = 60
         load(SMALL).unwrap()
     }
 
-    fn load(text: &str) -> Result<Study> {
+    pub(in crate::study) fn load(text: &str) -> Result<Study> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.toml");
         fs::write(&path, text).unwrap();
         Study::load(&path)
     }
 
-    fn refuses(change: [&str; 2], parts: &[&str]) {
+    pub(in crate::study) fn refuses(change: [&str; 2], parts: &[&str]) {
         let [from, to] = change;
         assert!(SMALL.contains(from), "{from}");
         let error = format!("{:#}", load(&SMALL.replacen(from, to, 1)).unwrap_err());
@@ -443,13 +458,16 @@ steps = 60
             let is_for = format!("{field} is for the study to set");
             refuses(["sar.objective.weight=0.2", setting], &["'sar-soft'", setting, &is_for]);
         }
+        let cached =
+            r#"'latents={ kind = "cached", folder = "l", variants = 1, precision = "half" }'"#;
+        let soft = "\"sar.objective.weight=0.2\"";
+        refuses([soft, cached], &["'sar-soft'", "latents is for the study to set"]);
         // Nor with the table around it; the same value does no harm.
         let lr = "adamw = { beta1 = 0.9, beta2 = 0.95, eps = 1e-8 }, max_grad_norm = 2.0, ema = 0.0, lr = { peak = \
                   1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 0.2, decay = { kind = \"linear\", flat = 0.0 } }, \
                   weight_decay = { start = 0.05, end = 0.05 }, grad_accum_steps = 1";
         let known = load(SMALL).unwrap().start_recipe().unwrap().sar.optimization.batch_size;
         let table = |batch: usize| format!("'sar.optimization={{ batch_size = {batch}, {lr} }}'");
-        let soft = "\"sar.objective.weight=0.2\"";
         let batch = "sar.optimization.batch_size is for the study";
         refuses([soft, &table(2 * known)], &["'sar-soft'", batch]);
         load(&SMALL.replacen(soft, &table(known), 1)).unwrap();
@@ -460,6 +478,42 @@ steps = 60
         refuses(["pretrain.steps=300", "pretrain.stops=300"], &["start", "pretrain.stops"]);
         refuses(["emoji-quick", "emoji-slow"], &["emoji-slow"]);
         refuses(["steps = 60", "stops = 60"], &["arms", "stops"]);
+    }
+
+    #[test]
+    fn an_arm_has_a_control_of_its_own_kind_and_a_name_of_its_own() {
+        let arm = |name: &str, control: &str| {
+            let set = format!("[[arms]]\nname = \"{name}\"\n");
+            assert!(SMALL.contains(&set), "{set}");
+            load(&SMALL.replacen(&set, &format!("{set}control = \"{control}\"\n"), 1))
+        };
+        let error = |name: &str, control: &str| format!("{:#}", arm(name, control).unwrap_err());
+        arm("sar-soft", "control").unwrap();
+        arm("scratch-wide", "scratch-control").unwrap();
+        let itself = error("sar-soft", "sar-soft");
+        assert!(itself.contains("arm 'sar-soft': control: is the arm itself"), "{itself}");
+        let other = error("sar-soft", "scratch-control");
+        assert!(other.contains("control: 'scratch-control' is not from the start"), "{other}");
+        let other = error("scratch-wide", "control");
+        assert!(
+            other.contains("arm 'scratch-wide': control: 'control' is not from scratch"),
+            "{other}"
+        );
+        assert!(error("sar-soft", "none").contains("arm 'sar-soft': control: no arm 'none'"));
+
+        let name = "name = \"sar-soft\"";
+        for file in [
+            "study.toml",
+            "study.json",
+            "report.html",
+            "real.json",
+            "start.code.json",
+            "Study.JSON",
+        ] {
+            let to = format!("name = \"{file}\"");
+            refuses([name, &to], &[&format!("arm '{file}'"), "a file of the study"]);
+        }
+        refuses([name, "name = \"Start\""], &["arm 'Start'", "the weights that arms begin with"]);
     }
 
     #[test]

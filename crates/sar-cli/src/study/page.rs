@@ -1,5 +1,6 @@
 //! `report.html`: the whole study in one file.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
+use sar_core::ScaleSize;
 use sar_metrics::Estimate;
 use serde_json::Value;
 
@@ -220,24 +222,37 @@ fn mixed(arms: &[Arm]) -> impl Iterator<Item = String> {
     })
 }
 
+/// The scales of all arms, the coarsest first: an arm from images may have others than the rest.
+fn axis(arms: &[Arm]) -> Vec<&str> {
+    let scales = arms.iter().flat_map(|arm| &arm.scales).map(|of| of.scale.as_str());
+    let size = |scale: &str| {
+        let size = scale.parse::<ScaleSize>().ok();
+        size.map(|size| (size.tokens(), size.height))
+    };
+    let by_size: BTreeSet<_> = scales.map(|scale| (size(scale), scale)).collect();
+    by_size.into_iter().map(|(_, scale)| scale).collect()
+}
+
 /// A figure over the scales, a curve for each arm; as SVG.
 fn plot(arms: &[Arm], figure: Figure) -> Result<String> {
+    let axis = axis(arms);
     let curve = |(at, arm): (usize, &Arm)| {
-        let points = arm.scales.iter().enumerate();
+        let point = |of: &Scale| {
+            let k = axis.iter().position(|scale| *scale == of.scale)?;
+            Some((k as f64, figure(of)?.mean))
+        };
         Curve {
             name: arm.name.clone(),
             color: chart::color(at),
-            points: points.filter_map(|(k, of)| Some((k as f64, figure(of)?.mean))).collect(),
+            points: arm.scales.iter().filter_map(point).collect(),
         }
     };
     let curves: Vec<Curve> = arms.iter().enumerate().map(curve).collect();
-    let longest = arms.iter().map(|arm| &arm.scales).max_by_key(|scales| scales.len());
     let label = |k: f64| {
-        let scale = longest.and_then(|scales| scales.get(k.round() as usize));
-        scale.filter(|_| k.fract() == 0.0).map_or(String::new(), |of| of.scale.clone())
+        let scale = axis.get(k.round() as usize).filter(|_| k.fract() == 0.0);
+        scale.map_or(String::new(), |scale| (*scale).to_owned())
     };
-    let n_scales = longest.map_or(0, Vec::len);
-    let x = Horizontal { name: "scale", labels: n_scales, label: &label };
+    let x = Horizontal { name: "scale", labels: axis.len(), label: &label };
     let height = 320.max(40 + 18 * curves.len() as u32);
     let mut svg = String::new();
     {
@@ -283,4 +298,22 @@ pub(super) fn shown(arms: &[Arm]) -> String {
 /// Writes the page into the study's folder.
 pub(super) fn write(folder: &Path, html: &str) -> Result<()> {
     Ok(sar_weights::write_bytes(&folder.join("report.html"), html.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::file::tests::small;
+    use crate::study::results::arms;
+    use crate::study::results::tests::finished;
+
+    #[test]
+    fn scales_of_other_schedules_have_places_of_their_own() {
+        let mut other = finished("scratch-wide", &[1.0]);
+        let scales = &mut other.outcomes[0].trained.scales;
+        ["1x1", "10x10"].iter().zip(scales).for_each(|(name, of)| of.scale = (*name).into());
+        let arms = arms(&small(), &[finished("control", &[1.0]), other]).unwrap();
+        assert_eq!(axis(&arms[..1]), ["1x1", "2x2"]);
+        assert_eq!(axis(&arms), ["1x1", "2x2", "10x10"]);
+    }
 }

@@ -14,7 +14,7 @@ const SET_BY_STUDY: [&str; 14] = [
     "name",
     "seed",
     "data",
-    "backbone.schedule",
+    "latents",
     "tokenizer.optimization.batch_size",
     "pretrain.optimization.batch_size",
     "pretrain.output",
@@ -27,14 +27,47 @@ const SET_BY_STUDY: [&str; 14] = [
     "log",
 ];
 
-/// What an arm may not set beside that, by what it begins with.
+/// What an arm may not set beside that, by what it begins with. With a tokenizer of its own the tokens are
+/// others in any case, and so may be their scales.
 fn set_by_study(from: Origin) -> &'static [&'static str] {
     match from {
-        Origin::Start => &["tokenizer.steps", "tokenizer.init_from", "pretrain.steps"],
-        Origin::Scratch => &["tokenizer.steps", "tokenizer.init_from"],
+        Origin::Start => {
+            &["backbone.schedule", "tokenizer.steps", "tokenizer.init_from", "pretrain.steps"]
+        }
+        Origin::Scratch => &["backbone.schedule", "tokenizer.steps", "tokenizer.init_from"],
         Origin::Images => &["tokenizer.init_from"],
     }
 }
+
+/// What does nothing in an arm, as it is of a stage that the arm has not, and what to do about it.
+fn idle(from: Origin) -> &'static [(&'static str, &'static str)] {
+    const TOKENIZER: (&str, &str) = (
+        "tokenizer",
+        "the arm has the start's tokenizer; leave it out, or write from = \"images\"",
+    );
+    const SAR: (&str, &str) = (
+        "sar",
+        "the arm ends with pre-training; leave it out, set pretrain.*, or write from = \"start\"",
+    );
+    match from {
+        Origin::Start => &[
+            TOKENIZER,
+            (
+                "pretrain",
+                "the start has been pre-trained; leave it out, set sar.*, or write from = \"scratch\"",
+            ),
+            (
+                "backbone.init",
+                "the arm has the start's weights; leave it out, or write from = \"scratch\"",
+            ),
+        ],
+        Origin::Scratch => &[TOKENIZER, SAR],
+        Origin::Images => &[SAR],
+    }
+}
+
+/// What describes given weights, and has to be theirs.
+const OF_GIVEN_WEIGHTS: &str = "tokenizer.model";
 
 /// What an arm costs.
 #[derive(Clone, Copy, Debug)]
@@ -78,9 +111,24 @@ impl Study {
 
     fn recipe_of(&self, arm: &Arm, seed: u64, start: &Path) -> Result<Recipe> {
         self.check_settings(arm)?;
+        let recipe = self.recipe_with(arm, &arm.set, seed, start)?;
+        self.check_effects(arm, &recipe, |set| self.recipe_with(arm, set, seed, start))?;
+        if arm.from == Origin::Images {
+            let [theirs, ours] = [&self.start_recipe()?, &recipe].map(|of| of.scales().last());
+            ensure!(
+                ours == theirs,
+                "backbone.schedule: ends at {ours}, that of the start at {theirs}; end where it does, or samples \
+                 are of another size"
+            );
+        }
+        Ok(recipe)
+    }
+
+    /// The recipe of an arm with some settings.
+    fn recipe_with(&self, arm: &Arm, set: &[String], seed: u64, start: &Path) -> Result<Recipe> {
         let [tokenizer, backbone] =
             ["tokenizer.safetensors", "backbone-pretrain.safetensors"].map(|name| start.join(name));
-        let mut settings = [self.set.as_slice(), &arm.set].concat();
+        let mut settings = [self.set.as_slice(), set].concat();
         settings.push(format!("name={}-{}", self.name, arm.name));
         settings.push(format!("seed={seed}"));
         settings.extend(NO_SAR.map(String::from));
@@ -107,19 +155,43 @@ impl Study {
     /// Checks that an arm sets nothing that is not its own to set.
     fn check_settings(&self, arm: &Arm) -> Result<()> {
         for setting in &arm.set {
-            let key = setting.split('=').next().unwrap_or_default().trim();
-            let is_below = |key: &str, field: &str| {
-                key.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
+            let key = key_of(setting);
             for field in SET_BY_STUDY.iter().chain(set_by_study(arm.from)) {
                 // A table around the field may leave it as it is.
                 let sets = is_below(key, field)
                     || (is_below(field, key) && self.changes(field, setting)?);
                 let hint = match *field {
                     "sar.steps" => "; write steps = N beside its settings",
+                    "backbone.schedule" => ", but for arms with from = \"images\"",
                     _ => "",
                 };
                 ensure!(!sets, "{setting}: {field} is for the study to set{hint}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that none of an arm's settings is of a stage that the arm has not: it would be its control under
+    /// another name. `recipe_with` gives the arm's recipe with other settings.
+    fn check_effects(
+        &self,
+        arm: &Arm,
+        recipe: &Recipe,
+        recipe_with: impl Fn(&[String]) -> Result<Recipe>,
+    ) -> Result<()> {
+        for (i, setting) in arm.set.iter().enumerate() {
+            let key = key_of(setting);
+            for (field, why) in idle(arm.from) {
+                let touches = is_below(key, field) || is_below(field, key);
+                if !touches || is_below(key, OF_GIVEN_WEIGHTS) {
+                    continue;
+                }
+                let mut others = arm.set.clone();
+                others.remove(i);
+                // What a recipe is not valid without has to stand there.
+                let Ok(without) = recipe_with(&others) else { continue };
+                let does_nothing = part(&without, field)? == part(recipe, field)?;
+                ensure!(does_nothing, "{setting}: has no effect: {why}");
             }
         }
         Ok(())
@@ -129,8 +201,7 @@ impl Study {
     fn changes(&self, field: &str, setting: &str) -> Result<bool> {
         let value = |more: &[String]| -> Result<Option<toml::Value>> {
             let settings = [self.set.as_slice(), more].concat();
-            let table = toml::Value::try_from(Recipe::load(&self.recipe, &settings)?)?;
-            Ok(field.split('.').try_fold(&table, |table, key| table.get(key)).cloned())
+            part(&Recipe::load(&self.recipe, &settings)?, field)
         };
         Ok(value(&[])? != value(&[setting.to_owned()])?)
     }
@@ -148,6 +219,28 @@ impl Study {
             }
         })
     }
+}
+
+/// What a setting sets.
+fn key_of(setting: &str) -> &str {
+    setting.split('=').next().unwrap_or_default().trim()
+}
+
+/// Whether a key is a field or lies in it.
+fn is_below(key: &str, field: &str) -> bool {
+    key.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// A field of a recipe; of the tokenizer without what describes given weights.
+fn part(recipe: &Recipe, field: &str) -> Result<Option<toml::Value>> {
+    let table = toml::Value::try_from(recipe)?;
+    let mut part = field.split('.').try_fold(&table, |table, key| table.get(key)).cloned();
+    if let Some(inside) = OF_GIVEN_WEIGHTS.strip_prefix(field).and_then(|it| it.strip_prefix('.'))
+        && let Some(toml::Value::Table(table)) = &mut part
+    {
+        table.remove(inside);
+    }
+    Ok(part)
 }
 
 /// Checks that a run, if there is one, is of a recipe as it is now; `what` it is.
@@ -184,4 +277,95 @@ fn init_from(stage: &str, path: &Path) -> Result<String> {
     let text = text.with_context(|| format!("{}: is no Unicode path", path.display()))?;
     let path = toml::Value::String(text.into());
     Ok(format!("{stage}.init_from={{ kind = \"weights\", path = {path} }}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::file::tests::{SMALL, load, refuses};
+
+    /// `SMALL` with other settings of an arm.
+    fn with_settings(arm: &str, settings: &str) -> String {
+        let known = match arm {
+            "sar-soft" => "[\"sar.objective.weight=0.2\"]",
+            "scratch-control" => "from = \"scratch\"\nset = []",
+            "scratch-wide" => "[\"backbone.width=96\"]",
+            _ => panic!("{arm}"),
+        };
+        assert!(SMALL.contains(known), "{known}");
+        SMALL.replacen(known, &known.replacen(&known[known.find('[').unwrap()..], settings, 1), 1)
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        let from = |origin: &str| format!("write from = \"{origin}\"");
+        let noise = "regularization.context_noise={ max_share = 0.3, nearest = 0 }";
+        let [of_sar, of_pretraining] = ["sar", "pretrain"].map(|stage| format!("{stage}.{noise}"));
+        let cases: [(&str, &str, String); 10] = [
+            ("scratch-control", "sar.objective.weight=0.2", from("start")),
+            ("scratch-control", r#"sar.objective={ kind = "teacher-forcing" }"#, from("start")),
+            ("scratch-control", &of_sar, "set pretrain.*".into()),
+            ("scratch-control", "tokenizer.regularization.perturbation.share=0.1", from("images")),
+            ("scratch-wide", "sar.weight_schedule.end=0.0", from("start")),
+            ("sar-soft", "tokenizer.regularization.perturbation.share=0.1", from("images")),
+            ("sar-soft", "tokenizer.loss.l1=0.5", from("images")),
+            ("sar-soft", &of_pretraining, "set sar.*".into()),
+            ("sar-soft", "pretrain.optimization.lr.peak=1e-2", from("scratch")),
+            ("sar-soft", "backbone.init.adaln_gamma=1e-2", from("scratch")),
+        ];
+        for (arm, setting, what_to_do) in cases {
+            // Also behind a setting that has an effect.
+            for before in ["", "\"backbone.precision=f32\", "] {
+                let text = with_settings(arm, &format!("[{before}'{setting}']"));
+                let error = format!("{:#}", load(&text).unwrap_err());
+                let starts = format!("s.toml: arm '{arm}': {setting}: has no effect: ");
+                assert!(error.contains(&starts), "{starts} is not in: {error}");
+                assert!(error.contains(&what_to_do) && !error.contains('\n'), "{error}");
+            }
+        }
+        // What changes nothing does no harm, what describes given weights has to be right, and some settings are
+        // needed for others.
+        let known = "quantizer_dropout = 0.0, perturbation = { share = 0.0, nearest = 16 }";
+        let known = format!("tokenizer.regularization={{ {known} }}");
+        let cases: [(&str, &str); 5] = [
+            ("sar-soft", &known),
+            ("sar-soft", "tokenizer.model.codebook_size=256"),
+            ("scratch-control", "sar.objective.weight=0.1"),
+            ("scratch-control", &of_pretraining),
+            ("scratch-wide", "tokenizer.regularization.perturbation.share=0.1"),
+        ];
+        for (arm, setting) in cases {
+            load(&with_settings(arm, &format!("['{setting}']"))).unwrap();
+        }
+        let weighted = |scales: &str| {
+            let set = "set = [\"pretrain.steps=50\", 'sar.regularization.reduction={ scales = [1.0, 1.0, 1.0, 1.0, \
+                       1.0, 1.0] }']";
+            let settings = format!("[\"backbone.schedule.scales=1_2_3_5_8\"{scales}]");
+            let text = with_settings("scratch-wide", &settings);
+            load(&text.replacen("set = [\"pretrain.steps=50\"]", set, 1))
+        };
+        weighted(", 'sar.regularization.reduction=mean-tokens'").unwrap();
+        assert!(
+            format!("{:#}", weighted("").unwrap_err()).contains("sar.regularization.reduction")
+        );
+    }
+
+    #[test]
+    fn an_arm_from_images_may_have_scales_of_its_own() {
+        let study =
+            load(&with_settings("scratch-wide", "[\"backbone.schedule.scales=1_2_3_5_8\"]"));
+        let study = study.unwrap();
+        let scales = |name: &str| {
+            let recipe = study.recipe(study.arm(name).unwrap(), 1, Path::new("")).unwrap();
+            recipe.scales().to_string()
+        };
+        let both = ["scratch-wide", "scratch-control"].map(scales);
+        assert_eq!(both, ["1_2_3_5_8", "1_2_3_4_6_8"]);
+        let wide = "backbone.width=96";
+        let parts = ["'scratch-wide'", "backbone.schedule", "ends at 4", "the start at 8"];
+        refuses([wide, "backbone.schedule.scales=1_2_4"], &parts);
+        let text = with_settings("scratch-control", "[\"backbone.schedule.scales=1_2_3_5_8\"]");
+        let error = format!("{:#}", load(&text).unwrap_err());
+        assert!(error.contains("from = \"images\""), "{error}");
+    }
 }

@@ -159,6 +159,11 @@ impl Unit<'_> {
         read(&self.folder.join("result.json"))
     }
 
+    /// Whether it was measured at a setting of the sampler.
+    pub(super) fn is_measured_at(&self, settings: &Value) -> Result<bool> {
+        Ok(self.outcome()?.is_some_and(|outcome| outcome.settings == *settings))
+    }
+
     /// Whether anything was found of it.
     pub(super) fn has_results(&self) -> bool {
         let names = ["grid-part.json", "grid.json", "result.json", "failed.json"];
