@@ -1,11 +1,10 @@
 //! `sar edit`: parts of an image drawn anew.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use image::{DynamicImage, ImageReader};
-use sar_data::read_image;
+use sar_data::{read_image, read_mask};
 use sar_pipeline::{EditSettings, Mask, Part, RgbImage, grid, magnification};
 
 use crate::Verdict;
@@ -77,7 +76,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let part = |mask| if outside { Part::Outside(mask) } else { Part::Inside(mask) };
     let part = match what {
         What { mask: Some(path), .. } => {
-            let mask = Mask::read(&read_mask(&path)?);
+            let mask = Mask::read(&read_mask(&path).context("--mask")?);
             eprintln!("--mask {}: {}", path.display(), mask.rule());
             part(mask)
         }
@@ -101,13 +100,6 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let settings = sampler.settings()?;
     let files = weights.files()?;
     device.run(Edit { files, source, part, class, keep_scales, blend, n, settings, out })
-}
-
-/// Reads a mask with its transparency, which a picture loses.
-fn read_mask(path: &Path) -> Result<DynamicImage> {
-    let image = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let image = image.map_err(anyhow::Error::from).and_then(|reader| Ok(reader.decode()?));
-    image.with_context(|| format!("--mask {}", path.display()))
 }
 
 /// `1,2,3,4`.

@@ -1,4 +1,4 @@
-//! Weights by their names on a hub: `hf:OWNER/REPO/PATH`, wherever a path of weights is taken.
+//! Weights by their names on a hub: `hf:OWNER/REPO/PATH`, for options and arguments that name a file of weights.
 
 #[cfg(feature = "hub")]
 mod fetch;

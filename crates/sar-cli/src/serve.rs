@@ -22,9 +22,12 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     port: u16,
     /// What clients have to know: 16 or more letters and digits. Nothing is encrypted: beyond a network
-    /// that you trust, put a proxy with TLS in front.
+    /// that you trust, put a proxy with TLS in front, and name it with --origin.
     #[arg(long, value_name = "TEXT")]
     token: Option<String>,
+    /// What browsers call it behind a proxy on this machine, as in https://sar.example.com.
+    #[arg(long, value_name = "URL")]
+    origin: Option<String>,
     /// A folder of runs, or a run, to watch.
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
@@ -33,10 +36,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { weights, host, port, token, runs, device } = args;
+    let Args { weights, host, port, token, origin, runs, device } = args;
     let command = format!("sar sample{}{}", weights.command_line(), device.command_line());
     let files = weights.files()?;
-    let settings = Settings { host, port, token, runs, command, ..Settings::default() };
+    let settings = Settings { host, port, token, origin, runs, command, ..Settings::default() };
     device.run(Serve { files, settings })
 }
 
@@ -54,8 +57,12 @@ impl Job for Serve {
         let made_with = Some(files.made_with(&pipeline, &device));
         let pipeline = files.in_precision(pipeline)?;
         let settings = Settings { made_with, ..settings };
+        let has_origin = settings.origin.is_some();
         let server = Server::bind(pipeline, settings)?;
         println!("{}", server.url());
+        if has_origin {
+            eprintln!("its proxy has to pass on to http://{}", server.address());
+        }
         eprintln!("open it in a browser; Ctrl-C ends it");
         if server.address().ip().is_unspecified() {
             eprintln!("from other machines, with the name of this one in the place of its address");

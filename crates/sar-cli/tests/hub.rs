@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,10 @@ struct State {
     claims: Option<String>,
     /// Bytes of a body after which the connection ends.
     cut_at: Option<usize>,
+    /// Whether it falls silent there instead, and ends only with its client.
+    stalls: bool,
+    /// Whether it refuses to begin anywhere but at the beginning.
+    has_no_parts: bool,
     /// A status and an error code for every file.
     refuses: Option<(u16, &'static str)>,
     asked: Vec<Asked>,
@@ -108,10 +113,15 @@ fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) {
         let (head, body) = answer(&asked, port, &state);
         let sent = if asked.method == "HEAD" { &[] } else { &body[..] };
         let cut = state.cut_at.filter(|_| asked.path.starts_with("/cdn/"));
+        let is_cut = cut.is_some_and(|cut| cut < sent.len());
         let sent = &sent[..cut.unwrap_or(sent.len()).min(sent.len())];
+        let stalls = is_cut && state.stalls;
         drop(state);
         let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n");
         let _ = (&stream).write_all(&[head.as_bytes(), sent].concat());
+        if stalls {
+            let _ = reader.read_to_end(&mut Vec::new());
+        }
         return;
     }
 }
@@ -128,6 +138,7 @@ fn answer(asked: &Asked, port: u16, state: &State) -> (String, Vec<u8>) {
             range.map(|range| range["bytes=".len()..].trim_end_matches('-').parse().unwrap());
         return match from {
             None => (format!("200 OK\r\nContent-Length: {}", bytes.len()), bytes.clone()),
+            Some(_) if state.has_no_parts => ("416 No\r\nContent-Length: 0".into(), Vec::new()),
             Some(from) => {
                 let (n, rest): (usize, &[u8]) = (bytes.len(), &bytes[from..]);
                 let range = format!("Content-Range: bytes {from}-{}/{n}", n - 1);
@@ -174,15 +185,26 @@ impl User {
         Self { folder, variables }
     }
 
-    fn sar(&self, args: &[&str]) -> (Option<i32>, String, String) {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
-        for name in
-            ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "HF_TOKEN", "HF_HUB_OFFLINE"]
-        {
+        for name in [
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+            "NO_PROXY",
+            "HF_TOKEN",
+            "HF_HUB_OFFLINE",
+            "HF_HUB_DOWNLOAD_TIMEOUT",
+        ] {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        let output = command.current_dir(self.folder.path()).args(args).output().unwrap();
+        command.current_dir(self.folder.path()).args(args);
+        command
+    }
+
+    fn sar(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let output = self.command(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
@@ -316,6 +338,72 @@ fn what_is_cut_off_goes_on() {
 }
 
 #[test]
+fn what_stalls_is_cut_off_and_goes_on() {
+    let (hub, bytes) = hub_with_weights();
+    let user = User::of(&hub).with("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+    hub.set(|hub| (hub.cut_at, hub.stalls) = (Some(1_000_000), true));
+    let start = Instant::now();
+    user.does(&["inspect", NAME]);
+    let n_stalls = (bytes.len() - 1) / 1_000_000;
+    let most = Duration::from_secs(20);
+    assert!(n_stalls == 2 && (Duration::from_secs(2)..most).contains(&start.elapsed()));
+    assert_eq!(fs::read(user.cached(PLACE)).unwrap(), bytes);
+
+    // One that sends nothing at all is given up, and nobody waits for it for ever.
+    let other = user.with("XDG_CACHE_HOME", user.folder.path().join("other").display().to_string());
+    hub.set(|hub| hub.cut_at = Some(0));
+    other.refuses(&["inspect", NAME], &[NAME, "the connection broke", "0 bytes have come"]);
+    for wrong in ["0", "-1", "soon"] {
+        let user = user.with("HF_HUB_DOWNLOAD_TIMEOUT", wrong);
+        user.refuses(&["inspect", NAME], &["HF_HUB_DOWNLOAD_TIMEOUT", wrong, "seconds"]);
+    }
+}
+
+#[test]
+fn a_hub_without_parts_sends_it_from_the_beginning() {
+    let (hub, bytes) = hub_with_weights();
+    let user = User::of(&hub);
+    let place = user.cached(PLACE);
+    let part = place.with_file_name(format!(".t v.safetensors.{}.part", hex(&bytes)));
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    fs::write(&part, &bytes[..700_000]).unwrap();
+    hub.set(|hub| hub.has_no_parts = true);
+    user.does(&["inspect", NAME]);
+    let asked = hub.asked();
+    let range = |asked: &Asked| asked.headers.get("range").cloned();
+    let ranges: Vec<_> =
+        asked.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(range).collect();
+    assert_eq!(ranges, [Some("bytes=700000-".into()), None]);
+    assert!(fs::read(&place).unwrap() == bytes && !part.exists());
+
+    // One that breaks off each time as well comes to an end.
+    let other = user.with("XDG_CACHE_HOME", user.folder.path().join("other").display().to_string());
+    hub.set(|hub| hub.cut_at = Some(1_000_000));
+    other.refuses(&["inspect", NAME], &[NAME, "the same command goes on"]);
+    assert!(hub.asked().len() < 12);
+}
+
+#[test]
+fn whoever_waits_for_another_process_says_so() {
+    let (hub, bytes) = hub_with_weights();
+    let user = User::of(&hub);
+    let place = user.cached(PLACE);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let part = place.with_file_name(format!(".t v.safetensors.{}.part", hex(&bytes)));
+    let held = fs::File::create(&part).unwrap();
+    held.lock().unwrap();
+    let mut command = user.command(&["inspect", NAME]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let first = lines.next().unwrap();
+    assert_eq!(first, format!("{NAME}: waits for another process that fetches it"));
+    drop(held);
+    let rest: Vec<String> = lines.collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+    assert_eq!(fs::read(place).unwrap(), bytes);
+}
+
+#[test]
 fn what_goes_wrong_is_one_line() {
     let (hub, bytes) = hub_with_weights();
     let user = User::of(&hub);
@@ -363,6 +451,15 @@ fn what_goes_wrong_is_one_line() {
     user.does(&inspect);
     let said = away.does(&inspect);
     assert!(said.contains("cannot be reached") && said.contains("copy in the cache"), "{said}");
+    // Neither does one that is busy or broken; a name that is gone is an error all the same.
+    for (status, why) in [(429, "asks for patience (429)"), (500, "status 500"), (503, "503")] {
+        hub.set(|hub| hub.refuses = Some((status, "")));
+        let said = user.does(&inspect);
+        assert!(said.contains(why) && said.contains("copy in the cache"), "{said}");
+    }
+    hub.set(|hub| hub.refuses = Some((404, "RepoNotFound")));
+    user.refuses(&inspect, &["404"]);
+    hub.set(|hub| hub.refuses = None);
     hub.asked();
     user.with("HF_HUB_OFFLINE", "1").does(&inspect);
     assert!(hub.asked().is_empty());

@@ -108,6 +108,10 @@ fn what_cannot_be_served_is_refused() {
     };
     refuse(&["--host", "0.0.0.0"], &["--host 0.0.0.0", "--token"]);
     refuse(&["--host", "0.0.0.0", "--token", "short"], &["--token", "16 characters"]);
+    let origin = ["--origin", "https://sar.example.com"];
+    refuse(&origin, &["--origin", "--token"]);
+    let token = ["--token", "correct-horse-battery"];
+    refuse(&[&token[..], &["--origin", "sar.example.com"]].concat(), &["--origin", "https://NAME"]);
     refuse(&["--runs", "nowhere"], &["--runs nowhere", "no folder"]);
     refuse(&["--run", "nowhere"], &["nowhere"]);
     let server = Serving::start(folder.path(), &[]);

@@ -49,6 +49,16 @@ pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
     bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
 }
 
+/// Reads a mask: a file as [`read_image`] takes it, upright as a picture is, but with its transparency, and its levels as
+/// they are stored.
+///
+/// # Errors
+/// As [`read_image`].
+pub fn read_mask(path: &Path) -> Result<DynamicImage, DataError> {
+    let mask = read_file(path).and_then(|bytes| guarded(&bytes, |bytes| Ok(upright(bytes)?.0)));
+    mask.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
+}
+
 /// As [`read_image`], from the bytes of a file, of at most so many pixels: one that claims more is refused
 /// before anything is decoded.
 ///
@@ -85,9 +95,17 @@ pub(crate) fn is_foreign_extension(extension: &str) -> bool {
 /// The reason, in one line, if it is not a whole image of these formats or a larger one than the
 /// limits of this file.
 pub(crate) fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    guarded(bytes, on_white_in_srgb)
+}
+
+/// Decodes, with the reason in one line if it fails.
+fn guarded<T>(
+    bytes: &[u8],
+    decode: impl FnOnce(&[u8]) -> Result<T, ImageError>,
+) -> Result<T, String> {
     // A decoder that panics on a file must not end a run: to the user it is one more broken file.
-    match catch_unwind(AssertUnwindSafe(|| decode_inner(bytes))) {
-        Ok(Ok(image)) => Ok(image),
+    match catch_unwind(AssertUnwindSafe(|| decode(bytes))) {
+        Ok(Ok(decoded)) => Ok(decoded),
         Ok(Err(ImageError::Limits(_))) => {
             Err(format!("it would take more than {} MiB decoded", MAX_DECODED_BYTES >> 20))
         }
@@ -159,7 +177,8 @@ fn foreign(bytes: &[u8]) -> Option<String> {
     Some(format!("it is {name}, which is not read; convert it to PNG or JPEG"))
 }
 
-fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+/// An image within the limits of this file, turned upright, and its color profile where it has one.
+fn upright(bytes: &[u8]) -> Result<(DynamicImage, Option<Vec<u8>>), ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     // Whatever else the image crate was built for by other crates.
     if let Some(other) = reader.format().filter(|format| !FORMATS.contains(format)) {
@@ -189,6 +208,11 @@ fn decode_inner(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     let profile = profile.ok().flatten().filter(|_| is_color);
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
+    Ok((image, profile))
+}
+
+fn on_white_in_srgb(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+    let (image, profile) = upright(bytes)?;
     let conversion = profile.and_then(|profile| Conversion::to_srgb(&profile));
     Ok(if image.color().has_alpha() {
         let mut image = image.into_rgba8();
@@ -238,6 +262,7 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
 mod tests {
     use image::codecs::gif::GifEncoder;
     use image::codecs::jpeg::JpegEncoder;
+    use image::codecs::png::PngEncoder;
     use image::codecs::webp::WebPEncoder;
     use image::{ExtendedColorType, Frame, ImageBuffer, ImageEncoder, Luma, LumaA};
     use proptest::prelude::*;
@@ -363,15 +388,66 @@ mod tests {
         assert_eq!(image.into_raw(), [1, 1, 1, 9, 9, 9]);
     }
 
+    /// A picture and its mask from the same camera or editor lie on each other.
     #[test]
-    fn a_small_file_that_claims_a_huge_image_is_refused() {
+    fn a_mask_is_turned_as_its_picture_and_keeps_its_alpha() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.png");
+        let pixels = [[9, 9, 9, 255], [200, 200, 200, 40]];
+        // EXIF values, and where the left pixel comes to lie: at the place, and of how many (width, height).
+        for (orientation, place, size) in [
+            (1, [0, 0], (2, 1)),
+            (2, [1, 0], (2, 1)),
+            (3, [1, 0], (2, 1)),
+            (6, [0, 0], (1, 2)),
+            (8, [0, 1], (1, 2)),
+        ] {
+            let mut exif =
+                b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+            exif[18] = orientation;
+            let mut file = File::create(&path).unwrap();
+            let mut encoder = PngEncoder::new(&mut file);
+            encoder.set_exif_metadata(exif).unwrap();
+            encoder.write_image(&pixels.concat(), 2, 1, ExtendedColorType::Rgba8).unwrap();
+            let mask = read_mask(&path).unwrap().into_rgba8();
+            assert_eq!(mask.dimensions(), size, "{orientation}");
+            assert_eq!(read_image(&path).unwrap().dimensions(), size, "{orientation}");
+            let at = |[x, y]: [u32; 2]| mask.get_pixel(x, y).0;
+            assert_eq!(at(place), pixels[0], "{orientation}");
+            let other = [size.0 - 1 - place[0], size.1 - 1 - place[1]];
+            assert_eq!(at(other), pixels[1], "{orientation}");
+        }
+    }
+
+    #[test]
+    fn a_mask_has_the_limits_of_a_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask");
+        let reason = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read_mask(&path).unwrap_err().to_string()
+        };
+        let huge = reason(&claims_61440_pixels_each_way());
+        assert!(huge.contains("mask: ") && huge.contains("more than 512 MiB decoded"), "{huge}");
+        assert!(reason(b"").contains("the file is empty"));
+        assert!(reason(b"P6 1 1 255 abc").contains("not a readable image"));
+        let missing = read_mask(&folder.path().join("nowhere")).unwrap_err().to_string();
+        assert!(missing.contains("nowhere"), "{missing}");
+    }
+
+    fn claims_61440_pixels_each_way() -> Vec<u8> {
         let mut png = encode(RgbImage::new(1, 1), ImageFormat::Png);
-        // 61 440 px each way; the header chunk's checksum covers its type and data, bytes 12..29.
+        // The header chunk's checksum covers its type and data, bytes 12..29.
         png[16..24].copy_from_slice(&[0, 0, 0xF0, 0, 0, 0, 0xF0, 0]);
         let checksum = crc32(&png[12..29]);
         png[29..33].copy_from_slice(&checksum.to_be_bytes());
+        png
+    }
+
+    #[test]
+    fn a_small_file_that_claims_a_huge_image_is_refused() {
         let expected = "it would take more than 512 MiB decoded";
-        assert_eq!(decode(&png).unwrap_err(), expected);
+        assert_eq!(decode(&claims_61440_pixels_each_way()).unwrap_err(), expected);
         // The frame header's height and width, two bytes each.
         let mut jpeg = encode(RgbImage::new(8, 8), ImageFormat::Jpeg);
         let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
@@ -434,6 +510,7 @@ mod tests {
             let magic = magic[kind];
             bytes.splice(0..0, magic.iter().copied());
             let _ = decode(&bytes);
+            let _ = guarded(&bytes, upright);
         }
 
         #[test]

@@ -46,7 +46,7 @@ pub use augment::Augmentation;
 pub use cifar10::Cifar10;
 pub use crop::Crop;
 pub use dataset::Dataset;
-pub use decode::{decode_image, read_image};
+pub use decode::{decode_image, read_image, read_mask};
 pub use emoji::Emoji;
 pub use error::DataError;
 pub use fingerprint::Fingerprint;

@@ -1,10 +1,11 @@
 //! What clients ask for, and what it comes to once it is checked.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use sar_core::{ScaleSchedule, class_query};
 use sar_pipeline::{
     EditSettings, JobOrigin, MadeWith, Mask, Origin, Part, RgbImage, Wishes, size_in_pixels,
@@ -259,10 +260,11 @@ impl EditRequest {
                 "image: {width}x{height} pixels are more than {MOST_ASPECT} times as long as wide"
             )));
         }
-        let part = |mask: Mask| match (mask.share(), outside) {
-            (0.0, false) | (1.0, true) => Err(Refused::new(
-                "mask: nothing is to be drawn anew, it has no bright pixel".to_owned(),
-            )),
+        let part = |name: &str, mask: Mask| match (mask.share(), outside) {
+            (0.0, false) => Err(Refused(format!("{name}: {}, and there are none", mask.rule()))),
+            (1.0, true) => Err(Refused(format!(
+                "{name}: covers the whole image, there is no outside to be drawn anew"
+            ))),
             (_, false) => Ok(Part::Inside(mask)),
             (_, true) => Ok(Part::Outside(mask)),
         };
@@ -276,15 +278,16 @@ impl EditRequest {
                         "mask: has {w}x{h} pixels, the image {width}x{height} (width x height)"
                     )));
                 }
-                part(mask)?
+                part("mask", mask)?
             }
             (_, Some([left, top, right, bottom]), _) => {
+                let name = format!("box {left},{top},{right},{bottom}");
                 if left >= right || top >= bottom || *right > width || *bottom > height {
-                    return Err(Refused::new(format!(
-                        "box {left},{top},{right},{bottom}: is no box inside {width}x{height} pixels"
+                    return Err(Refused(format!(
+                        "{name}: is no box inside {width}x{height} pixels"
                     )));
                 }
-                part(Mask::rectangle([width, height], [*left, *top, *right, *bottom]))?
+                part(&name, Mask::rectangle([width, height], [*left, *top, *right, *bottom]))?
             }
             (_, _, Some(margins)) => {
                 let [left, top, right, bottom] = *margins;
@@ -369,7 +372,7 @@ fn bytes(name: &str, text: &str) -> Result<Vec<u8>, Refused> {
         .map_err(|error| Refused::new(format!("{name}: is not in base64: {error}")))
 }
 
-/// A PNG file as a picture, as [`EditRequest::decoded`] wants it: for those whose pictures are all PNG files
+/// A PNG file as a picture, upright, as [`EditRequest::decoded`] wants it: for those whose pictures are all PNG files
 /// without transparency.
 ///
 /// # Errors
@@ -378,19 +381,88 @@ pub fn decode_png(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, String> {
     Ok(png(bytes, most_pixels)?.into_rgb8())
 }
 
+/// A PNG file, upright.
 fn png(bytes: &[u8], most_pixels: u64) -> Result<DynamicImage, String> {
+    // A decoder that panics on a file ends no job: to the user it is one more broken file.
+    match catch_unwind(AssertUnwindSafe(|| upright_png(bytes, most_pixels))) {
+        Ok(image) => image,
+        Err(_) => Err("is no PNG that can be read: the decoder gave up on it".into()),
+    }
+}
+
+fn upright_png(bytes: &[u8], most_pixels: u64) -> Result<DynamicImage, String> {
     let refuse =
         |error: ImageError| format!("is no PNG that can be read: {error}").replace('\n', " ");
-    let reader = || ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png);
-    let (width, height) = reader().into_dimensions().map_err(refuse)?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(16 * most_pixels);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(refuse)?;
+    let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > most_pixels {
         return Err(format!(
             "{width}x{height} pixels are more than {most_pixels} (width x height)"
         ));
     }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(16 * most_pixels);
-    let mut reader = reader();
-    reader.limits(limits);
-    reader.decode().map_err(refuse)
+    let orientation = decoder.orientation().map_err(refuse)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(refuse)?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+
+    use super::*;
+
+    /// A PNG of 2x1 pixels with an EXIF orientation, of which the left one is white.
+    fn turned(orientation: u8) -> String {
+        let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+        exif[18] = orientation;
+        let mut png = Vec::new();
+        let mut encoder = PngEncoder::new(&mut png);
+        encoder.set_exif_metadata(exif).unwrap();
+        encoder.write_image(&[255, 0], 2, 1, ExtendedColorType::L8).unwrap();
+        BASE64_STANDARD.encode(png)
+    }
+
+    fn edit(more: &str) -> Result<(RgbImage, Part), Refused> {
+        let request: EditRequest = parse(more.as_bytes()).unwrap();
+        request.decoded(&Bounds::default(), decode_png)
+    }
+
+    #[test]
+    fn a_mask_is_turned_as_its_picture_is() {
+        for (orientation, size, [x, y]) in
+            [(1, (2, 1), [0, 0]), (3, (2, 1), [1, 0]), (6, (1, 2), [0, 0]), (8, (1, 2), [0, 1])]
+        {
+            let file = turned(orientation);
+            let request =
+                format!(r#"{{ "mode": "inpaint", "image": "{file}", "mask": "{file}" }}"#);
+            let (image, part) = edit(&request).unwrap();
+            assert_eq!(image.dimensions(), size, "{orientation}");
+            let Part::Inside(mask) = part else { panic!("{part:?}") };
+            assert_eq!((mask.dimensions(), mask.share()), (size, 0.5), "{orientation}");
+            assert!(mask.contains(x, y) && image.get_pixel(x, y).0 == [255; 3], "{orientation}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_nothing_to_draw_is_named() {
+        let file = turned(1);
+        let refused = |more: &str| {
+            let request = format!(r#"{{ "mode": "inpaint", "image": "{file}", {more} }}"#);
+            edit(&request).unwrap_err().to_string()
+        };
+        let whole = refused(r#""box": [0, 0, 2, 1], "outside": true"#);
+        assert_eq!(
+            whole,
+            "box 0,0,2,1: covers the whole image, there is no outside to be drawn anew"
+        );
+        let black = BASE64_STANDARD.encode(sar_pipeline::to_png(&RgbImage::new(2, 1)));
+        let none = refused(&format!(r#""mask": "{black}""#));
+        assert_eq!(none, "mask: its bright pixels are drawn anew, and there are none");
+    }
 }

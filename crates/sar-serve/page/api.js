@@ -80,9 +80,17 @@ export function picture(url, alt) {
   return image;
 }
 
+/** What a field says; of a slider that nobody has moved what it was set to, whether or not it is one of its steps. */
 export const numberOf = (id) => {
-  const text = $(id).value.trim();
+  const text = $(id).dataset.exact ?? $(id).value.trim();
   return text === "" ? null : Number(text);
 };
+
+/** Sets a slider to any number. */
+export function slide(id, value) {
+  const slider = $(id);
+  slider.value = slider.dataset.exact = value;
+  slider.oninput = () => delete slider.dataset.exact;
+}
 
 export const anySeed = () => crypto.getRandomValues(new Uint32Array(1))[0];

@@ -1,6 +1,6 @@
 // The tab Sample.
 
-import { $, anySeed, climb, ladder, make, numberOf, picture, say, tell } from "./api.js";
+import { $, anySeed, climb, ladder, make, numberOf, picture, say, slide, tell } from "./api.js";
 import { cancel, leave } from "./backend.js";
 import { draw as drawn } from "./jobs.js";
 
@@ -51,15 +51,15 @@ export function startSample(model, edit) {
   // Settings
   const outputs = [["guidance", 1], ["top-p", 2]];
   const show = () => outputs.forEach(([id, digits]) => {
-    const value = Number($(id).value);
-    $(`${id}-out`).textContent = id === "top-p" && value === 0 ? "all" : value.toFixed(digits);
+    const value = numberOf(id);
+    const text = value.toFixed(digits);
+    $(`${id}-out`).textContent = id === "top-p" && value === 0 ? "all" : Number(text) === value ? text : String(value);
   });
-  outputs.forEach(([id]) => $(id).addEventListener("input", show));
   $("guidance").max = Math.max(10, 2 * sampler.guidance);
   $("count").max = limits.count;
   function reset() {
-    $("guidance").value = sampler.guidance;
-    $("top-p").value = sampler.top_p;
+    slide("guidance", sampler.guidance);
+    slide("top-p", sampler.top_p);
     $("top-k").value = sampler.top_k;
     $("scales").value = model.scales;
     $("size").value = `${model.height}x${model.width}`;
@@ -67,6 +67,7 @@ export function startSample(model, edit) {
     show();
   }
   reset();
+  outputs.forEach(([id]) => $(id).addEventListener("input", show));
   $("reset").addEventListener("click", reset);
   const option = (value) => make("option", { value });
   $("scale-presets").append(...[model.scales, ...model.presets].map(option));
@@ -104,9 +105,9 @@ export function startSample(model, edit) {
     $("seed").value = said.seed;
     $("count").value = said.count;
     $("new-seed").checked = false;
-    if (said.guidance != null) $("guidance").value = said.guidance;
+    if (said.guidance != null) slide("guidance", said.guidance);
     if (said.top_k != null) $("top-k").value = said.top_k;
-    if (said.top_p != null) $("top-p").value = said.top_p;
+    if (said.top_p != null) slide("top-p", said.top_p);
     if (said.scales != null) $("scales").value = said.scales;
     if (said.size != null) $("size").value = said.size;
     $("more-smooth").checked = said.more_smooth;

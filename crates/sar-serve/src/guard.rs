@@ -11,19 +11,22 @@ use subtle::ConstantTimeEq;
 
 use crate::answers::Refusal;
 use crate::page::POLICY;
+use crate::settings::named;
 
 /// What requests are checked against.
 #[derive(Clone, Debug)]
 pub(crate) struct Guard {
     address: SocketAddr,
     token: Option<String>,
+    /// What browsers call it behind a proxy; only with a token.
+    origin: Option<String>,
     cookie: String,
 }
 
 impl Guard {
-    pub(crate) fn new(address: SocketAddr, token: Option<String>) -> Self {
+    pub(crate) fn new(address: SocketAddr, token: Option<String>, origin: Option<String>) -> Self {
         // Browsers keep cookies of all ports together.
-        Self { address, token, cookie: format!("sar-token-{}", address.port()) }
+        Self { address, token, origin, cookie: format!("sar-token-{}", address.port()) }
     }
 
     fn check(&self, request: &Request) -> Result<(), Refusal> {
@@ -40,8 +43,7 @@ impl Guard {
         }
         if headers.contains_key(header::ORIGIN) {
             let origin = only(headers, &header::ORIGIN).unwrap_or_default();
-            let name = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
-            if name != Some(host) {
+            if !self.is_same_place(origin, host) {
                 return elsewhere("Origin");
             }
         }
@@ -57,7 +59,7 @@ impl Guard {
     /// Whether a name means this server and no other: another page cannot reach it by a name of its own
     /// that it makes point here. Beyond the loopback the token says who may ask.
     fn is_own_name(&self, host: &str) -> bool {
-        if !self.address.ip().is_loopback() {
+        if !self.address.ip().is_loopback() || self.is_behind(host) {
             return true;
         }
         let port = self.address.port();
@@ -68,6 +70,22 @@ impl Guard {
         let is_local = ["localhost", "127.0.0.1", "[::1]"].contains(&name)
             || name == self.address.ip().to_string();
         is_local && its_port == Some(port)
+    }
+
+    /// Whether this is its name behind a proxy.
+    fn is_behind(&self, host: &str) -> bool {
+        self.token.is_some() && self.origin.as_deref().and_then(named) == Some(host)
+    }
+
+    /// Whether a request that means `host` comes from a page of this server.
+    fn is_same_place(&self, origin: &str, host: &str) -> bool {
+        // Whether or not the proxy has put another name into `Host`.
+        if self.token.is_some() && self.origin.as_deref() == Some(origin) {
+            return true;
+        }
+        let name = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
+        // Behind a proxy it has this origin and no other.
+        name == Some(host) && !self.is_behind(host)
     }
 
     fn is_known(&self, given: &[u8]) -> bool {
@@ -102,7 +120,9 @@ impl Guard {
         if !self.is_known(token.as_bytes()) {
             return None;
         }
-        let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Lax", self.cookie);
+        let is_over_tls = self.origin.as_ref().is_some_and(|origin| origin.starts_with("https:"));
+        let secure = if is_over_tls { "; Secure" } else { "" };
+        let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Lax{secure}", self.cookie);
         let cookie = HeaderValue::from_str(&cookie).ok()?;
         let place = HeaderValue::from_static("/");
         let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, place)];
@@ -167,7 +187,7 @@ mod tests {
 
     #[test]
     fn only_names_of_this_server_are_answered() {
-        let guard = Guard::new("127.0.0.1:8123".parse().unwrap(), None);
+        let guard = Guard::new("127.0.0.1:8123".parse().unwrap(), None, None);
         let allows =
             |headers: &[(&'static str, &str)]| guard.check(&request("/api/model", headers)).is_ok();
         for host in ["127.0.0.1:8123", "localhost:8123", "[::1]:8123"] {
@@ -193,9 +213,56 @@ mod tests {
     }
 
     #[test]
+    fn a_name_behind_a_proxy_counts_with_a_token_alone() {
+        let address = "127.0.0.1:8123".parse().unwrap();
+        let name = Some("https://sar.example.com".to_owned());
+        let token = Some("0123456789abcdef".to_owned());
+        let guard = Guard::new(address, token.clone(), name.clone());
+        let allows = |guard: &Guard, host: &str, origin: Option<&str>| {
+            let origin = origin.map(|origin| ("origin", origin));
+            let headers: Vec<_> = [("host", host)].into_iter().chain(origin).collect();
+            guard.check(&request("/api/sample", &headers)).is_ok()
+        };
+        let (named, own) = ("sar.example.com", "127.0.0.1:8123");
+        let origin = Some("https://sar.example.com");
+        // As the proxy passes the name on, and as it puts its own into the place of it.
+        assert!(allows(&guard, named, None) && allows(&guard, named, origin));
+        assert!(allows(&guard, own, origin) && allows(&guard, own, Some("http://127.0.0.1:8123")));
+        for other in [
+            "http://sar.example.com",
+            "https://sar.example.com:8443",
+            "https://sar.example.com.evil.example",
+            "https://evil.example",
+            "null",
+        ] {
+            assert!(!allows(&guard, named, Some(other)) && !allows(&guard, own, Some(other)));
+        }
+        for host in ["sar.example.com:443", "evil.example", "sar.example.com.evil.example"] {
+            assert!(!allows(&guard, host, None) && !allows(&guard, host, origin), "{host}");
+        }
+        for guard in [Guard::new(address, None, name), Guard::new(address, token, None)] {
+            assert!(!allows(&guard, named, None) && !allows(&guard, own, origin));
+        }
+    }
+
+    #[test]
+    fn the_cookie_of_a_name_with_tls_travels_with_tls_alone() {
+        let cookie = |origin: Option<&str>| {
+            let token = Some("0123456789abcdef".to_owned());
+            let address = "127.0.0.1:8123".parse().unwrap();
+            let guard = Guard::new(address, token, origin.map(str::to_owned));
+            let welcome = guard.welcome(&request("/?token=0123456789abcdef", &[])).unwrap();
+            welcome.headers()[header::SET_COOKIE].to_str().unwrap().to_owned()
+        };
+        assert!(cookie(Some("https://sar.example.com")).ends_with("; Secure"));
+        assert!(!cookie(Some("http://sar.example.com")).contains("Secure"));
+        assert!(!cookie(None).contains("Secure"));
+    }
+
+    #[test]
     fn a_token_comes_as_header_or_cookie() {
         let token = "0123456789abcdef".to_owned();
-        let guard = Guard::new("10.0.0.1:80".parse().unwrap(), Some(token));
+        let guard = Guard::new("10.0.0.1:80".parse().unwrap(), Some(token), None);
         let lets_in =
             |headers: &[(&'static str, &str)]| guard.is_let_in(request("/", headers).headers());
         assert!(lets_in(&[("authorization", "Bearer 0123456789abcdef")]));

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -243,9 +244,7 @@ impl Jobs {
             }
             if let Some(job) = inner.queue.pop_front() {
                 inner.running = Some(Arc::clone(&job));
-                for (i, waiting) in inner.queue.iter().enumerate() {
-                    waiting.change(|state| state.ahead = i + 1);
-                }
+                inner.renumber();
                 return Some(job);
             }
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -317,7 +316,17 @@ impl Inner {
             job.end(Status::Canceled, Some(job.why_unwanted().into()));
             self.finished.push_back(job);
         }
+        self.renumber();
         self.trim(limits);
+    }
+
+    /// Tells those that wait how many are before them, if that has changed.
+    fn renumber(&self) {
+        let running = usize::from(self.running.is_some());
+        for (i, waiting) in self.queue.iter().enumerate() {
+            let ahead = running + i;
+            waiting.state.send_if_modified(|state| mem::replace(&mut state.ahead, ahead) != ahead);
+        }
     }
 
     fn trim(&mut self, limits: &Limits) {
@@ -384,6 +393,29 @@ mod tests {
         assert_eq!(jobs.summary()["kept"], Limits::default().kept);
         submit(&jobs).unwrap();
         assert_eq!(jobs.cancel("1-0").unwrap_err().status, axum::http::StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn those_behind_a_job_that_leaves_move_up_and_hear_of_it() {
+        let (jobs, submit) = jobs(Limits { queue: 9, ..Limits::default() });
+        submit(&jobs).unwrap();
+        jobs.next().unwrap();
+        let waiting: Vec<Arc<Job>> = (0..4).map(|_| submit(&jobs).unwrap()).collect();
+        let mut watchers: Vec<Watcher> =
+            waiting.iter().map(|job| Watcher::new(Arc::clone(job))).collect();
+        watchers.iter_mut().for_each(|watcher| _ = watcher.states.borrow_and_update());
+        let ahead = || waiting.iter().map(|job| job.state().ahead).collect::<Vec<_>>();
+        assert_eq!(ahead(), [1, 2, 3, 4]);
+        jobs.cancel(&waiting[1].id).unwrap();
+        assert_eq!(ahead(), [1, 2, 2, 3]);
+        let has_heard = |watcher: &Watcher| watcher.states.has_changed().unwrap();
+        let heard: Vec<bool> = watchers.iter().map(has_heard).collect();
+        assert_eq!(heard, [false, true, true, true], "the first one stands where it stood");
+        jobs.finished();
+        jobs.cancel(&waiting[0].id).unwrap();
+        assert_eq!(ahead(), [1, 2, 0, 1], "nothing is drawn at the moment");
+        jobs.next().unwrap();
+        assert_eq!(ahead()[3], 1);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! `openapi.json`, which it serves itself.
 //!
 //! What it defends against: other pages in the user's browser (the name in `Host`, `Origin`), pictures that
-//! claim to be huge, bodies and queues without an end, clients that stall, and, with a token, everybody who
-//! does not know it.
+//! claim to be huge, bodies and queues without an end, many bodies at once, clients that stall, and, with a token,
+//! everybody who does not know it.
 
 mod settings;
 
@@ -18,6 +18,7 @@ mod runs;
 mod series;
 
 mod answers;
+mod bodies;
 mod guard;
 mod routes;
 mod server;

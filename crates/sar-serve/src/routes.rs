@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
 use sar_data::decode_image;
 use sar_pipeline::MadeWith;
 use sar_request::{EditRequest, Engine, SampleRequest, Work, parse};
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::Limits;
 use crate::answers::Refusal;
+use crate::bodies::{Bodies, body};
 use crate::guard::{Guard, guard};
 use crate::jobs::{Job, Jobs, Status, Watcher};
 use crate::page::FILES;
@@ -49,6 +50,8 @@ pub(crate) struct App {
     pub(crate) command: String,
     pub(crate) made_with: Option<MadeWith>,
     pub(crate) limits: Limits,
+    /// Requests with pictures that are in memory until they are decoded.
+    pub(crate) bodies: Bodies,
     /// Pictures that are decoded at the same time.
     pub(crate) uploads: Arc<Semaphore>,
     /// Runs that are read at the same time.
@@ -125,35 +128,6 @@ async fn queue(State(app): Shared) -> Json<Value> {
     Json(app.jobs.summary())
 }
 
-/// Reads a body of JSON.
-async fn body(request: Request, most: usize, patience: Duration) -> Result<Bytes, Refusal> {
-    let headers = request.headers();
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
-    if content_type.split(';').next().map(str::trim) != Some("application/json") {
-        let why = "Content-Type: must be application/json";
-        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-    }
-    let too_large = || {
-        let why = format!("the request is larger than {most} bytes");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why)
-    };
-    let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    if length.is_some_and(|length| length > most as u64) {
-        return Err(too_large());
-    }
-    match timeout(patience, to_bytes(request.into_body(), most)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        // What it wraps has no public type.
-        Ok(Err(error)) if error.to_string().contains("limit") => Err(too_large()),
-        Ok(Err(_)) => Err(Refusal::bad("the request breaks off")),
-        Err(_) => {
-            let why = "the request takes too long to arrive";
-            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, why))
-        }
-    }
-}
-
 /// Work that would hold up other requests.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
@@ -193,7 +167,7 @@ async fn sample(State(app): Shared, request: Request) -> Result<Response, Refusa
 async fn edit(State(app): Shared, request: Request) -> Result<Response, Refusal> {
     let limits = app.limits;
     // Who sends slowly takes nobody's turn.
-    let body = body(request, limits.body, limits.patience).await?;
+    let body = app.bodies.read(request, limits.body, limits.patience).await?;
     let turn = timeout(limits.patience, Arc::clone(&app.uploads).acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
         return Err(Refusal::busy("other pictures are being decoded; try again in a few seconds"));
@@ -201,7 +175,8 @@ async fn edit(State(app): Shared, request: Request) -> Result<Response, Refusal>
     let (request, pictures) = aside(move || {
         // Kept to the end of the work, whether or not the client waits for it.
         let _turn = turn;
-        let request: EditRequest = parse(&body)?;
+        let request: EditRequest = parse(&body.bytes)?;
+        drop(body);
         let pictures = request.decoded(&limits.bounds(), decode_image)?;
         Ok((request, pictures))
     })
@@ -231,16 +206,18 @@ async fn events(
     State(app): Shared,
     Path(id): Path<String>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+) -> Result<Response, Refusal> {
     let watcher = Watcher::new(app.jobs.find(&id)?);
     // One that comes back goes on where it was.
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let scales = seen.unwrap_or(0);
     let cursor = Cursor { watcher, ahead: None, has_begun: false, scales, has_ended: false };
     let stream = stream::unfold(cursor, |mut cursor| async move {
-        cursor.next().await.map(|event| (Ok(event), cursor))
+        cursor.next().await.map(|event| (Ok::<_, Infallible>(event), cursor))
     });
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(ALIVE)))
+    let sse = Sse::new(stream).keep_alive(KeepAlive::new().interval(ALIVE));
+    // Proxies that collect what is sent would show the scales all at once.
+    Ok(([("x-accel-buffering", "no")], sse).into_response())
 }
 
 impl Cursor {

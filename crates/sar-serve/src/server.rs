@@ -14,6 +14,7 @@ use sar_pipeline::Pipeline;
 use sar_request::Engine;
 use tokio::sync::Semaphore;
 
+use crate::bodies::{Bodies, MOST_BODIES};
 use crate::guard::Guard;
 use crate::jobs::Jobs;
 use crate::routes::{App, MOST_SENT, router};
@@ -33,6 +34,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     token: Option<String>,
+    origin: Option<String>,
     router: Router,
     limits: Limits,
     jobs: Arc<Jobs>,
@@ -45,7 +47,7 @@ impl Server {
     /// If the settings would let strangers in, or the system gives no port or thread.
     pub fn bind<B: Backend>(pipeline: Pipeline<B>, settings: Settings) -> Result<Self, ServeError> {
         settings.check()?;
-        let Settings { host, port, token, runs, command, made_with, limits } = settings;
+        let Settings { host, port, token, origin, runs, command, made_with, limits } = settings;
         let address = SocketAddr::new(host, port);
         let bind = |reason| ServeError::Bind { address, reason };
         let listener = TcpListener::bind(address).map_err(bind)?;
@@ -67,12 +69,13 @@ impl Server {
             command,
             made_with,
             limits,
+            bodies: Bodies::new(MOST_BODIES * limits.body),
             uploads: Arc::new(Semaphore::new(4)),
             reads: Arc::new(Semaphore::new(2)),
             sent: Arc::new(Semaphore::new(MOST_SENT)),
         };
-        let router = router(app, Guard::new(address, token.clone()));
-        Ok(Self { listener, address, token, router, limits, jobs })
+        let router = router(app, Guard::new(address, token.clone(), origin.clone()));
+        Ok(Self { listener, address, token, origin, router, limits, jobs })
     }
 
     /// Where it listens.
@@ -82,9 +85,10 @@ impl Server {
 
     /// What to open in a browser.
     pub fn url(&self) -> String {
+        let place = self.origin.clone().unwrap_or_else(|| format!("http://{}", self.address));
         match &self.token {
-            Some(token) => format!("http://{}/?token={token}", self.address),
-            None => format!("http://{}/", self.address),
+            Some(token) => format!("{place}/?token={token}"),
+            None => format!("{place}/"),
         }
     }
 

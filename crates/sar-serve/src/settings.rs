@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
 use sar_pipeline::MadeWith;
 use sar_request::Bounds;
 
@@ -19,6 +20,8 @@ pub struct Settings {
     pub port: u16,
     /// What a client has to know; needed beyond the loopback.
     pub token: Option<String>,
+    /// What browsers call it behind a proxy with TLS, as in `https://sar.example.com`; needs a token.
+    pub origin: Option<String>,
     /// The folder of runs that are shown.
     pub runs: Option<PathBuf>,
     /// The command that samples with the same weights, for people to copy.
@@ -62,6 +65,7 @@ impl Default for Settings {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
             token: None,
+            origin: None,
             runs: None,
             command: "sar sample".into(),
             made_with: None,
@@ -119,6 +123,16 @@ pub enum ServeError {
         "--token: must have {SHORTEST_TOKEN} characters or more, all of them letters, digits, - or _"
     )]
     Token,
+    /// A name for others without a token.
+    #[error(
+        "--origin: others can reach it; choose a --token of {SHORTEST_TOKEN} characters or more"
+    )]
+    OriginOpen,
+    /// No name of a place.
+    #[error(
+        "--origin {0}: write https://NAME or https://NAME:PORT, in lower case and without a path"
+    )]
+    Origin(String),
     /// The folder of runs is none.
     #[error("--runs {}: is no folder", .0.display())]
     Runs(PathBuf),
@@ -134,11 +148,76 @@ impl Settings {
             let is_plain = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
             token.len() >= SHORTEST_TOKEN && token.bytes().all(is_plain)
         };
+        if let Some(origin) = &self.origin {
+            if self.token.is_none() {
+                return Err(ServeError::OriginOpen);
+            }
+            if named(origin).is_none() {
+                return Err(ServeError::Origin(origin.clone()));
+            }
+        }
         match (&self.token, &self.runs) {
             (None, _) if !self.host.is_loopback() => Err(ServeError::Open(self.host)),
             (Some(token), _) if !is_fit(token) => Err(ServeError::Token),
             (_, Some(runs)) if !runs.is_dir() => Err(ServeError::Runs(runs.clone())),
             _ => Ok(()),
+        }
+    }
+}
+
+/// The name in an origin, with its port if it has one, as browsers write it in `Host`; none if it is no origin as
+/// they write it.
+pub(crate) fn named(origin: &str) -> Option<&str> {
+    let (name, usual) = match origin.split_once("://")? {
+        ("https", name) => (name, 443),
+        ("http", name) => (name, 80),
+        _ => return None,
+    };
+    let authority: Authority = name.parse().ok()?;
+    let is_plain = |c: u8| !c.is_ascii_uppercase() && c != b'@';
+    let is_written_so = !authority.host().is_empty() && name.bytes().all(is_plain);
+    let port = name.get(authority.host().len()..)?.strip_prefix(':');
+    let is_port_fit = port.is_none_or(|port| port.parse().is_ok_and(|port: u16| port != usual));
+    (is_written_so && is_port_fit).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_what_browsers_send() {
+        for (origin, name) in [
+            ("https://sar.example.com", "sar.example.com"),
+            ("https://sar.example.com:8443", "sar.example.com:8443"),
+            ("http://10.0.0.7:81", "10.0.0.7:81"),
+            ("https://[2001:db8::1]", "[2001:db8::1]"),
+            ("https://[2001:db8::1]:8443", "[2001:db8::1]:8443"),
+        ] {
+            assert_eq!(named(origin), Some(name));
+        }
+        for bad in [
+            "",
+            "*",
+            "null",
+            "sar.example.com",
+            "https://",
+            "https://:443",
+            "https://sar.example.com/",
+            "https://sar.example.com/sar",
+            "https://sar.example.com:443",
+            "http://sar.example.com:80",
+            "https://sar.example.com:",
+            "https://sar.example.com:x",
+            "https://Sar.example.com",
+            "https://user@sar.example.com",
+            "https://sar.example.com?x",
+            "https://a b",
+            "https://a, https://b",
+            "ftp://sar.example.com",
+            "file:///etc",
+        ] {
+            assert_eq!(named(bad), None, "{bad}");
         }
     }
 }

@@ -222,6 +222,67 @@ fn the_queue_is_bounded_and_jobs_can_be_canceled() {
 }
 
 #[test]
+fn those_who_wait_hear_when_one_before_them_leaves() {
+    let address = start(Settings::default());
+    let running = submit(address, "/api/sample", &slow());
+    wait_for(address, &running, "running");
+    let first = submit(address, "/api/sample", &slow());
+    let second = submit(address, "/api/sample", &json!({ "seed": 1 }));
+    let ahead = || get(address, &format!("/api/jobs/{second}")).json()["ahead"].clone();
+    assert_eq!(ahead(), 2);
+    let delete = |id: &str| ask(address, "DELETE", &format!("/api/jobs/{id}"), &[], "").status;
+    let events = thread::scope(|scope| {
+        let watching = scope.spawn(|| events(address, &second));
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(delete(&first), 200);
+        assert_eq!(ahead(), 1);
+        assert_eq!(delete(&running), 200);
+        watching.join().unwrap()
+    });
+    let told: Vec<&Value> = events
+        .iter()
+        .filter(|(name, _)| name == "queued")
+        .map(|(_, data)| &data["ahead"])
+        .collect();
+    assert!(told.starts_with(&[&json!(2), &json!(1)]), "{told:?}");
+    assert_eq!(events.last().unwrap().0, "done");
+}
+
+#[test]
+fn bodies_have_a_bound_for_all_of_them_together() {
+    let limits = Limits { patience: Duration::from_secs(3), ..Limits::default() };
+    let address = start(Settings { limits, ..Settings::default() });
+    let stalled = |n: usize, length: usize| -> Vec<TcpStream> {
+        let open = |_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let head = "Content-Type: application/json";
+            write!(stream, "POST /api/edit HTTP/1.1\r\nHost: {address}\r\n{head}\r\nContent-Length: {length}\r\n\r\n{{").unwrap();
+            stream
+        };
+        (0..n).map(open).collect()
+    };
+    let image = BASE64_STANDARD.encode(to_png(&RgbImage::new(16, 16)));
+    let edit = json!({ "mode": "refine", "keep_scales": 3, "image": image }).to_string();
+    let took = |path: &str, body: &str| {
+        let start = Instant::now();
+        let answer = post(address, path, body);
+        assert_eq!(answer.status, 202, "{path}: {}", answer.text());
+        start.elapsed()
+    };
+    // Short ones take little room.
+    let short = stalled(40, 50_000);
+    thread::sleep(Duration::from_millis(500));
+    assert!(took("/api/edit", &edit) < Duration::from_secs(1));
+    drop(short);
+    // As many of the longest as there is room for: the next one waits until they are given up.
+    let _long = stalled(8, limits.body);
+    thread::sleep(Duration::from_secs(1));
+    let small = json!({ "seed": 1, "scales": "1_2" }).to_string();
+    assert!(took("/api/sample", &small) < Duration::from_secs(1));
+    assert!(took("/api/edit", &edit) > Duration::from_millis(800));
+}
+
+#[test]
 fn a_client_that_goes_away_stops_its_work() {
     let limits = Limits { unwatched: Duration::from_millis(150), ..Limits::default() };
     let address = start(Settings { limits, ..Settings::default() });
@@ -274,6 +335,16 @@ fn strangers_are_kept_out() {
     refuses(anyone.clone(), "--token");
     refuses(Settings { token: Some("short".into()), ..anyone.clone() }, "16 characters");
     refuses(Settings { token: Some("with spaces and; more".into()), ..anyone.clone() }, "letters");
+    let origin = Some("https://sar.example.com".to_owned());
+    refuses(Settings { origin, ..Settings::default() }, "--token");
+    refuses(
+        Settings {
+            token: Some("correct-horse-battery".into()),
+            origin: Some("sar.example.com".into()),
+            ..Settings::default()
+        },
+        "--origin sar.example.com: write https://NAME",
+    );
     refuses(
         Settings { runs: Some("no/such/folder".into()), ..Settings::default() },
         "no/such/folder",

@@ -333,6 +333,63 @@ fn heads_that_are_wrong() {
     works(address);
 }
 
+#[test]
+fn names_and_origins_of_others_behind_a_proxy() {
+    let (name, token) = ("sar.example.com", "correct-horse-battery");
+    let origin = Some(format!("https://{name}"));
+    let token_set = Some(token.to_owned());
+    let address = start(Settings { token: token_set, origin, ..Settings::default() });
+    let own = address.to_string();
+    let body = r#"{"seed": 1, "scales": "1_2"}"#;
+    let ask = |host: &str, more: &str, known: bool| {
+        let known =
+            if known { format!("Authorization: Bearer {token}\r\n") } else { String::new() };
+        let head = format!("Host: {host}\r\nConnection: close\r\n{known}{more}");
+        let length = body.len();
+        let text = format!(
+            "POST /api/sample HTTP/1.1\r\n{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        raw(address, text.as_bytes()).expect("an answer")
+    };
+    let from = |origin: &str| format!("Origin: {origin}\r\nSec-Fetch-Site: same-origin\r\n");
+    // A proxy passes the name on, or puts its own into the place of it.
+    for host in [name, &own] {
+        assert_eq!(ask(host, "", true).status, 202, "{host}");
+        assert_eq!(ask(host, &from("https://sar.example.com"), true).status, 202, "{host}");
+        assert_eq!(ask(host, &from("https://sar.example.com"), false).status, 401, "{host}");
+    }
+    assert_eq!(ask(&own, &from(&format!("http://{own}")), true).status, 202);
+    let others = [
+        "http://sar.example.com",
+        "https://sar.example.com:8443",
+        "https://sar.example.com.evil.example",
+        "https://evil.example/https://sar.example.com",
+        "https://evil.example",
+        "HTTPS://SAR.EXAMPLE.COM",
+        "null",
+        "",
+    ];
+    let mut table: Vec<(String, String)> = Vec::new();
+    for other in others {
+        table.extend([name, &own].map(|host| (host.to_owned(), from(other))));
+    }
+    for host in ["sar.example.com:443", "sar.example.com.", "evil.example", "a.sar.example.com", ""]
+    {
+        table.push((host.into(), String::new()));
+        table.push((host.into(), from("https://sar.example.com")));
+    }
+    table.push((name.into(), "Host: evil.example\r\n".into()));
+    let twice = from("https://sar.example.com") + "Origin: https://evil.example\r\n";
+    table.push((name.into(), twice));
+    table.push((name.into(), "Sec-Fetch-Site: cross-site\r\n".into()));
+    for (host, more) in &table {
+        let answer = ask(host, more, true);
+        assert!([400, 403].contains(&answer.status), "{host} {more}: {}", answer.status);
+        refused(address, &format!("{host} {more}"), Some(answer));
+    }
+    println!("{} names and origins refused", table.len());
+}
+
 /// A PNG that claims a size, with as little data as it gets away with.
 fn claims(width: u32, height: u32) -> Vec<u8> {
     let mut png = to_png(&RgbImage::new(1, 1));

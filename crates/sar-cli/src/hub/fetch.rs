@@ -1,12 +1,12 @@
 //! Files of a hub in the cache: fetched once, whole, checked, and resumed where a fetch was cut off.
 //!
 //! The hub is asked what a file is (its ETag, and of large files size and SHA-256, as the LFS headers of Hugging Face
-//! say them) whenever it is used, and fetched if that has changed. `HF_ENDPOINT`, `HF_TOKEN` and
-//! `HF_HUB_OFFLINE` mean what they mean to the hub's own clients; proxies are those of the environment.
+//! say them) whenever it is used, and fetched if that has changed. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and
+//! `HF_HUB_DOWNLOAD_TIMEOUT` mean what they mean to the hub's own clients; proxies are those of the environment.
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +26,8 @@ const MOST_REDIRECTS: usize = 5;
 /// Attempts in a row that bring nothing.
 const MOST_ATTEMPTS: usize = 3;
 const CHUNK: usize = 1 << 16;
+/// How long nothing may come, in seconds, before a connection counts as broken.
+const PATIENCE: u64 = 60;
 
 /// The file in the cache.
 pub(super) fn fetch(file: &HubFile) -> Result<PathBuf> {
@@ -48,13 +50,11 @@ pub(super) fn fetch(file: &HubFile) -> Result<PathBuf> {
     }
     let remote = match hub.ask(file) {
         Ok(remote) => remote,
-        Err(Failure::Unreachable(reason)) if kept.is_some() => {
+        Err(Failure::Passing { reason, .. }) if kept.is_some() => {
             eprintln!("{file}: {reason}; the copy in the cache is used");
             return Ok(place);
         }
-        Err(Failure::Unreachable(reason)) => {
-            bail!("{file}: {reason}; check the network and HTTPS_PROXY, or name a downloaded file")
-        }
+        Err(Failure::Passing { reason, advice }) => bail!("{file}: {reason}; {advice}"),
         Err(Failure::Refused(error)) => return Err(error),
     };
     if kept.is_none_or(|kept| kept.etag != remote.etag) {
@@ -90,8 +90,13 @@ struct Kept {
 }
 
 enum Failure {
-    /// No answer: what was tried and why it failed.
-    Unreachable(String),
+    /// It says nothing of the file: the hub does not answer, or not now.
+    Passing {
+        /// What was tried and why it failed.
+        reason: String,
+        /// What to do.
+        advice: &'static str,
+    },
     Refused(anyhow::Error),
 }
 
@@ -115,10 +120,18 @@ impl Hub {
         let endpoint = variable("HF_ENDPOINT").unwrap_or(ENDPOINT.into());
         let is_offline = variable("HF_HUB_OFFLINE")
             .is_some_and(|said| ["1", "true", "yes", "on"].contains(&&*said.to_lowercase()));
+        let patience = match variable("HF_HUB_DOWNLOAD_TIMEOUT") {
+            None => PATIENCE,
+            Some(said) => said.parse().ok().filter(|seconds| *seconds > 0).with_context(|| {
+                format!("HF_HUB_DOWNLOAD_TIMEOUT {said}: must be a number of seconds, 1 or more")
+            })?,
+        };
+        let patience = Some(Duration::from_secs(patience));
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_response(patience)
+            .timeout_per_read(patience)
             .user_agent(concat!("sar/", env!("CARGO_PKG_VERSION")))
             .build();
         Ok(Self {
@@ -155,6 +168,10 @@ impl Hub {
                     continue;
                 }
                 (200..400, _) => {}
+                (429 | 500.., _) => {
+                    let (reason, advice) = (self.busy(status), "try again later");
+                    return Err(Failure::Passing { reason, advice });
+                }
                 _ => return Err(Failure::Refused(self.refused(file, status, headers))),
             }
             let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
@@ -196,8 +213,14 @@ impl Hub {
         let mut out = loop {
             let out = OpenOptions::new().read(true).append(true).create(true).open(&part);
             let out = out.map_err(on_disk)?;
-            // Whoever fetches the same is waited for.
-            out.lock().map_err(on_disk)?;
+            match out.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    eprintln!("{file}: waits for another process that fetches it");
+                    out.lock().map_err(on_disk)?;
+                }
+                Err(TryLockError::Error(error)) => return Err(on_disk(error)),
+            }
             if Kept::beside(place).is_some_and(|kept| kept.etag == remote.etag) {
                 return Ok(());
             }
@@ -235,9 +258,10 @@ impl Hub {
         on_disk: &impl Fn(io::Error) -> anyhow::Error,
     ) -> Result<()> {
         let bar = bar(file, remote.size);
-        let mut attempts = 0;
+        let (mut most, mut attempts) = (0, 0);
         loop {
             let have = out.metadata().map_err(on_disk)?.len();
+            most = have.max(most);
             match remote.size {
                 Some(size) if have == size => break,
                 Some(size) if have > size => {
@@ -262,14 +286,15 @@ impl Hub {
                     }
                     status => return Err(self.refused(file, status, response.headers())),
                 },
-                Err(Failure::Unreachable(reason)) => Some(reason),
+                Err(Failure::Passing { reason, .. }) => Some(reason),
                 Err(Failure::Refused(error)) => return Err(error),
             };
             let now = out.metadata().map_err(on_disk)?.len();
             if cut_off.is_none() && remote.size.is_none_or(|size| size == now) {
                 break;
             }
-            attempts = if now > have { 1 } else { attempts + 1 };
+            // More than there ever was: what begins anew each time comes to an end, too.
+            attempts = if now > most { 1 } else { attempts + 1 };
             if attempts >= MOST_ATTEMPTS {
                 let why = cut_off.unwrap_or("it ends early".into());
                 bail!(
@@ -282,7 +307,18 @@ impl Hub {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
-        Failure::Unreachable(format!("{} cannot be reached ({error})", self.endpoint))
+        Failure::Passing {
+            reason: format!("{} cannot be reached ({error})", self.endpoint),
+            advice: "check the network and HTTPS_PROXY, or name a downloaded file",
+        }
+    }
+
+    /// That the hub has no answer now.
+    fn busy(&self, status: u16) -> String {
+        match status {
+            429 => format!("{} asks for patience (429)", self.endpoint),
+            _ => format!("{} answers with status {status}", self.endpoint),
+        }
     }
 
     /// Why the hub does not give a file, and what to do.
@@ -309,10 +345,7 @@ impl Hub {
             (404, _) => {
                 anyhow!("{file}: {page} has no file {path} at {revision} (404); check the name")
             }
-            (429, _) => {
-                anyhow!("{file}: {} asks for patience (429); try again later", self.endpoint)
-            }
-            _ => anyhow!("{file}: {} answers with status {status}; try again later", self.endpoint),
+            _ => anyhow!("{file}: {}; try again later", self.busy(status)),
         }
     }
 }
