@@ -237,13 +237,13 @@ impl ScaleSchedule {
         })
     }
 
-    /// Tokens whose window of [area](crate::Filter::Area) pooling over the last scale is also that of a token of
+    /// Tokens whose window of [area](crate::Filter::Area) pooling over a map of latents is also that of a token of
     /// a coarser scale, each with the first of these: places in the sequence of all tokens.
     ///
-    /// A direct tokenizer pools all scales from one map, and gives both the same code: of `1_2_3_4_6_8`
-    /// 16 of the 36 tokens at 6x6 say again what is known from 4x4, of the published `256px` 104 of 680.
-    pub fn repeats(&self) -> Vec<[usize; 2]> {
-        let last = self.last();
+    /// A direct tokenizer pools all scales from one map, and gives both the same code. How many there are
+    /// depends on the map's size: of `1_2_3_4_6_8` over 8x8 latents 16 of the 36 tokens at 6x6 say again what
+    /// is known from 4x4; of the published `256px` 104 of 680 over 16x16, and 24 over the 32x32 of 512 px.
+    pub fn repeats(&self, latents: ScaleSize) -> Vec<[usize; 2]> {
         let mut first_of = HashMap::new();
         let mut repeats = Vec::new();
         for (size, range) in self.sizes.iter().zip(self.ranges()) {
@@ -251,8 +251,8 @@ impl ScaleSchedule {
                 let (y, x) =
                     ((token - range.start) / size.width, (token - range.start) % size.width);
                 let window = [
-                    area_window(y, last.height, size.height),
-                    area_window(x, last.width, size.width),
+                    area_window(y, latents.height, size.height),
+                    area_window(x, latents.width, size.width),
                 ];
                 match first_of.entry(window) {
                     Entry::Occupied(first) => repeats.push([token, *first.get()]),
@@ -338,7 +338,8 @@ mod tests {
 
     #[test]
     fn repeats_by_hand() {
-        let repeats = |text: &str| text.parse::<ScaleSchedule>().unwrap().repeats();
+        let over = |latents, text: &str| text.parse::<ScaleSchedule>().unwrap().repeats(latents);
+        let repeats = |text| over(ScaleSize::square(8), text);
         // Rows 0, 2, 3, 5 of 6 are means of rows 0-1, 2-3, 4-5, 6-7 of 8: rows 0 to 3 of 4.
         let places = [0, 2, 3, 5].into_iter().enumerate();
         let expected: Vec<[usize; 2]> = places
@@ -348,10 +349,20 @@ mod tests {
             })
             .collect();
         assert_eq!(repeats("1_2_3_4_6_8"), expected);
-        assert_eq!(repeats("256px").len(), 104);
+        for (latents, expected) in [(16, [4, 16, 84]), (32, [0, 16, 8])] {
+            let schedule = ScaleSchedule::preset("256px").unwrap();
+            let found = over(ScaleSize::square(latents), "256px");
+            let at = |side| {
+                let k = schedule.sizes().iter().position(|size| size.height == side).unwrap();
+                found.iter().filter(|[token, _]| schedule.range(k).contains(token)).count()
+            };
+            assert_eq!([5, 10, 13].map(at), expected);
+            assert_eq!(found.len(), expected.iter().sum::<usize>());
+        }
         // 5 of 8 begins and ends as 4 of 8 does; in one row of latents all rows are the same.
         assert_eq!(repeats("4_5_8"), [[16, 0], [20, 3], [36, 12], [40, 15]]);
-        assert_eq!(repeats("1_1x2_1x4"), [[0; 2]; 0]);
+        let row = ScaleSize { height: 1, width: 4 };
+        assert_eq!(over(row, "1_1x2_1x4"), [[0; 2]; 0]);
         assert!(repeats("1_2_4_8").is_empty());
     }
 

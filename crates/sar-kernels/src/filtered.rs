@@ -8,6 +8,9 @@ use burn::tensor::{Bool, Tensor, backend::Backend};
 /// What a removed logit becomes; its probability is exactly zero.
 pub(crate) const REMOVED: f32 = -1e9;
 
+/// A logit so far below the largest has no probability in f32.
+const FLOOR: f32 = 200.0;
+
 /// Halvings until an interval of f32 values has no value inside.
 const HALVINGS: usize = 40;
 
@@ -48,14 +51,18 @@ pub fn filtered<B: Backend>(logits_rv: Tensor<B, 2>, top_k: usize, top_p: f64) -
 
 /// Where the logit is below the k-th largest of its row.
 fn top_k_removed<B: Backend>(logits_rv: Tensor<B, 2>, k: usize) -> Tensor<B, 2, Bool> {
+    let at_least_k = |low_r1: Tensor<B, 2>| {
+        let at_least = logits_rv.clone().greater_equal(spread(low_r1, &logits_rv));
+        at_least.float().sum_dim(1).greater_equal_elem(k as f32)
+    };
     // Invariant: at least k logits are >= low; fewer than k are >= high.
     let low = logits_rv.clone().min_dim(1);
-    let high = logits_rv.clone().max_dim(1);
-    let high = high.clone() + (high.abs() + 1.0) * 1e-3;
-    let (low_r1, _) = bisect(low, high, |middle_r1| {
-        let at_least = logits_rv.clone().greater_equal(spread(middle_r1, &logits_rv));
-        at_least.float().sum_dim(1).greater_equal_elem(k as f32)
-    });
+    let largest = logits_rv.clone().max_dim(1);
+    // Logits that are removed already would stretch the interval; whatever has a mass lies above the floor.
+    let floor = low.clone().max_pair(largest.clone() - FLOOR);
+    let low = low.mask_where(at_least_k(floor.clone()), floor);
+    let high = largest.clone() + (largest.abs() + 1.0) * 1e-3;
+    let (low_r1, _) = bisect(low, high, at_least_k);
     let low_rv = spread(low_r1, &logits_rv);
     logits_rv.lower(low_rv)
 }
@@ -64,8 +71,7 @@ fn top_k_removed<B: Backend>(logits_rv: Tensor<B, 2>, k: usize) -> Tensor<B, 2, 
 fn top_p_removed<B: Backend>(logits_rv: Tensor<B, 2>, p: f64) -> Tensor<B, 2, Bool> {
     let probability_rv = softmax(logits_rv.clone(), 1);
     let largest_r1 = logits_rv.clone().max_dim(1);
-    // Logits that an earlier filter removed would stretch the interval; they have no mass.
-    let floor_r1 = largest_r1.clone() - 200.0;
+    let floor_r1 = largest_r1.clone() - FLOOR;
     let low = logits_rv.clone().min_dim(1).max_pair(floor_r1) - 1.0;
     // Invariant: the logits <= low have mass <= 1 - p; those <= high have more, or high is the
     // largest, which always stays.
@@ -99,4 +105,28 @@ fn bisect<B: Backend>(
 /// A column beside every code.
 fn spread<B: Backend>(x_r1: Tensor<B, 2>, like_rv: &Tensor<B, 2>) -> Tensor<B, 2> {
     x_r1.expand(like_rv.dims())
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    #[test]
+    fn top_k_is_exact_beside_logits_that_are_removed_already() {
+        let near = [2.0, 1.5, 1.4999, 1.4998, 1.4997, 1.4996];
+        let row: Vec<f32> = near.into_iter().chain([REMOVED; 26]).collect();
+        let logits_rv = Tensor::<Flex, 1>::from_floats(&row[..], &Default::default());
+        let logits_rv = logits_rv.reshape([1, 32]);
+        for k in 1..=6 {
+            let removed: Vec<bool> =
+                top_k_removed(logits_rv.clone(), k).to_data().to_vec().unwrap();
+            let expected: Vec<bool> = (0..32).map(|i| i >= k).collect();
+            assert_eq!(removed, expected, "k = {k}");
+        }
+        // Fewer codes than k are left: none of them goes.
+        let removed: Vec<bool> = top_k_removed(logits_rv, 20).to_data().to_vec().unwrap();
+        assert!(removed[..6].iter().all(|removed| !removed));
+    }
 }
