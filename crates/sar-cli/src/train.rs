@@ -203,7 +203,9 @@ impl Train<'_> {
             Err(error) => {
                 progress.clear();
                 match error {
-                    TrainError::NotFinite(_) | TrainError::BadWeights { .. } => {
+                    TrainError::NotFinite(_)
+                    | TrainError::BadWeights { .. }
+                    | TrainError::BadMeasure { .. } => {
                         eprintln!("error: {error}");
                         events.say(&Said::Error { message: &error.to_string() });
                     }

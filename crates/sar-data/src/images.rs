@@ -47,6 +47,24 @@ pub struct Part {
     pub to: u64,
 }
 
+impl Part {
+    /// The position of the part's own one of a number, from 0.
+    ///
+    /// # Panics
+    /// If the part has nothing, or is larger than what it is a part of.
+    fn place(self) -> impl Fn(u64) -> u64 + Send + Sync + 'static {
+        let Self { of, from, to } = self;
+        assert!(from < to && to <= of, "{self:?}");
+        move |count| count / (to - from) * of + from + count % (to - from)
+    }
+
+    /// How many of the first `n` positions are its own.
+    fn count(self, n: u64) -> u64 {
+        let Self { of, from, to } = self;
+        n / of * (to - from) + (n % of).clamp(from, to) - from
+    }
+}
+
 /// Which images are read in which order.
 pub(crate) enum Purpose {
     /// Varied, in the order of each epoch.
@@ -252,11 +270,8 @@ impl Images {
     /// # Panics
     /// If the batch is 0, or the part has nothing or is larger than what it is a part of.
     pub fn training_part(&self, stage: SeedTree, part: Part, start: u64, batch: usize) -> Loader {
-        let Part { of, from, to } = part;
-        assert!(from < to && to <= of, "{part:?}");
-        let place = move |count: u64| count / (to - from) * of + from + count % (to - from);
         let (purpose, ahead) = (self.training_purpose(stage), self.0.ahead);
-        Loader::with_places(self, purpose, start..u64::MAX, batch, ahead, place)
+        Loader::with_places(self, purpose, start..u64::MAX, batch, ahead, part.place())
     }
 
     /// The order of the training images in a stage.
@@ -296,9 +311,23 @@ impl Images {
     /// # Panics
     /// If the batch is 0.
     pub fn held_out(&self, n: usize, batch: usize) -> Loader {
+        self.held_out_part(n, Part { of: 1, from: 0, to: 1 }, batch)
+    }
+
+    /// As [`held_out`](Self::held_out), of every `part.of` images those alone from `part.from` to `part.to`.
+    ///
+    /// # Panics
+    /// If the batch is 0, or the part has nothing or is larger than what it is a part of.
+    pub fn held_out_part(&self, n: usize, part: Part, batch: usize) -> Loader {
+        let n = self.n_held_out_of(n);
+        let (purpose, ahead) = (Purpose::HeldOut { n }, self.0.ahead);
+        Loader::with_places(self, purpose, 0..part.count(n as u64), batch, ahead, part.place())
+    }
+
+    /// How many held-out images there are of the `n` that are asked for, 0 for all.
+    pub fn n_held_out_of(&self, n: usize) -> usize {
         let all = self.n_held_out();
-        let n = if n == 0 { all } else { n.min(all) };
-        Loader::new(self, Purpose::HeldOut { n }, 0..n as u64, batch, self.0.ahead)
+        if n == 0 { all } else { n.min(all) }
     }
 
     /// Which images were found unreadable since the last call, for [`adopt`](Self::adopt) elsewhere.

@@ -7,6 +7,10 @@ use sar_core::pixels::rgb_to_tensor;
 use sar_data::RgbImage;
 use sar_features::{EfficientNetLite0, Inception, InceptionInput, WEIGHTS};
 use sar_weights::WeightsError;
+use serde::{Deserialize, Serialize};
+
+/// Images that go through a network together: with more, its maps leave the caches.
+pub(crate) const BATCH: usize = 16;
 
 /// A frozen network and the way images come to it. Figures of different ones do not compare.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ enum Network<B: Backend> {
 }
 
 /// What a network says of some images, one row after the other.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Extracted {
     /// Features of the images.
     pub pooled: Vec<f32>,
@@ -87,11 +91,15 @@ impl<B: Backend> Extractor<B> {
         }
     }
 
-    /// Looks at images of one size.
+    /// Looks at images of one size, some at a time.
     ///
     /// # Panics
-    /// If there are none, or of several sizes.
-    pub fn look(&self, images: &[RgbImage], device: &B::Device) -> Extracted {
+    /// If they are of several sizes.
+    pub fn look(&self, images: &[RgbImage], device: &B::Device) -> Vec<Extracted> {
+        images.chunks(BATCH).map(|images| self.look_at_once(images, device)).collect()
+    }
+
+    fn look_at_once(&self, images: &[RgbImage], device: &B::Device) -> Extracted {
         let (width, height) = images.first().expect("images").dimensions();
         let bytes = images.iter().map(|image| image.as_raw().as_slice());
         let x_bchw: Tensor<B, 4> = rgb_to_tensor(bytes, [height as usize, width as usize], device);

@@ -4,10 +4,8 @@ use burn::tensor::backend::Backend;
 use sar_data::RgbImage;
 use sar_metrics::{Features, Moments, RunningMoments};
 
+use crate::extractor::BATCH;
 use crate::{EvalError, Extracted, Extractor, Pictures};
-
-/// Images that go through a network together: with more, its maps leave the caches.
-const BATCH: usize = 16;
 
 /// What is kept of images' features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +49,15 @@ impl<'a, B: Backend> Looking<'a, B> {
     /// # Errors
     /// If a feature is not finite.
     pub fn add(&mut self, images: &[RgbImage]) -> Result<(), EvalError> {
-        for images in images.chunks(BATCH) {
-            let Extracted { pooled, places, logits } = self.extractor.look(images, self.device);
+        self.take(self.extractor.look(images, self.device))
+    }
+
+    /// Adds what the network has [seen](Extractor::look) in some images, here or elsewhere.
+    ///
+    /// # Errors
+    /// If a feature is not finite.
+    pub fn take(&mut self, seen: Vec<Extracted>) -> Result<(), EvalError> {
+        for Extracted { pooled, places, logits } in seen {
             if let Some(features) = &mut self.features {
                 features.push(&pooled)?;
             }

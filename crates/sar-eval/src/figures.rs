@@ -33,8 +33,9 @@ pub struct TokenizerColor {
     pub deviation: f64,
     /// Of the mean squared error along it, dB, for a peak of 2.
     pub psnr_db: f64,
-    /// The mean squared error along it as a share of the variance: 1 for colors that are not there.
-    pub error_share: f64,
+    /// The mean squared error along it as a share of the variance: 1 for colors that are not there. None
+    /// where the images do not vary along it, as gray ones along two axes of three.
+    pub error_share: Option<f64>,
 }
 
 /// One scale of the tokenizer. What a scale decodes to is compared with the image at that size

@@ -4,23 +4,34 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
-use sar_data::{DataError, ImageBatch};
 use sar_loss::{histogram_entropy, ssim};
 use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
+use serde::{Deserialize, Serialize};
 
 use crate::{Distance, TokenizerColor, TokenizerFigures, TokenizerScale};
 
-/// Sums over images, by scale.
+/// Images whose colors deviate by less do not vary, pixels spanning 2: an eighth of a level of 8 bits.
+const LEAST_DEVIATION: f64 = 1e-3;
+
+/// Measures images, and what it has found so far.
 pub struct TokenizerMeter<B: Backend> {
     schedule: ScaleSchedule,
     distances: Vec<Distance<B>>,
+    sums: TokenizerSums,
+}
+
+/// What was found of some images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenizerSums {
     scales: Vec<Tally>,
-    /// Colors of the images, and errors of the finest scale.
-    colors: ColorMoments,
-    errors: ColorMoments,
+    /// Colors of each image, and errors of the finest scale: their sums do not depend on how images came
+    /// in batches.
+    colors: Vec<ColorMoments>,
+    errors: Vec<ColorMoments>,
 }
 
 /// One scale.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tally {
     /// Height and width that it decodes to; zeros until an image was measured.
     pixels: [usize; 2],
@@ -34,23 +45,42 @@ struct Tally {
     counts: Vec<usize>,
 }
 
-impl<B: Backend> TokenizerMeter<B> {
-    /// A meter of the scales of a schedule that has seen nothing, for tokenizers of so many codes.
-    pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
-        let tally = |_| Tally {
+impl TokenizerSums {
+    /// Of no images.
+    fn new(scales: usize, codes: usize, distances: usize) -> Self {
+        let tally = Tally {
             pixels: [0; 2],
             psnr: Vec::new(),
             ssim: Vec::new(),
-            distances: Vec::new(),
+            distances: vec![Some(Vec::new()); distances],
             counts: vec![0; codes],
         };
-        Self {
-            schedule: schedule.clone(),
-            distances: Vec::new(),
-            scales: (0..schedule.len()).map(tally).collect(),
-            colors: ColorMoments::default(),
-            errors: ColorMoments::default(),
+        let (colors, errors) = Default::default();
+        Self { scales: vec![tally; scales], colors, errors }
+    }
+
+    fn codes(&self) -> usize {
+        self.scales.first().map_or(0, |tally| tally.counts.len())
+    }
+}
+
+impl Tally {
+    fn take(&mut self, Self { pixels, psnr, ssim, distances, counts }: Self) {
+        self.pixels = pixels;
+        self.psnr.extend(psnr);
+        self.ssim.extend(ssim);
+        for (values, found) in self.distances.iter_mut().zip(distances) {
+            *values = values.take().zip(found).map(|(values, found)| [values, found].concat());
         }
+        self.counts.iter_mut().zip(counts).for_each(|(n, more)| *n += more);
+    }
+}
+
+impl<B: Backend> TokenizerMeter<B> {
+    /// A meter of the scales of a schedule that has seen nothing, for tokenizers of so many codes.
+    pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
+        let sums = TokenizerSums::new(schedule.len(), codes, 0);
+        Self { schedule: schedule.clone(), distances: Vec::new(), sums }
     }
 
     /// The same meter, that also takes these distances of the images to come.
@@ -58,32 +88,29 @@ impl<B: Backend> TokenizerMeter<B> {
     /// # Panics
     /// If it has already seen images.
     pub fn with_distances(mut self, distances: Vec<Distance<B>>) -> Self {
-        for tally in &mut self.scales {
-            assert!(tally.psnr.is_empty(), "distances of all images or of none");
-            tally.distances = vec![Some(Vec::new()); distances.len()];
-        }
+        assert!(self.images() == 0, "distances of all images or of none");
+        self.sums = TokenizerSums::new(self.schedule.len(), self.sums.codes(), distances.len());
         self.distances = distances;
         self
     }
 
-    /// Measures images, without distances.
+    /// Measures a batch at all scales.
     ///
-    /// # Errors
-    /// If they cannot be read.
-    pub fn of(
-        images: impl Iterator<Item = Result<ImageBatch, DataError>>,
-        tokenizer: &Tokenizer<B>,
-        schedule: &ScaleSchedule,
-        device: &B::Device,
-    ) -> Result<Self, DataError> {
-        let mut meter = Self::new(schedule, tokenizer.codebook().size());
-        for batch in images {
-            meter.add(tokenizer, batch?.tensor(device));
-        }
-        Ok(meter)
+    /// # Panics
+    /// As [`see`](Self::see).
+    pub fn add(&mut self, tokenizer: &Tokenizer<B>, pixels_bchw: Tensor<B, 4>) {
+        self.take(self.see(tokenizer, pixels_bchw));
     }
 
-    /// Measures a batch at all scales.
+    /// Adds what a meter like this one has [seen](Self::see), here or elsewhere.
+    pub fn take(&mut self, seen: TokenizerSums) {
+        let TokenizerSums { scales, colors, errors } = seen;
+        self.sums.scales.iter_mut().zip(scales).for_each(|(tally, seen)| tally.take(seen));
+        self.sums.colors.extend(colors);
+        self.sums.errors.extend(errors);
+    }
+
+    /// What there is to see of a batch at all scales, without adding it.
     ///
     /// # Shapes
     /// - `pixels_bchw`: `[b, 3, H, W]`, pixels in [-1, 1]
@@ -91,55 +118,64 @@ impl<B: Backend> TokenizerMeter<B> {
     /// # Panics
     /// If the tokenizer has other codes than the meter is for, or images are no multiple of its
     /// downsampling.
-    pub fn add(&mut self, tokenizer: &Tokenizer<B>, pixels_bchw: Tensor<B, 4>) {
+    pub fn see(&self, tokenizer: &Tokenizer<B>, pixels_bchw: Tensor<B, 4>) -> TokenizerSums {
+        let (scales, codes) = (self.schedule.len(), self.sums.codes());
+        let mut seen = TokenizerSums::new(scales, codes, self.distances.len());
         let tokens_bl = tokenizer.tokens(tokenizer.encode(pixels_bchw.clone()), &self.schedule);
         let canvases = tokenizer.canvases(tokens_bl.clone(), &self.schedule);
         for (k, canvas_bchw) in canvases.into_iter().enumerate() {
             let (output_bchw, target_bchw) =
                 comparable(tokenizer.decode(canvas_bchw), pixels_bchw.clone());
             let error_bchw = output_bchw.clone() - target_bchw.clone();
-            let tally = &mut self.scales[k];
+            let tally = &mut seen.scales[k];
             let [_, _, height, width] = output_bchw.dims();
             tally.pixels = [height, width];
-            tally.psnr.extend(psnr(error_bchw.clone()));
-            tally.ssim.extend(host(ssim(output_bchw.clone(), target_bchw.clone())));
+            tally.psnr = psnr(error_bchw.clone());
+            tally.ssim = host(ssim(output_bchw.clone(), target_bchw.clone()));
             for (distance, values) in self.distances.iter().zip(&mut tally.distances) {
-                let found = distance.of(output_bchw.clone(), target_bchw.clone());
-                *values = values.take().zip(found).map(|(values, found)| [values, found].concat());
+                *values = distance.of(output_bchw.clone(), target_bchw.clone());
             }
-            if k + 1 == self.schedule.len() {
-                self.errors.add(error_bchw);
-                self.colors.add(target_bchw);
+            if k + 1 == scales {
+                seen.errors = ColorMoments::of_each(error_bchw);
+                seen.colors = ColorMoments::of_each(target_bchw);
             }
             let tokens_bn = tokens_bl.clone().slice_dim(1, self.schedule.range(k));
             let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().expect("i64");
             tokens.iter().for_each(|token| tally.counts[*token as usize] += 1);
         }
+        seen
     }
 
     /// The number of images that were measured.
     pub fn images(&self) -> usize {
-        self.scales.last().map_or(0, |tally| tally.psnr.len())
+        self.sums.scales.last().map_or(0, |tally| tally.psnr.len())
     }
 
     /// The mean PSNR of the finest scale, dB; not a number if there was no image.
     pub fn psnr_db(&self) -> f64 {
-        self.scales.last().map_or(f64::NAN, |tally| mean(&tally.psnr))
+        self.sums.scales.last().map_or(f64::NAN, |tally| mean(&tally.psnr))
     }
 
     /// The finest scale's errors by axes of color.
     pub fn by_color(&self) -> Vec<TokenizerColor> {
-        let axes = ColorAxes::of_covariance(self.colors.covariance());
-        let axis = |(axis, deviation): ([f64; 3], f64)| {
-            let error = self.errors.mean_square_along(axis);
+        let [colors, errors] = [&self.sums.colors, &self.sums.errors].map(|images| {
+            let mut all = ColorMoments::default();
+            images.iter().for_each(|image| all.merge(*image));
+            all
+        });
+        let axes = ColorAxes::of_covariance(colors.covariance());
+        let largest = colors.deviation_along(axes.axes()[0]);
+        let least = LEAST_DEVIATION.max(ColorAxes::LEAST * largest);
+        let color = |axis: [f64; 3]| {
+            let (deviation, error) = (colors.deviation_along(axis), errors.mean_square_along(axis));
             TokenizerColor {
                 axis,
                 deviation,
                 psnr_db: decibels(error),
-                error_share: error / (deviation * deviation),
+                error_share: (deviation > least).then(|| error / (deviation * deviation)),
             }
         };
-        axes.axes().into_iter().zip(axes.deviations()).map(axis).collect()
+        axes.axes().into_iter().map(color).collect()
     }
 
     /// All figures.
@@ -149,7 +185,7 @@ impl<B: Backend> TokenizerMeter<B> {
     pub fn figures(&self) -> TokenizerFigures {
         assert!(self.images() > 0, "figures of no images");
         let used = |counts: &[usize]| counts.iter().filter(|n| **n > 0).count();
-        let codes = self.scales[0].counts.len();
+        let (scales, codes) = (&self.sums.scales, self.sums.codes());
         let scale = |(k, tally): (usize, &Tally)| {
             let values = self.distances.iter().zip(&tally.distances);
             let distance = |(distance, values): (&Distance<B>, &Option<Vec<f64>>)| {
@@ -166,10 +202,9 @@ impl<B: Backend> TokenizerMeter<B> {
                 perplexity: histogram_entropy(&tally.counts).exp(),
             }
         };
-        let by_scale: Vec<TokenizerScale> = self.scales.iter().enumerate().map(scale).collect();
-        let total: Vec<usize> = (0..codes)
-            .map(|code| self.scales.iter().map(|tally| tally.counts[code]).sum())
-            .collect();
+        let by_scale: Vec<TokenizerScale> = scales.iter().enumerate().map(scale).collect();
+        let total: Vec<usize> =
+            (0..codes).map(|code| scales.iter().map(|tally| tally.counts[code]).sum()).collect();
         TokenizerFigures {
             psnr_db: self.psnr_db(),
             ssim: by_scale[by_scale.len() - 1].ssim,
@@ -263,12 +298,51 @@ mod tests {
         let output =
             Tensor::<Flex, 1>::from_floats(image.as_slice(), &device).reshape([1, 3, 2, 2]);
         let (output, target) = comparable::<Flex>(output, target);
-        meter.errors.add(output - target.clone());
-        meter.colors.add(target);
+        meter.sums.errors = ColorMoments::of_each(output - target.clone());
+        meter.sums.colors = ColorMoments::of_each(target);
         let colors = meter.by_color();
-        assert!((colors[0].deviation - 0.8).abs() < 1e-6 && colors[0].error_share < 1e-9);
+        let shares: Vec<Option<f64>> = colors.iter().map(|color| color.error_share).collect();
+        assert!((colors[0].deviation - 0.8).abs() < 1e-6 && shares[0].unwrap() < 1e-9);
         assert!((colors[1].deviation - 0.2).abs() < 1e-6);
-        assert!((colors[1].error_share - 1.0).abs() < 1e-5, "{}", colors[1].error_share);
+        assert!((shares[1].unwrap() - 1.0).abs() < 1e-5, "{shares:?}");
         assert!((colors[1].psnr_db - 20.0).abs() < 1e-3);
+        // The images have no green.
+        assert!(colors[2].deviation < 1e-6 && shares[2].is_none(), "{colors:?}");
+    }
+
+    #[test]
+    fn gray_images_have_one_axis_whose_error_is_a_share() {
+        let device = Default::default();
+        let schedule: ScaleSchedule = "1".parse().unwrap();
+        let measured = |target: Tensor<Flex, 4>| {
+            let mut meter = TokenizerMeter::<Flex>::new(&schedule, 1);
+            // Off by 0.1 in blue.
+            let error = Tensor::cat(
+                vec![
+                    target.clone().slice_dim(1, 0..2).zeros_like(),
+                    Tensor::full([1, 1, 2, 2], 0.1, &device),
+                ],
+                1,
+            );
+            meter.sums.errors = ColorMoments::of_each(error);
+            meter.sums.colors = ColorMoments::of_each(target);
+            meter.by_color()
+        };
+        let gray = Tensor::<Flex, 4>::from_floats([[[[0.5, -0.5], [0.5, -0.5]]]], &device);
+        let colors = measured(gray.repeat_dim(1, 3));
+        assert!((colors[0].deviation - 0.75f64.sqrt()).abs() < 1e-6, "{colors:?}");
+        assert!((colors[0].error_share.unwrap() - 0.01 / 3.0 / 0.75).abs() < 1e-6, "{colors:?}");
+        for color in &colors[1..] {
+            assert!(color.deviation < 1e-6 && color.error_share.is_none(), "{color:?}");
+        }
+        // Reports keep the name, and reports of before are read.
+        let json = serde_json::to_value(&colors[1]).unwrap();
+        assert!(json["error_share"].is_null() && json.as_object().unwrap().len() == 4, "{json}");
+        let before = r#"{"axis":[1,0,0],"deviation":0.1,"psnr_db":20,"error_share":0.5}"#;
+        let before: TokenizerColor = serde_json::from_str(before).unwrap();
+        assert_eq!(before.error_share, Some(0.5));
+        // Of one color.
+        let colors = measured(Tensor::full([1, 3, 2, 2], 0.3, &device));
+        assert!(colors.iter().all(|color| color.error_share.is_none()), "{colors:?}");
     }
 }

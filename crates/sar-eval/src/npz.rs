@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use npyz::{DType, NpyFile, NpyHeader, Order, TypeChar};
 use sar_data::RgbImage;
-use zip::ZipArchive;
+use zip::read::ZipFile;
 use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
 
 use crate::EvalError;
 
@@ -18,10 +19,16 @@ use crate::EvalError;
 const IMAGES: &str = "arr_0";
 /// Name of the array of their labels.
 const LABELS: &str = "arr_1";
+/// The longest side of an image, pixels.
+const MOST_SIDE: u64 = 1 << 14;
+/// How many times its size deflate can shorten something, and a little more.
+const MOST_DEFLATED: u64 = 1100;
 
 /// An open file.
 pub struct Npz {
     path: PathBuf,
+    /// Of the file.
+    bytes: u64,
     zip: ZipArchive<BufReader<File>>,
 }
 
@@ -42,10 +49,11 @@ impl Npz {
     pub fn open(path: &Path) -> Result<Self, EvalError> {
         let problem = |problem: String| EvalError::Npz { path: path.into(), problem };
         let file = File::open(path).map_err(|error| problem(error.to_string()))?;
+        let bytes = file.metadata().map_err(|error| problem(error.to_string()))?.len();
         let zip = ZipArchive::new(BufReader::new(file)).map_err(|error| {
             problem(format!("no .npz file, or a truncated one ({error}); write it anew"))
         })?;
-        Ok(Self { path: path.into(), zip })
+        Ok(Self { path: path.into(), bytes, zip })
     }
 
     /// The path that it was opened at.
@@ -171,9 +179,14 @@ impl Npz {
         f: impl FnOnce(&NpyHeader, &mut dyn Read) -> Result<T, String>,
     ) -> Result<T, EvalError> {
         let outcome = match self.zip.by_name(&format!("{name}.npy")) {
-            Ok(mut entry) => NpyHeader::from_reader(&mut entry)
-                .map_err(|error| format!("{name}: {error}"))
-                .and_then(|header| f(&header, &mut entry)),
+            Ok(mut entry) => {
+                let room = room(&entry, self.bytes);
+                NpyHeader::from_reader(&mut entry)
+                    .map_err(|error| error.to_string())
+                    .and_then(|header| check_size(&header, room).map(|()| header))
+                    .map_err(|problem| format!("{name}: {problem}"))
+                    .and_then(|header| f(&header, &mut entry))
+            }
             Err(ZipError::FileNotFound) => Err(format!("has no array {name}")),
             Err(error) => Err(format!("{name}: {error}")),
         };
@@ -182,6 +195,29 @@ impl Npz {
 
     fn problem(&self, problem: String) -> EvalError {
         EvalError::Npz { path: self.path.clone(), problem }
+    }
+}
+
+/// How many bytes an entry holds at most, in a file of so many: what it says, if that can be.
+fn room<R: Read>(entry: &ZipFile<'_, R>, bytes: u64) -> u64 {
+    let most = match entry.compression() {
+        CompressionMethod::Stored => bytes,
+        _ => bytes.saturating_mul(MOST_DEFLATED),
+    };
+    entry.size().min(most)
+}
+
+/// Compares what a header says with the bytes that there are, before anything is made of it.
+fn check_size(header: &NpyHeader, room: u64) -> Result<(), String> {
+    // Other kinds are refused where they are read.
+    let Some((_, size)) = kind(header) else { return Ok(()) };
+    let shape = header.shape();
+    let bytes = shape.iter().try_fold(size, |bytes, side| bytes.checked_mul(*side));
+    match bytes {
+        Some(bytes) if bytes <= room => Ok(()),
+        _ => Err(format!(
+            "has shape {shape:?}, but {room} bytes at most; the file is truncated or damaged, write it anew"
+        )),
     }
 }
 
@@ -220,11 +256,121 @@ fn image_shape(header: &NpyHeader) -> Result<[usize; 3], String> {
             if header.order() == Order::Fortran {
                 return Err(format!("{IMAGES}: is in Fortran's order; save a contiguous array"));
             }
+            if height.max(width) > MOST_SIDE {
+                return Err(format!(
+                    "{IMAGES}: images of {height}x{width} px; a side has at most {MOST_SIDE}"
+                ));
+            }
             Ok([n, height, width].map(|x| x as usize))
         }
         _ => Err(format!(
             "{IMAGES}: has shape {:?}, but images are [n, height, width, 3]",
             header.shape()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// A file of one array.
+    fn file(name: &str, kind: &str, shape: &str, data: &[u8], method: CompressionMethod) -> Saved {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
+        let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((length as u16).to_le_bytes());
+        bytes.extend(format!("{text:<0$}\n", length - 1).bytes());
+        bytes.extend(data);
+        let mut zip = ZipWriter::new(File::create(&path).unwrap());
+        let options = SimpleFileOptions::default().compression_method(method);
+        zip.start_file(format!("{name}.npy"), options).unwrap();
+        zip.write_all(&bytes).unwrap();
+        zip.finish().unwrap();
+        Saved { npz: Npz::open(&path).unwrap(), folder }
+    }
+
+    struct Saved {
+        npz: Npz,
+        folder: tempfile::TempDir,
+    }
+
+    const METHODS: [CompressionMethod; 2] =
+        [CompressionMethod::Stored, CompressionMethod::Deflated];
+
+    #[test]
+    fn what_is_written_is_read() {
+        for method in METHODS {
+            let data: Vec<u8> = (0..12).collect();
+            let mut images = file("arr_0", "|u1", "(2, 1, 2, 3)", &data, method).npz;
+            assert_eq!(images.images().unwrap(), Some([2, 1, 2]));
+            let mut seen = Vec::new();
+            let read = images.for_each_batch(1, |images| {
+                seen.extend(images.into_iter().flat_map(RgbImage::into_raw));
+                Ok::<_, EvalError>(())
+            });
+            read.unwrap();
+            assert_eq!(seen, data);
+
+            let data: Vec<u8> =
+                [1.5f64, -2.0, 0.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+            let mut matrix = file("mu", "<f8", "(2, 2)", &data, method).npz;
+            let expected = Matrix { shape: [2, 2], values: vec![1.5, -2.0, 0.0, 4.0] };
+            assert_eq!(matrix.matrix("mu").unwrap(), expected);
+            assert!(matrix.has("mu") && !matrix.has("sigma") && matrix.images().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn headers_that_say_more_than_there_is_are_refused_before_anything_is_made_of_them() {
+        #[track_caller]
+        fn refused<T: std::fmt::Debug>(found: Result<T, EvalError>, part: &str) {
+            let error = found.unwrap_err().to_string();
+            assert!(error.contains("a.npz: ") && error.contains(part), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        for method in METHODS {
+            let images = |shape: &str| {
+                let mut saved = file("arr_0", "|u1", shape, &[7; 12], method);
+                let read = saved.npz.for_each_batch(4, |_| Ok::<_, EvalError>(()));
+                let error = saved.npz.images().unwrap_err().to_string();
+                assert_eq!(read.unwrap_err().to_string(), error);
+                Err::<(), _>(EvalError::Unfit { problem: error })
+            };
+            refused(images("(1, 1000000, 1000000, 3)"), "[1, 1000000, 1000000, 3]");
+            refused(images("(1, 4294967296, 4294967296, 3)"), "truncated or damaged");
+            refused(images("(18446744073709551615, 16, 16, 3)"), "truncated or damaged");
+            // One row more than is there, and a side that no image has.
+            refused(images("(1, 2, 1000, 3)"), "arr_0: has shape [1, 2, 1000, 3], but");
+            let matrix = |shape: &str| file("mu", "<f8", shape, &[0; 16], method).npz.matrix("mu");
+            refused(matrix("(4294967296, 4294967296)"), "mu: has shape");
+            refused(matrix("(1000, 1000)"), "mu: has shape [1000, 1000]");
+            refused(matrix("(2305843009213693953,)"), "truncated or damaged");
+        }
+        let long = vec![0; 3 * 20_000];
+        let mut saved =
+            file("arr_0", "|u1", "(1, 1, 20000, 3)", &long, CompressionMethod::Deflated);
+        refused(saved.npz.images(), "1x20000 px; a side has at most 16384");
+        // An entry that says of itself that it is huge.
+        const ENTRY: u32 = u32::MAX - 9;
+        let path = saved.folder.path().join("a.npz");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let size = (128 + long.len() as u32).to_le_bytes();
+        let places: Vec<usize> =
+            (0..bytes.len() - 4).filter(|i| bytes[*i..*i + 4] == size).collect();
+        assert!(!places.is_empty());
+        places.iter().for_each(|i| bytes[*i..*i + 4].copy_from_slice(&ENTRY.to_le_bytes()));
+        std::fs::write(&path, bytes).unwrap();
+        let Npz { mut zip, bytes, .. } = Npz::open(&path).unwrap();
+        let found = zip.by_name("arr_0.npy").unwrap();
+        assert_eq!(found.size(), u64::from(ENTRY));
+        assert!(room(&found, bytes) < 1 << 20, "{}", room(&found, bytes));
     }
 }

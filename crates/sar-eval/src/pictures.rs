@@ -42,19 +42,36 @@ enum Others {
 }
 
 impl Pictures {
-    /// The images of a folder, of class folders or all in one.
+    /// The images of a folder, of class folders or all in one; of one with train and val folders the
+    /// latter.
     ///
     /// # Errors
     /// If there are none, or the first one cannot be read.
     pub fn folder(path: &Path) -> Result<Self, EvalError> {
         let source = ImageSource::Folder { path: path.into(), held_out: None };
         let dataset: Arc<dyn Dataset> = source.open(0, &|| ())?.into();
-        let (width, height) = dataset.image(0)?.dimensions();
-        let indices: Vec<usize> = (0..dataset.len()).collect();
+        let name = path.display().to_string();
+        let (indices, measured): (Vec<usize>, String) = match dataset.n_train() {
+            Some(n_train) => {
+                let held_out = dataset.split().held_out;
+                let n = held_out.len();
+                let line =
+                    format!("{name}: measures {n} held-out images, not {n_train} that train");
+                (held_out, line)
+            }
+            None => {
+                let n = dataset.len();
+                ((0..n).collect(), format!("{name}: measures all {n} images"))
+            }
+        };
+        let Some(first) = indices.first() else {
+            return Err(EvalError::Unfit { problem: format!("{name}: holds no image out") });
+        };
+        let (width, height) = dataset.image(*first)?.dimensions();
         let left_out = dataset.left_out().iter().map(|kind| format!("left out {kind}"));
-        let notes = dataset.notes().iter().cloned().chain(left_out).collect();
+        let notes = dataset.notes().iter().cloned().chain(left_out).chain([measured]).collect();
         Ok(Self {
-            name: path.display().to_string(),
+            name,
             size: [height as usize, width as usize],
             len: indices.len(),
             notes,
@@ -76,11 +93,12 @@ impl Pictures {
         if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != n) {
             return Err(problem(format!("{} labels (arr_1) of {n} images (arr_0)", labels.len())));
         }
+        let name = path.display().to_string();
         Ok(Self {
-            name: path.display().to_string(),
+            notes: vec![format!("{name}: measures all {n} images")],
+            name,
             size: [height, width],
             len: n,
-            notes: Vec::new(),
             origin: Origin::Npz { path: path.into(), labels },
         })
     }
@@ -130,9 +148,15 @@ impl Pictures {
         &self.notes
     }
 
+    /// Whether [`labels`](Self::labels) are indices with no name beside them (`arr_1`): whether they count
+    /// the same classes cannot be seen.
+    pub fn has_bare_labels(&self) -> bool {
+        matches!(self.origin, Origin::Npz { labels: Some(_), .. })
+    }
+
     /// The class of each image among classes, or why they are not known: class folders by their names,
     /// `arr_1` of an `.npz` file, or file names that begin with the index of a class and a hyphen, as
-    /// `sar sample` gives them.
+    /// `sar sample` gives them. A name behind that has to be the one of the class, see [`class_slug`].
     pub fn labels(&self, classes: &[String]) -> Result<Vec<usize>, String> {
         let labels = match &self.origin {
             Origin::Npz { labels: Some(labels), .. } => labels.clone(),
@@ -154,8 +178,7 @@ impl Pictures {
                 let of = |i: &usize| {
                     let name = dataset.name(*i);
                     let file = name.rsplit('/').next().unwrap_or(&name);
-                    let label = file.split_once('-').and_then(|(label, _)| label.parse().ok());
-                    label.ok_or_else(|| format!("the name of {file} does not begin with a class"))
+                    label_of(file, classes)
                 };
                 indices.iter().map(of).collect::<Result<Vec<usize>, _>>()?
             }
@@ -210,6 +233,37 @@ impl Pictures {
     }
 }
 
+/// The class that a file's name begins with, as in `3-food-drink-007.png` or `3-007.png`.
+fn label_of(file: &str, classes: &[String]) -> Result<usize, String> {
+    let parts = file.split_once('-').and_then(|(index, rest)| Some((index.parse().ok()?, rest)));
+    let Some((label, rest)) = parts else {
+        return Err(format!("the name of {file} does not begin with a class"));
+    };
+    let Some(class) = classes.get(label) else {
+        return Err(format!("{file}: label {label} is none of {} classes", classes.len()));
+    };
+    let stem = rest.rsplit_once('.').map_or(rest, |(stem, _)| stem);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let slug = match stem.rsplit_once('-') {
+        Some((slug, number)) if is_number(number) => slug,
+        _ if is_number(stem) => return Ok(label),
+        _ => stem,
+    };
+    // Weights that do not know the names of their classes call them by their numbers.
+    let known = [class_slug(class), label.to_string()];
+    if known.iter().any(|known| known == slug || known == stem) {
+        return Ok(label);
+    }
+    Err(format!("{file} says class '{slug}', the reference's class {label} is '{class}'"))
+}
+
+/// A class name as part of a file name: `Smileys & Emotion` to `smileys-emotion`.
+pub fn class_slug(class: &str) -> String {
+    let words = class.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let name = words.collect::<Vec<_>>().join("-").to_lowercase();
+    if name.is_empty() { "class".into() } else { name }
+}
+
 /// An image of the size, or its own size, if it cannot become one of it.
 fn fitted(image: RgbImage, size: [usize; 2], others: Others) -> Result<RgbImage, [usize; 2]> {
     let (width, height) = image.dimensions();
@@ -220,5 +274,79 @@ fn fitted(image: RgbImage, size: [usize; 2], others: Others) -> Result<RgbImage,
         Others::Cropped => Ok(Crop::AdmCenter {}
             .evaluation(image, size[0] as u32)
             .expect("this crop takes any size")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use image::Rgb;
+
+    use super::*;
+
+    #[test]
+    fn a_name_beside_the_index_of_a_class_has_to_be_its_name() {
+        let classes = ["Smileys & Emotion", "People", "7", "Area 51"].map(String::from);
+        let label = |file: &str| label_of(file, &classes);
+        for (file, expected) in [
+            ("0-smileys-emotion-000.png", 0),
+            ("1-people-1234.png", 1),
+            ("1-people.png", 1),
+            ("0-17.png", 0),
+            ("1-1-017.png", 1),
+            ("2-7-000.png", 2),
+            ("2-2-000.png", 2),
+            ("3-area-51.png", 3),
+            ("3-area-51-51.png", 3),
+        ] {
+            assert_eq!(label(file), Ok(expected), "{file}");
+        }
+        for (file, part) in [
+            (
+                "1-smileys-emotion-000.png",
+                "says class 'smileys-emotion', the reference's class 1 is 'People'",
+            ),
+            ("0-smileys-000.png", "says class 'smileys'"),
+            ("2-9-000.png", "says class '9'"),
+            ("4-people-000.png", "label 4 is none of 4 classes"),
+            ("people-000.png", "does not begin with a class"),
+            ("000.png", "does not begin with a class"),
+        ] {
+            let error = label(file).unwrap_err();
+            assert!(error.contains(file) && error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn of_a_split_the_held_out_images_are_measured() {
+        let root = tempfile::tempdir().unwrap();
+        for (part, n) in [("train/a", 5), ("val/a", 2), ("train/b", 1), ("val/b", 1)] {
+            fs::create_dir_all(root.path().join(part)).unwrap();
+            for i in 0..n {
+                let level = if part.starts_with("val") { 200 } else { 10 };
+                let image = RgbImage::from_pixel(8, 6, Rgb([level; 3]));
+                image.save(root.path().join(part).join(format!("{i}.png"))).unwrap();
+            }
+        }
+        let measured = |path: &Path| {
+            let pictures = Pictures::folder(path).unwrap();
+            assert_eq!((pictures.size(), pictures.has_bare_labels()), ([6, 8], false));
+            let mut levels = Vec::new();
+            let read = pictures.for_each_batch(2, |images| {
+                levels.extend(images.iter().map(|image| image.get_pixel(0, 0).0[0]));
+                Ok::<_, EvalError>(())
+            });
+            read.unwrap();
+            assert_eq!(levels.len(), pictures.len());
+            let labels = pictures.labels(&["a".into(), "b".into()]).unwrap();
+            (levels, labels, pictures.notes().last().unwrap().clone())
+        };
+        let (levels, labels, note) = measured(root.path());
+        assert_eq!((levels, labels), (vec![200; 3], vec![0, 0, 1]));
+        assert!(note.ends_with(": measures 3 held-out images, not 6 that train"), "{note}");
+        let (levels, labels, note) = measured(&root.path().join("train"));
+        assert_eq!((levels, labels), (vec![10; 6], vec![0, 0, 0, 0, 0, 1]));
+        assert!(note.ends_with("train: measures all 6 images"), "{note}");
     }
 }

@@ -21,16 +21,17 @@ pub struct ScaleStats {
 }
 
 /// Collects tokens over batches and reports by scale.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StatsByScale {
     schedule: ScaleSchedule,
     codes: usize,
     scales: Vec<Tally>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tally {
-    loss: f64,
+    /// Of each image, so that their sum does not depend on how they came in batches.
+    losses: Vec<f64>,
     correct: usize,
     tokens: usize,
     histogram: Vec<usize>,
@@ -39,7 +40,7 @@ struct Tally {
 impl StatsByScale {
     /// Nothing collected yet, for the tokens of `schedule` out of `codes` codes.
     pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
-        let empty = Tally { loss: 0.0, correct: 0, tokens: 0, histogram: vec![0; codes] };
+        let empty = Tally { losses: Vec::new(), correct: 0, tokens: 0, histogram: vec![0; codes] };
         Self { schedule: schedule.clone(), codes, scales: vec![empty; schedule.len()] }
     }
 
@@ -68,6 +69,7 @@ impl StatsByScale {
         let (predicted, target) = (ints(predicted_bl), ints(target_bl));
         for (tally, range) in self.scales.iter_mut().zip(self.schedule.ranges()) {
             for row in 0..b {
+                let mut loss = 0.0;
                 for i in row * l + range.start..row * l + range.end {
                     let (code, codes) = (target[i], self.codes);
                     assert!(
@@ -76,11 +78,28 @@ impl StatsByScale {
                         i % l
                     );
                     tally.histogram[code as usize] += 1;
-                    tally.loss += f64::from(losses[i]);
+                    loss += f64::from(losses[i]);
                     tally.correct += usize::from(predicted[i] == target[i]);
                     tally.tokens += 1;
                 }
+                tally.losses.push(loss);
             }
+        }
+    }
+
+    /// Adds what was collected elsewhere.
+    ///
+    /// # Panics
+    /// If that is of other scales or codes.
+    pub fn merge(&mut self, other: Self) {
+        assert_eq!((&self.schedule, self.codes), (&other.schedule, other.codes), "one of a kind");
+        for (tally, Tally { losses, correct, tokens, histogram }) in
+            self.scales.iter_mut().zip(other.scales)
+        {
+            tally.losses.extend(losses);
+            tally.correct += correct;
+            tally.tokens += tokens;
+            tally.histogram.iter_mut().zip(histogram).for_each(|(n, more)| *n += more);
         }
     }
 
@@ -89,7 +108,7 @@ impl StatsByScale {
         let sizes = self.schedule.sizes().iter();
         let stats = sizes.zip(&self.scales).map(|(size, tally)| ScaleStats {
             scale: size.to_string(),
-            loss: tally.loss / tally.tokens as f64,
+            loss: tally.losses.iter().sum::<f64>() / tally.tokens as f64,
             accuracy: tally.correct as f64 / tally.tokens as f64,
             codes_used: tally.histogram.iter().filter(|n| **n > 0).count(),
             histogram_entropy: histogram_entropy(&tally.histogram),
@@ -133,6 +152,10 @@ mod tests {
         assert_eq!((report[1].loss, report[1].accuracy, report[1].codes_used), (1.5, 0.5, 2));
         assert!((report[1].histogram_entropy - 2f64.ln()).abs() < 1e-12);
         assert!(histogram_entropy(&[0, 3]).is_sign_positive());
+        // The same batch once more, by another collector: the same means.
+        stats.merge(stats.clone());
+        assert_eq!(stats.report(), report);
+        assert_eq!(stats.scales[1].tokens, 16);
     }
 
     fn add_target(target: i64) {

@@ -11,6 +11,7 @@
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use sar_kernels::conv2d;
+use serde::{Deserialize, Serialize};
 
 /// A matrix of colors.
 pub(crate) type Matrix = [[f64; 3]; 3];
@@ -23,10 +24,10 @@ pub struct ColorAxes {
     deviations: [f64; 3],
 }
 
-/// The smallest deviation that counts, as a part of the largest: gray images have but one axis.
-const LEAST: f64 = 1e-2;
-
 impl ColorAxes {
+    /// The smallest deviation that counts, as a part of the largest: gray images have but one axis.
+    pub const LEAST: f64 = 1e-2;
+
     /// The axes of a covariance of (red, green, blue).
     ///
     /// # Panics
@@ -35,7 +36,7 @@ impl ColorAxes {
         let (values, axes) = eigen(covariance);
         let deviations = values.map(|value| value.max(0.0).sqrt());
         // Images of one color have no axes, and any will do.
-        let least = if deviations[0] > 0.0 { LEAST * deviations[0] } else { 1.0 };
+        let least = if deviations[0] > 0.0 { Self::LEAST * deviations[0] } else { 1.0 };
         Self { axes, deviations: deviations.map(|deviation| deviation.max(least)) }
     }
 
@@ -44,7 +45,8 @@ impl ColorAxes {
         self.axes
     }
 
-    /// The standard deviation along each axis, in units of pixels, at least a hundredth of the largest.
+    /// The standard deviation along each axis, in units of pixels, as training takes it: at least
+    /// [`LEAST`](Self::LEAST) times the largest. [`ColorMoments::deviation_along`] is the measured one.
     pub fn deviations(&self) -> [f64; 3] {
         self.deviations
     }
@@ -145,7 +147,7 @@ fn eigen(mut a: Matrix) -> ([f64; 3], Matrix) {
 }
 
 /// First and second moments of colors, from which their covariance is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ColorMoments {
     n: f64,
     sums: [f64; 3],
@@ -154,25 +156,46 @@ pub struct ColorMoments {
 }
 
 impl ColorMoments {
-    /// Adds all pixels of images `[b, 3, h, w]`.
+    /// Adds all pixels of images `[b, 3, h, w]`, image by image.
     ///
     /// # Panics
     /// If these have no three channels.
     pub fn add<B: Backend>(&mut self, images_bchw: Tensor<B, 4>) {
+        Self::of_each(images_bchw).into_iter().for_each(|image| self.merge(image));
+    }
+
+    /// Those of each image of `[b, 3, h, w]`.
+    ///
+    /// # Panics
+    /// If these have no three channels.
+    pub fn of_each<B: Backend>(images_bchw: Tensor<B, 4>) -> Vec<Self> {
         let [_, channels, height, width] = images_bchw.dims();
         assert_eq!(channels, 3, "colors of three channels");
         let pixels = height * width;
         let values = images_bchw.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
-        for image in values.chunks_exact(3 * pixels) {
+        let of_image = |image: &[f32]| {
             let planes: [&[f32]; 3] = std::array::from_fn(|c| &image[c * pixels..][..pixels]);
-            self.n += pixels as f64;
+            let mut moments = Self { n: pixels as f64, ..Self::default() };
             for i in 0..3 {
-                self.sums[i] += planes[i].iter().map(|x| f64::from(*x)).sum::<f64>();
+                moments.sums[i] = planes[i].iter().map(|x| f64::from(*x)).sum::<f64>();
                 for j in i..3 {
                     let products =
                         planes[i].iter().zip(planes[j]).map(|(x, y)| f64::from(*x) * f64::from(*y));
-                    self.products[i][j] += products.sum::<f64>();
+                    moments.products[i][j] = products.sum::<f64>();
                 }
+            }
+            moments
+        };
+        values.chunks_exact(3 * pixels).map(of_image).collect()
+    }
+
+    /// Adds what was found elsewhere.
+    pub fn merge(&mut self, other: Self) {
+        self.n += other.n;
+        for i in 0..3 {
+            self.sums[i] += other.sums[i];
+            for j in i..3 {
+                self.products[i][j] += other.products[i][j];
             }
         }
     }
@@ -184,12 +207,22 @@ impl ColorMoments {
         std::array::from_fn(|i| std::array::from_fn(|j| at(i.min(j), i.max(j))))
     }
 
+    /// The standard deviation along a unit vector, about the mean: 0 where images do not vary that way.
+    pub fn deviation_along(&self, axis: [f64; 3]) -> f64 {
+        along(self.covariance(), axis).max(0.0).sqrt()
+    }
+
     /// The mean square along a unit vector, about zero.
     pub fn mean_square_along(&self, axis: [f64; 3]) -> f64 {
-        let product =
-            |i: usize, j: usize| axis[i] * axis[j] * self.products[i.min(j)][i.max(j)] / self.n;
-        (0..3).flat_map(|i| (0..3).map(move |j| product(i, j))).sum()
+        let at = |i: usize, j: usize| self.products[i.min(j)][i.max(j)] / self.n;
+        along(std::array::from_fn(|i| std::array::from_fn(|j| at(i, j))), axis)
     }
+}
+
+/// `axis^T M axis`
+fn along(matrix: Matrix, axis: [f64; 3]) -> f64 {
+    let product = |i: usize, j: usize| axis[i] * axis[j] * matrix[i][j];
+    (0..3).flat_map(|i| (0..3).map(move |j| product(i, j))).sum()
 }
 
 #[cfg(test)]
@@ -225,6 +258,15 @@ mod tests {
         let colors = mixed(noise, mix);
         let mut moments = ColorMoments::default();
         moments.add(colors.clone());
+        let mut halves = ColorMoments::default();
+        for half in colors.clone().chunk(2, 0) {
+            let mut moments = ColorMoments::default();
+            moments.add(half);
+            halves.merge(moments);
+        }
+        for (x, half) in moments.covariance().iter().zip(halves.covariance()) {
+            x.iter().zip(half).for_each(|(x, half)| assert!((x - half).abs() < 1e-12));
+        }
         let axes = ColorAxes::of_covariance(moments.covariance());
         let mut white = ColorMoments::default();
         white.add(axes.along(colors.clone(), -1.0));
@@ -245,7 +287,18 @@ mod tests {
     fn gray_images_have_one_axis() {
         let axes = ColorAxes::of_covariance([[0.25; 3]; 3]);
         let [a, b, c] = axes.deviations();
-        assert!((a - 0.75f64.sqrt()).abs() < 1e-12 && b == LEAST * a && c == LEAST * a);
+        let least = ColorAxes::LEAST * a;
+        assert!((a - 0.75f64.sqrt()).abs() < 1e-12 && b == least && c == least);
         assert_eq!(ColorAxes::of_covariance([[0.0; 3]; 3]).deviations(), [1.0; 3]);
+
+        // What is measured has no floor.
+        let mut moments = ColorMoments::default();
+        let grays: Tensor<Flex, 4> =
+            Tensor::from_floats([[[[0.5f32, -0.5]]]], &Default::default()).repeat_dim(1, 3);
+        moments.add(grays);
+        let axes = ColorAxes::of_covariance(moments.covariance());
+        let found = axes.axes().map(|axis| moments.deviation_along(axis));
+        assert!((found[0] - 0.75f64.sqrt()).abs() < 1e-9, "{found:?}");
+        assert!(found[1] < 1e-7 && found[2] < 1e-7, "{found:?}");
     }
 }

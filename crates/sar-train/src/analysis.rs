@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sar_core::{ScaleSchedule, SeedTree};
+use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_data::{Images, ReadAhead};
 use sar_model::{Backbone, PositionsConfig};
 use sar_pipeline::{Known, PipelineError, TrainedBackbone, TrainedTokenizer, tokenizer_of_run};
@@ -241,7 +241,9 @@ impl Target {
             let of = format!("{} of {}, {name}", i + 1, self.subjects.len());
             let what = format!("{of}: losses of {n_images} images");
             observer.event(&Event::Working { what: &what });
-            let mut meter = DynamicsMeter::new(scales, tokenizer.config.codebook_size);
+            let latents =
+                ScaleSize::square(recipe.data.side as usize / tokenizer.config.downsampling());
+            let mut meter = DynamicsMeter::new(scales, tokenizer.config.codebook_size, latents);
             for batch in &batches {
                 let rollout_bl =
                     rollout_tokens(&model, &tokenizer.model, batch, settings.choice, device);

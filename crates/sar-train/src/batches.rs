@@ -2,12 +2,13 @@
 //! rank computes with.
 
 use sar_core::SeedTree;
-use sar_data::{DataError, ImageBatch, Images, Loader, Part};
+use sar_data::{ImageBatch, Images, Loader, Part};
 use sar_exchange::{Group, MicroBatches, Share};
 
 use crate::TrainError;
 use crate::latents::{LatentBatch, LatentCache, LatentLoader};
 use crate::learner::Optimization;
+use crate::turns::HeldOutImages;
 
 /// Images of a stage.
 pub(crate) struct Batches<'a> {
@@ -53,7 +54,8 @@ impl<'a> Batches<'a> {
         let loader = self.loader.take().filter(|loader| loader.position() == start);
         let mut loader =
             loader.unwrap_or_else(|| self.images.training_part(self.stage, part, start, size));
-        let batches = loader.by_ref().take(share.len()).collect::<Result<_, _>>()?;
+        let read = loader.by_ref().take(share.len()).inspect(|_| self.group.alive());
+        let batches = read.collect::<Result<_, _>>()?;
         self.loader = Some(loader);
         Ok(MicroBatches::new(batches, share))
     }
@@ -82,12 +84,8 @@ impl<'a> Batches<'a> {
         Ok(MicroBatches::new(batches, share))
     }
 
-    /// Held-out images, for the rank that measures while the others wait.
-    pub(crate) fn held_out(
-        &self,
-        n: usize,
-        batch: usize,
-    ) -> impl Iterator<Item = Result<ImageBatch, DataError>> {
-        self.images.held_out(n, batch).inspect(|_| self.group.alive())
+    /// So many held-out images, 0 for all.
+    pub(crate) fn held_out(&self, n: usize, batch: usize) -> HeldOutImages<'a> {
+        HeldOutImages { images: self.images, group: self.group, n, batch }
     }
 }

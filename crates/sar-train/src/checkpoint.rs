@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use burn::tensor::{DType, TensorData};
 use sar_exchange::{ExchangeError, Group};
-use sar_weights::{NamedTensors, Target, TensorInfo, WeightsFile, count_not_finite, write_weights};
+use sar_weights::{
+    NamedTensors, Target, TensorInfo, WeightsError, WeightsFile, count_not_finite, write_weights,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Observer};
 use crate::learner::State;
+use crate::recipe::Output;
 use crate::run_dir::RunDir;
 use crate::{StageId, TrainError};
 
@@ -41,17 +44,6 @@ pub(crate) struct Progress {
 pub(crate) struct Best {
     pub(crate) step: u64,
     pub(crate) value: f64,
-}
-
-impl Best {
-    /// What the rank that leads has, for all.
-    pub(crate) fn of_leader(own: Option<Self>, group: &Group) -> Result<Option<Self>, TrainError> {
-        let bits = own.map(|best| (best.step, best.value.to_bits()));
-        let message = || Ok::<_, TrainError>(serde_json::to_vec(&bits).expect("plain values"));
-        let bytes = group.from_rank(0, message)?;
-        let bits: Option<(u64, u64)> = serde_json::from_slice(&bytes).map_err(|_| UNEXPECTED)?;
-        Ok(bits.map(|(step, value)| Self { step, value: f64::from_bits(value) }))
-    }
 }
 
 /// The rank that leads has sent something else.
@@ -172,18 +164,45 @@ fn hand_over(group: &Group, learners: &[State<'_>]) -> Result<(), TrainError> {
     }
 }
 
-/// Removes the checkpoints of the stages that follow an unfinished one: they belong to a course of the
-/// run that is walked again.
-pub(crate) fn discard_after(dir: &RunDir, stage: StageId) -> Result<(), TrainError> {
-    if !dir.is_ours() {
-        return Ok(());
-    }
-    for stage in stage.later() {
-        for (_, path) in list(&dir.checkpoints(), stage)? {
-            remove(&path)?;
+/// Checks that no stage that follows an unfinished one has checkpoints: all its work would be done again.
+fn check_later(folder: &Path, stage: StageId, (done, steps): (u64, u64)) -> Result<(), TrainError> {
+    for later in stage.later() {
+        if let Some((_, newest)) = list(folder, later)?.pop() {
+            let name = newest.file_name().unwrap_or_default().display();
+            let problem = format!(
+                "is missing or damaged, but a later stage has {name}, which would be trained again: put a whole \
+                 copy of it back, or move the checkpoints of later stages away to go on in {stage} after step \
+                 {done}"
+            );
+            return Err(TrainError::RunDir { path: path_of(folder, stage, steps), problem });
         }
     }
     Ok(())
+}
+
+/// Reads the best checkpoint of a stage, or as much of it as is wanted.
+///
+/// # Errors
+/// If it cannot be read, and the stage is to end with its weights; else that is a warning, and nothing is read.
+pub(crate) fn best<T>(
+    dir: &RunDir,
+    (stage, output): (StageId, Output),
+    step: u64,
+    observer: &mut dyn Observer,
+    read: impl FnOnce(&Path) -> Result<T, TrainError>,
+) -> Result<Option<T>, TrainError> {
+    match read(&path_of(&dir.checkpoints(), stage, step)) {
+        Ok(best) => Ok(Some(best)),
+        Err(error) if output == Output::Best => {
+            Err(TrainError::Best { stage, error: Box::new(error) })
+        }
+        Err(error) => {
+            let name = stage.weights();
+            let message = format!("{error}; while it is so, no {name}-best.safetensors is written");
+            observer.event(&Event::Warning { message: &message });
+            Ok(None)
+        }
+    }
 }
 
 /// The checkpoint of a stage after a step.
@@ -192,35 +211,52 @@ pub(crate) fn path_of(folder: &Path, stage: StageId, step: u64) -> PathBuf {
 }
 
 impl Saved {
-    /// The newest checkpoint of a stage that is whole. Each that is not is put aside, with a warning.
+    /// The newest checkpoint of a stage that is whole. Each that is damaged is put aside, with a warning; one
+    /// that the system does not let be read stays where it is, as it may well be whole.
     ///
     /// # Errors
-    /// If the folder cannot be listed, or a checkpoint is of another run.
+    /// If the folder cannot be listed, a checkpoint cannot be read or is of another run, or the stage would
+    /// go on while later ones have checkpoints.
     pub(crate) fn newest(
         dir: &RunDir,
         stage: StageId,
         steps: u64,
         observer: &mut dyn Observer,
     ) -> Result<Option<Self>, TrainError> {
-        for (step, path) in list(&dir.checkpoints(), stage)?.into_iter().rev() {
+        let folder = dir.checkpoints();
+        let mut newest = None;
+        for (step, path) in list(&folder, stage)?.into_iter().rev() {
             match Self::read(&path) {
                 Ok(saved) if saved.progress.step == step && step <= steps => {
-                    return Ok(Some(saved));
+                    newest = Some(saved);
+                    break;
                 }
                 Ok(saved) => {
                     let problem = format!("holds step {} of {steps}", saved.progress.step);
                     return Err(TrainError::RunDir { path, problem });
                 }
+                Err(TrainError::Weights(WeightsError::Read { error, .. })) => {
+                    let problem = format!(
+                        "cannot be read now: {error}; resume once it can, or move it away to go on from the \
+                         checkpoint before"
+                    );
+                    return Err(TrainError::RunDir { path, problem });
+                }
                 Err(error) => {
-                    let message = format!("{error}; going back to the checkpoint before");
-                    observer.event(&Event::Warning { message: &message });
                     let aside = path.with_extension("damaged");
-                    std::fs::rename(&path, aside)
+                    let name = aside.file_name().unwrap_or_default().display();
+                    let message = format!("{error}; it is put aside as {name}");
+                    observer.event(&Event::Warning { message: &message });
+                    std::fs::rename(&path, &aside)
                         .map_err(TrainError::io(&path, "cannot be put aside"))?;
                 }
             }
         }
-        Ok(None)
+        let done = newest.as_ref().map_or(0, |saved| saved.progress.step);
+        if done < steps {
+            check_later(&folder, stage, (done, steps))?;
+        }
+        Ok(newest)
     }
 
     /// Reads a checkpoint.
@@ -393,4 +429,151 @@ pub(crate) fn list(folder: &Path, stage: StageId) -> Result<Vec<(u64, PathBuf)>,
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sar_data::Fingerprint;
+
+    use super::*;
+    use crate::Recipe;
+
+    /// The warnings that there were.
+    #[derive(Default)]
+    struct Warnings(Vec<String>);
+
+    impl Observer for Warnings {
+        fn event(&mut self, event: &Event<'_>) {
+            if let Event::Warning { message } = event {
+                self.0.push((*message).to_owned());
+            }
+        }
+    }
+
+    fn run_dir() -> (tempfile::TempDir, RunDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
+        let data = Fingerprint { images: 1, classes: 1, hash: "00".into(), parts: Vec::new() };
+        let dir = RunDir::create(&folder.path().join("run"), &recipe, &data).unwrap();
+        (folder, dir)
+    }
+
+    /// A checkpoint of a task without learners.
+    fn saved(dir: &RunDir, stage: StageId, step: u64) -> PathBuf {
+        let (wall, run_wall) = (Duration::ZERO, Duration::ZERO);
+        let progress = Progress { step, wall, run_wall, best: None };
+        let task = vec![("memory", TensorData::new(vec![step as f32], [1]))];
+        save(dir, &Group::alone(), stage, progress, &[], task).unwrap();
+        path_of(&dir.checkpoints(), stage, step)
+    }
+
+    fn damage(path: &Path) {
+        let mut bytes = fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 0x10;
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// The step of the newest checkpoint of five, and the warnings.
+    fn newest(dir: &RunDir, stage: StageId) -> (Result<Option<u64>, String>, Vec<String>) {
+        let mut warnings = Warnings::default();
+        let newest = Saved::newest(dir, stage, 5, &mut warnings);
+        let step = newest.map(|newest| newest.map(|saved| saved.progress.step));
+        (step.map_err(|error| error.to_string()), warnings.0)
+    }
+
+    #[test]
+    fn what_is_damaged_is_put_aside() {
+        let (_folder, dir) = run_dir();
+        saved(&dir, StageId::Pretrain, 2);
+        let path = saved(&dir, StageId::Pretrain, 3);
+        damage(&path);
+        let (step, warnings) = newest(&dir, StageId::Pretrain);
+        assert_eq!(step, Ok(Some(2)));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("it is put aside as pretrain-3.damaged"), "{warnings:?}");
+        assert!(!path.exists() && path.with_extension("damaged").exists());
+    }
+
+    /// A name that leads to itself, in place of a disk that is not there for a moment.
+    #[cfg(unix)]
+    #[test]
+    fn what_cannot_be_read_stays_where_it_is() {
+        let (folder, dir) = run_dir();
+        saved(&dir, StageId::Pretrain, 2);
+        let path = saved(&dir, StageId::Pretrain, 3);
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let (step, warnings) = newest(&dir, StageId::Pretrain);
+        let error = step.unwrap_err();
+        for part in ["pretrain-3.safetensors: cannot be read now: ", "resume once it can"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(warnings.is_empty() && path.is_symlink());
+        fs::remove_file(&path).unwrap();
+        fs::rename(&elsewhere, &path).unwrap();
+        assert_eq!(newest(&dir, StageId::Pretrain), (Ok(Some(3)), Vec::new()));
+    }
+
+    #[test]
+    fn a_stage_does_not_go_back_behind_later_ones() {
+        let (folder, dir) = run_dir();
+        let [before, last] = [4, 5].map(|step| saved(&dir, StageId::Tokenizer, step));
+        let later = [(StageId::Pretrain, 5), (StageId::Sar, 3)]
+            .map(|(stage, step)| saved(&dir, stage, step));
+        let copy = folder.path().join("copy");
+        fs::copy(&last, &copy).unwrap();
+        let refuses = |part: &str| {
+            let error = newest(&dir, StageId::Tokenizer).0.unwrap_err();
+            for part in ["tokenizer-5.safetensors: is missing", "has pretrain-5.safetensors", part]
+            {
+                assert!(error.contains(part), "{error}");
+            }
+            assert!(later.iter().all(|path| path.exists()));
+        };
+        damage(&last);
+        refuses("go on in tokenizer after step 4");
+        // As it says: a whole copy, or none of the later ones.
+        fs::copy(&copy, &last).unwrap();
+        assert_eq!(newest(&dir, StageId::Tokenizer), (Ok(Some(5)), Vec::new()));
+        fs::remove_file(&last).unwrap();
+        refuses("go on in tokenizer after step 4");
+        let away = folder.path().join("away");
+        fs::rename(&before, &away).unwrap();
+        refuses("go on in tokenizer after step 0");
+        later.iter().for_each(|path| fs::rename(path, path.with_extension("away")).unwrap());
+        assert_eq!(newest(&dir, StageId::Tokenizer).0, Ok(None));
+        fs::rename(&away, &before).unwrap();
+        assert_eq!(newest(&dir, StageId::Tokenizer).0, Ok(Some(4)));
+    }
+
+    #[test]
+    fn a_best_checkpoint_is_needed_where_its_weights_are() {
+        let (_folder, dir) = run_dir();
+        let path = saved(&dir, StageId::Control, 3);
+        let read = |output| {
+            let (mut warnings, stage) = (Warnings::default(), (StageId::Control, output));
+            let best = best(&dir, stage, 3, &mut warnings, Saved::read);
+            let step = best.map(|best| best.map(|saved| saved.progress.step));
+            (step.map_err(|error| error.to_string()), warnings.0)
+        };
+        for output in [Output::Last, Output::Average, Output::Best] {
+            assert_eq!(read(output), (Ok(Some(3)), Vec::new()));
+        }
+        for spoil in [&damage as &dyn Fn(&Path), &|path| fs::remove_file(path).unwrap()] {
+            spoil(&path);
+            let (step, warnings) = read(Output::Last);
+            assert_eq!(step, Ok(None));
+            let warning = "no backbone-control-best.safetensors is written";
+            assert!(warnings.len() == 1 && warnings[0].ends_with(warning), "{warnings:?}");
+            let (step, warnings) = read(Output::Best);
+            let error = step.unwrap_err();
+            for part in ["control-3.safetensors: ", "whole copy", "sar.output = \"last\""] {
+                assert!(error.contains(part), "{error}");
+            }
+            assert!(warnings.is_empty());
+        }
+    }
 }

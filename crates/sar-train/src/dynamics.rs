@@ -29,7 +29,7 @@ use std::ops::Range;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
-use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, restrict};
+use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, ScaleSize, SeedTree, restrict};
 use sar_loss::{StatsByScale, cross_entropy, mean_tokens};
 use sar_model::{Backbone, FirstToken, Pass};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
@@ -141,15 +141,15 @@ struct Squares {
 }
 
 impl DynamicsMeter {
-    /// Nothing measured yet, for tokens out of `codes` codes.
-    pub fn new(schedule: &ScaleSchedule, codes: usize) -> Self {
+    /// Nothing measured yet, for tokens out of `codes` codes, of a map of so many latents.
+    pub fn new(schedule: &ScaleSchedule, codes: usize, latents: ScaleSize) -> Self {
         Self {
             schedule: schedule.clone(),
             held_out: HeldOutMeter::new(schedule, codes),
             rollout: Losses::default(),
             rollout_tokens: StatsByScale::new(schedule, codes),
             latents: vec![Squares::default(); schedule.len()],
-            repeats: repeats_by_scale(schedule),
+            repeats: repeats_by_scale(schedule, latents),
             same: vec![[0; 2]; schedule.len()],
         }
     }
@@ -276,10 +276,10 @@ impl DynamicsMeter {
 }
 
 /// The repeats, each with the scale of its finer token.
-fn repeats_by_scale(schedule: &ScaleSchedule) -> Vec<(usize, [usize; 2])> {
+fn repeats_by_scale(schedule: &ScaleSchedule, latents: ScaleSize) -> Vec<(usize, [usize; 2])> {
     let ends: Vec<usize> = schedule.ranges().map(|range| range.end).collect();
     let scale = |token: usize| ends.partition_point(|end| *end <= token);
-    schedule.repeats().into_iter().map(|pair| (scale(pair[0]), pair)).collect()
+    schedule.repeats(latents).into_iter().map(|pair| (scale(pair[0]), pair)).collect()
 }
 
 /// What a model makes of the labels of a batch, every scale from its own coarser ones, without guidance:

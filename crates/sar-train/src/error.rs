@@ -95,6 +95,18 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// The best checkpoint of a stage that is to end with its weights cannot be read.
+    #[error(
+        "{error}; {stage} is to end with its weights: put a whole copy of it back, or set {}.output = \"last\" \
+         in the run's recipe.toml and move the checkpoints of later stages away; then resume",
+        stage.table()
+    )]
+    Best {
+        /// Stage.
+        stage: StageId,
+        /// Which file it is, and why not.
+        error: Box<TrainError>,
+    },
     /// A measure on held-out images is not a number.
     #[error(
         "{stage}, after step {step}: {name} is not a number on held-out images; older checkpoints are \
@@ -139,7 +151,7 @@ pub enum TrainError {
     /// Weights, averages or moments hold values that are not finite; they are not written.
     #[error(
         "{stage}, after step {step}: {tensor} holds values that are not finite; nothing of it is \
-         written, older checkpoints are intact"
+         written, older checkpoints are intact: lower {}.optimization.lr.peak in a new run", stage.table()
     )]
     BadWeights {
         /// Stage.

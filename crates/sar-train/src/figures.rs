@@ -2,19 +2,21 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use sar_core::SeedTree;
-use sar_data::{DataError, ImageBatch};
 use sar_eval::TokenizerMeter;
 use sar_pipeline::{
     Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, grid, magnification,
     reconstructions,
 };
 use sar_tokenizer::Tokenizer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::event::Event;
 use crate::held_out::{HeldOut, HeldOutMeter};
 use crate::recipe::EvaluationRecipe;
 use crate::report::TokenizerReport;
 use crate::run::{Inner, Run};
+use crate::turns::{HeldOutImages, in_turns};
 use crate::{StageId, TrainError};
 
 /// Rows of a sample sheet: of a thousand classes the first ones say enough.
@@ -46,7 +48,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.journal.observer.event(&Event::Working { what });
         let evaluation = &self.recipe.evaluation;
         let images = self.held_out(evaluation.images);
-        let meter = TokenizerMeter::of(images, tokenizer, self.scales(), self.device)?;
+        let meter = images.measure_tokenizer(tokenizer, self.scales(), self.device)?;
         self.journal.warn(self.images)?;
         if meter.psnr_db().is_nan() {
             let (stage, step) = (StageId::Tokenizer, self.recipe.tokenizer.steps);
@@ -55,14 +57,18 @@ impl<A: AutodiffBackend> Run<'_, A> {
         Ok(meter)
     }
 
-    /// Rows of held-out originals and their reconstruction at every scale.
+    /// Rows of held-out originals and their reconstruction at every scale, by the rank that leads.
     pub(crate) fn draw_reconstructions(
         &mut self,
         tokenizer: &Tokenizer<Inner<A>>,
     ) -> Result<(), TrainError> {
-        let n = self.recipe.evaluation.reconstructions;
+        if !self.group.leads() {
+            return Ok(());
+        }
+        let EvaluationRecipe { reconstructions: n, batch_size, .. } = self.recipe.evaluation;
         let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
-        for batch in self.held_out(n) {
+        for batch in self.images.held_out(n, batch_size) {
+            self.group.alive();
             originals.extend(batch?.images);
         }
         let sheet = reconstructions(tokenizer, &originals, self.scales(), n, self.device);
@@ -72,13 +78,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
         Ok(())
     }
 
-    /// Held-out images, while other ranks wait.
-    fn held_out(
-        &self,
-        n: usize,
-    ) -> impl Iterator<Item = Result<ImageBatch, DataError>> + use<'_, A> {
-        let images = self.images.held_out(n, self.recipe.evaluation.batch_size);
-        images.inspect(|_| self.group.alive())
+    /// So many held-out images, 0 for all.
+    fn held_out(&self, n: usize) -> HeldOutImages<'_> {
+        let batch = self.recipe.evaluation.batch_size;
+        HeldOutImages { images: self.images, group: self.group, n, batch }
     }
 
     /// Losses on held-out images.
@@ -121,7 +124,19 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), self.device);
         let classes = backbone.classes.len().min(MOST_SAMPLED_CLASSES);
         let wanted = wanted(classes, columns);
-        let images: Vec<RgbImage> = self.samples(&pipeline, self.seed, &wanted).flatten().collect();
+        let mut images: Vec<RgbImage> = Vec::with_capacity(wanted.len());
+        let pixels = |samples: Vec<RgbImage>| -> Vec<_> {
+            samples.into_iter().map(|image| (image.dimensions(), image.into_raw())).collect()
+        };
+        self.samples(&pipeline, self.seed, &wanted, pixels, |samples| {
+            images.extend(samples.into_iter().map(|((width, height), pixels)| {
+                RgbImage::from_raw(width, height, pixels).expect("an image's own pixels")
+            }));
+            Ok(())
+        })?;
+        if !self.group.leads() {
+            return Ok(());
+        }
         let sheet = grid(&images, columns, 4, magnification(self.recipe.data.side));
         let path = self.journal.dir.write_png(name, &sheet)?;
         self.journal.metrics.picture(name.trim_end_matches(".png"), &sheet)?;
@@ -129,20 +144,24 @@ impl<A: AutodiffBackend> Run<'_, A> {
         Ok(())
     }
 
-    /// Samples with the recipe's sampler, a batch at a time.
-    pub(crate) fn samples(
+    /// Draws samples with the recipe's sampler, the ranks a batch each in turns; `take` what there is to `see`
+    /// of each batch, in order, on all ranks.
+    pub(crate) fn samples<T: Serialize + DeserializeOwned>(
         &self,
         pipeline: &Pipeline<Inner<A>>,
         root: SeedTree,
         wanted: &[(usize, usize)],
-    ) -> impl Iterator<Item = Vec<RgbImage>> {
+        see: impl Fn(Vec<RgbImage>) -> T,
+        take: impl FnMut(T) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
         let EvaluationRecipe { batch_size, sampler, .. } = self.recipe.evaluation;
         // Two rows to an image: with its class and without.
-        wanted.chunks(batch_size.div_ceil(2)).map(move |part| {
-            self.group.alive();
-            let scales = self.scales().clone();
-            pipeline.sample(&Request::of(root, part.iter().copied(), scales, sampler))
-        })
+        let parts: Vec<_> = wanted.chunks(batch_size.div_ceil(2)).collect();
+        let draw = |i: usize| {
+            let (part, scales) = (parts[i].iter().copied(), self.scales().clone());
+            Ok(see(pipeline.sample(&Request::of(root, part, scales, sampler))))
+        };
+        in_turns(self.group, parts.len(), draw, take)
     }
 }
 

@@ -15,13 +15,14 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 use sar_core::{CodePyramid, ScaleModel, ScaleSchedule, SeedTree, restrict};
-use sar_data::{DataError, ImageBatch};
 use sar_loss::{ScaleStats, StatsByScale, cross_entropy};
 use sar_model::{Backbone, Pass};
 use sar_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use crate::TrainError;
 use crate::tokens::{FirstGiven, Masking, TokenBatch, argmax_tokens, inputs, labels_tensor};
+use crate::turns::HeldOutImages;
 
 /// A mean with its bootstrap 95 % interval.
 pub type Interval = [f64; 2];
@@ -79,7 +80,7 @@ pub struct HeldOut {
 }
 
 /// Token losses of the teacher and of the student pass, by image and scale.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HeldOutMeter {
     schedule: ScaleSchedule,
     statistics: StatsByScale,
@@ -88,7 +89,7 @@ pub struct HeldOutMeter {
 }
 
 /// Sums of token losses by image and scale.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Losses(Vec<Vec<f64>>);
 
 impl Losses {
@@ -122,23 +123,34 @@ impl HeldOutMeter {
         Self { schedule: schedule.clone(), statistics, teacher, student }
     }
 
-    /// Measures held-out images.
+    /// Measures held-out images, the ranks in turns.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If they cannot be read, or a rank has failed.
     pub(crate) fn of<B: Backend>(
-        images: impl Iterator<Item = Result<ImageBatch, DataError>>,
+        images: HeldOutImages<'_>,
         model: &Backbone<B>,
         tokenizer: &Tokenizer<B>,
         schedule: &ScaleSchedule,
         device: &B::Device,
-    ) -> Result<Self, DataError> {
-        let mut meter = Self::new(schedule, tokenizer.codebook().size());
-        for batch in images {
-            let batch = TokenBatch::encode(tokenizer, batch?, schedule.clone(), device);
-            meter.add(model, tokenizer, &batch, device);
-        }
+    ) -> Result<Self, TrainError> {
+        let empty = Self::new(schedule, tokenizer.codebook().size());
+        let mut meter = empty.clone();
+        let see = |batch| {
+            let batch = TokenBatch::encode(tokenizer, batch, schedule.clone(), device);
+            let mut seen = empty.clone();
+            seen.add(model, tokenizer, &batch, device);
+            seen
+        };
+        images.each(see, |seen| meter.merge(seen))?;
         Ok(meter)
+    }
+
+    /// Adds what was measured elsewhere.
+    fn merge(&mut self, other: Self) {
+        self.statistics.merge(other.statistics);
+        self.teacher.0.extend(other.teacher.0);
+        self.student.0.extend(other.student.0);
     }
 
     /// Measures a batch.

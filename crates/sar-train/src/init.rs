@@ -131,18 +131,54 @@ impl<B: Backend> Given<B> {
     }
 }
 
-/// Weights of another number of classes or codes as weights of ours.
+/// Weights of other classes or codes as weights of ours.
 struct Adaptation<'a> {
     classes: &'a [String],
     config: &'a BackboneConfig,
     adapt: &'a [Adapt],
 }
 
+/// Classes that a note lists by name.
+const MOST_NAMED: usize = 20;
 const CLASS_EMBEDDING: &str = "class_emb.weight";
 /// What depends on the codebook, in front of the transformer and behind it.
 const OF_CODES: [&str; 4] = ["word_embed.weight", "word_embed.bias", "head.weight", "head.bias"];
 
 impl Adaptation<'_> {
+    /// Whether the classes of a file are others than ours, by their names; a note where the file has none.
+    ///
+    /// # Errors
+    /// If they are, and may not be made anew.
+    fn other_classes(&self, theirs: &[String], notes: &mut Vec<String>) -> Result<bool, String> {
+        let ours = self.classes;
+        let may = self.adapt.contains(&Adapt::Classes);
+        if theirs == ours && !(may && are_numbered(theirs)) {
+            return Ok(false);
+        }
+        if may {
+            return Ok(true);
+        }
+        let keep = "to keep everything but the class embedding, which has a row for each class of the same \
+                    name in both, set pretrain.init_from.adapt = [\"classes\"]";
+        if theirs.len() != ours.len() {
+            let (theirs, ours) = (theirs.len(), ours.len());
+            return Err(format!("has {theirs} classes, the images {ours}; {keep}"));
+        }
+        let pairs = theirs.iter().zip(ours).enumerate();
+        let (i, (file, image)) =
+            pairs.into_iter().find(|(_, (a, b))| a != b).expect("they differ in one at least");
+        if are_numbered(theirs) {
+            notes.push(format!(
+                "names none of its {} classes; they are taken to be those of the images in their order, \
+                 '{}' the first",
+                ours.len(),
+                ours[0]
+            ));
+            return Ok(false);
+        }
+        Err(format!("has '{file}' as class {i}, the images '{image}'; {keep}"))
+    }
+
     /// The weights of a file in our shape, and what was made anew out of the random weights `fresh`.
     ///
     /// # Errors
@@ -155,16 +191,10 @@ impl Adaptation<'_> {
         let Self { classes, config, adapt } = self;
         let theirs = &given.config;
         let may = |part: Adapt| adapt.contains(&part);
-        let other_classes = theirs.classes != config.classes;
+        let mut changes = Vec::new();
+        let other_classes = self.other_classes(&given.classes, &mut changes)?;
         let codes = |config: &BackboneConfig| (config.codebook_size, config.codebook_dim);
         let other_codes = codes(theirs) != codes(config);
-        if other_classes && !may(Adapt::Classes) {
-            return Err(format!(
-                "has {} classes, the images {}; to keep everything but the class embedding, set \
-                 pretrain.init_from.adapt = [\"classes\"]",
-                theirs.classes, config.classes
-            ));
-        }
         if other_codes && !may(Adapt::Codes) {
             let ((v, c), (ours_v, ours_c)) = (codes(theirs), codes(config));
             return Err(format!(
@@ -191,17 +221,21 @@ impl Adaptation<'_> {
         }
         if !other_classes && !other_codes {
             let model = given.model.clone().with_first_scale(config.shape.first_scale);
-            return Ok((model, Vec::new()));
+            return Ok((model, changes));
         }
         let fresh = fresh().map_err(|error| error.to_string())?;
         let mut tensors = collect(&given.model, &LAYOUT);
         let random = collect(&fresh, &LAYOUT);
-        let mut changes = Vec::new();
         if other_classes {
             let (embedding, taken) = class_embedding(&tensors, &random, &given.classes, classes);
             tensors.insert(CLASS_EMBEDDING, embedding);
             changes.push(match taken.as_slice() {
                 [] => format!("the class embedding is new for all {} classes", classes.len()),
+                taken if taken.len() > MOST_NAMED => format!(
+                    "the class embedding has {} of {} classes by their names, the others are new",
+                    taken.len(),
+                    classes.len()
+                ),
                 taken => format!(
                     "the class embedding has {} of {} classes by their names ({}), the others are new",
                     taken.len(),
@@ -228,6 +262,11 @@ impl Adaptation<'_> {
     }
 }
 
+/// Whether classes have no names but their numbers: nobody has said which they are.
+fn are_numbered(names: &[String]) -> bool {
+    names.iter().enumerate().all(|(i, name)| *name == i.to_string())
+}
+
 /// The rows of our classes: those of the same names in a file, the null class's, and random ones.
 fn class_embedding(
     theirs: &NamedTensors,
@@ -245,7 +284,9 @@ fn class_embedding(
     };
     let mut taken = Vec::new();
     for (to, name) in ours.iter().enumerate() {
-        if let Some(from) = names.iter().position(|known| known == name) {
+        // A number is no name: class 7 of another data set is another class.
+        let from = names.iter().position(|known| known == name).filter(|_| !are_numbered(names));
+        if let Some(from) = from {
             copy(to, from);
             taken.push(name.clone());
         }
@@ -263,4 +304,86 @@ fn difference<T: Serialize>(theirs: &T, ours: &T) -> Option<(String, String, Str
     let (theirs, ours) = (fields(theirs), fields(ours));
     let (field, value) = theirs.iter().find(|(field, value)| ours.get(*field) != Some(value))?;
     Some((field.clone(), value.to_string(), ours[field].to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    const ADAPT: &[Adapt] = &[Adapt::Classes];
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// The rows of our classes out of a file's, by their numbers there; none where they are new.
+    fn rows(
+        theirs: &[&str],
+        ours: &[&str],
+        adapt: &[Adapt],
+    ) -> Result<(Vec<Option<usize>>, Vec<String>), String> {
+        let (theirs, ours) = (names(theirs), names(ours));
+        let recipe = |name: &str| {
+            let settings = ["backbone.depth=1".to_owned(), format!("seed={}", name.len())];
+            Recipe::load("emoji-quick", &settings).unwrap()
+        };
+        let device = Default::default();
+        let theirs_recipe = recipe("theirs");
+        let given = TrainedBackbone::<Flex> {
+            model: random_backbone(&theirs_recipe, theirs.len(), &device).unwrap(),
+            config: theirs_recipe.backbone_config(theirs.len()),
+            classes: theirs.clone(),
+            scales: theirs_recipe.scales().clone(),
+            sampler: theirs_recipe.evaluation.sampler,
+        };
+        let ours_recipe = recipe("us");
+        let config = ours_recipe.backbone_config(ours.len());
+        let adaptation = Adaptation { classes: &ours, config: &config, adapt };
+        let fresh = || random_backbone(&ours_recipe, ours.len(), &device);
+        let (model, notes) = adaptation.of(&given, fresh)?;
+        let rows = |model: &Backbone<Flex>| -> Vec<Vec<f32>> {
+            let data = collect(model, &LAYOUT).get(CLASS_EMBEDDING).unwrap().clone();
+            let values = data.to_vec::<f32>().unwrap();
+            values.chunks(config.shape.width).map(<[f32]>::to_vec).collect()
+        };
+        let of_file = rows(&given.model);
+        let place = |row: Vec<f32>| of_file.iter().position(|known| *known == row);
+        Ok((rows(&model).into_iter().map(place).collect(), notes))
+    }
+
+    #[test]
+    fn classes_are_known_by_their_names() {
+        let all = Ok((vec![Some(0), Some(1), Some(2)], Vec::new()));
+        assert_eq!(rows(&["cat", "dog"], &["cat", "dog"], &[]), all);
+        assert_eq!(rows(&["cat", "dog"], &["cat", "dog"], ADAPT), all);
+        // As many, but others, or in another order; the last row is of no class.
+        let error = rows(&["cat", "dog"], &["cat", "wolf"], &[]).unwrap_err();
+        assert!(error.contains("'dog' as class 1, the images 'wolf'"), "{error}");
+        let (found, notes) = rows(&["cat", "dog"], &["dog", "wolf"], ADAPT).unwrap();
+        assert_eq!(found, [Some(1), None, Some(2)]);
+        assert!(notes[0].contains("1 of 2 classes by their names (dog)"), "{notes:?}");
+        let (found, _) = rows(&["cat", "dog"], &["dog", "cat"], ADAPT).unwrap();
+        assert_eq!(found, [Some(1), Some(0), Some(2)]);
+        let error = rows(&["cat", "dog"], &["cat"], &[]).unwrap_err();
+        assert!(error.contains("2 classes, the images 1"), "{error}");
+    }
+
+    #[test]
+    fn classes_without_names_are_taken_in_their_order_or_made_anew() {
+        let (found, notes) = rows(&["0", "1"], &["cat", "dog"], &[]).unwrap();
+        assert_eq!(found, [Some(0), Some(1), Some(2)]);
+        assert!(notes[0].contains("names none of its 2 classes"), "{notes:?}");
+        assert!(notes[0].contains("'cat' the first"), "{notes:?}");
+        let (found, notes) = rows(&["0", "1"], &["cat", "dog"], ADAPT).unwrap();
+        assert_eq!(found, [None, None, Some(2)]);
+        assert!(notes[0].contains("new for all 2 classes"), "{notes:?}");
+        let (found, _) = rows(&["0", "1", "2"], &["0", "1"], ADAPT).unwrap();
+        assert_eq!(found, [None, None, Some(3)]);
+        let (found, _) = rows(&["0", "1"], &["0", "1"], ADAPT).unwrap();
+        assert_eq!(found, [None, None, Some(2)]);
+        let (found, notes) = rows(&["0", "1"], &["0", "1"], &[]).unwrap();
+        assert_eq!((found, notes), (vec![Some(0), Some(1), Some(2)], Vec::new()));
+    }
 }

@@ -222,6 +222,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         let (model, factor) = (self.model(), (self.loss_factor(), self.wire));
         let micro_batches = micro_batches.into();
         let share = micro_batches.share();
+        let workers = (workers, || self.group.alive());
         let partial = partial(model, micro_batches, workers, factor, forward, settle, loss);
         if self.group.is_alone() {
             return Ok(partial.whole());

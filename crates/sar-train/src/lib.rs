@@ -52,6 +52,7 @@ pub mod plan;
 pub mod program;
 pub mod run;
 mod together;
+mod turns;
 
 pub mod error;
 pub mod event;

@@ -212,6 +212,23 @@ impl<B: Backend> Judge<B> {
     }
 }
 
+/// What samples are looked at with.
+pub(crate) enum Eyes<B: Backend> {
+    /// By the rank that leads, which compares them with the real images.
+    Judge(Box<Judge<B>>),
+    /// By any other.
+    Extractor(Extractor<B>),
+}
+
+impl<B: Backend> Eyes<B> {
+    fn extractor(&self) -> &Extractor<B> {
+        match self {
+            Self::Judge(judge) => &judge.extractor,
+            Self::Extractor(extractor) => extractor,
+        }
+    }
+}
+
 /// Some images that train and some that are held out, from all over them, in the proportion that they have.
 fn chosen(dataset: &dyn Dataset, unreadable: &BTreeSet<usize>) -> [Vec<usize>; 2] {
     let split = dataset.split();
@@ -254,9 +271,22 @@ impl Wanted {
 }
 
 impl<A: AutodiffBackend> Run<'_, A> {
-    /// Looks at the real images, where the recipe asks for it; nothing if one cannot be read, which is said.
-    pub(crate) fn judge(&mut self) -> Option<Judge<Inner<A>>> {
-        Wanted::of(self.recipe)?;
+    /// Looks at the real images, where the recipe asks for it: the rank that leads does. Nothing if one
+    /// cannot be read, which is said.
+    pub(crate) fn judge(&mut self) -> Result<Option<Eyes<Inner<A>>>, TrainError> {
+        if Wanted::of(self.recipe).is_none() {
+            return Ok(None);
+        }
+        let judge = if self.group.leads() { self.judge_of_leader() } else { None };
+        let [is_there] = self.group.any([judge.is_some()])?;
+        Ok(match judge {
+            Some(judge) => Some(Eyes::Judge(Box::new(judge))),
+            None if is_there => Some(Eyes::Extractor(Extractor::efficientnet_lite0(self.device))),
+            None => None,
+        })
+    }
+
+    fn judge_of_leader(&mut self) -> Option<Judge<Inner<A>>> {
         self.journal.observer.event(&Event::Working { what: "looking at the real images" });
         let alive = || self.group.alive();
         match Judge::look_at(self.recipe, &self.images.unreadable(), self.device, alive) {
@@ -274,16 +304,16 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
     }
 
-    /// The figures of weights, one for each seed.
+    /// The figures of weights, one for each seed; none on a rank that only looks.
     pub(crate) fn glances(
         &mut self,
-        judge: Option<&Judge<Inner<A>>>,
+        eyes: Option<&Eyes<Inner<A>>>,
         what: &str,
         tokenizer: &TrainedTokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
-    ) -> Result<Option<Vec<Glance>>, TrainError> {
-        let Some((judge, Wanted { per_class, seeds })) = judge.zip(Wanted::of(self.recipe)) else {
-            return Ok(None);
+    ) -> Result<Vec<Glance>, TrainError> {
+        let Some((eyes, Wanted { per_class, seeds })) = eyes.zip(Wanted::of(self.recipe)) else {
+            return Ok(Vec::new());
         };
         let what = format!("looking at samples of the {what} weights");
         self.journal.observer.event(&Event::Working { what: &what });
@@ -291,24 +321,30 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let wanted = wanted(backbone.classes.len(), per_class);
         let labels: Vec<usize> = wanted.iter().map(|(label, _)| *label).collect();
         let labels = (backbone.classes.len() > 1).then_some(labels.as_slice());
-        let of_seed = |seed: u64| -> Result<Glance, TrainError> {
+        let mut glances = Vec::new();
+        for seed in 0..seeds as u64 {
             let root = self.seed.child("quality").at(seed);
-            let samples = judge.look(self.samples(&pipeline, root, &wanted))?;
-            Ok(judge.reference.glance(&samples, labels)?)
-        };
-        (0..seeds as u64).map(of_seed).collect::<Result<Vec<_>, _>>().map(Some)
+            let extractor = eyes.extractor();
+            let mut looking = Looking::new(extractor, Keep::Features, self.device);
+            let see = |samples: Vec<RgbImage>| extractor.look(&samples, self.device);
+            self.samples(&pipeline, root, &wanted, see, |seen| Ok(looking.take(seen)?))?;
+            if let Eyes::Judge(judge) = eyes {
+                glances.push(judge.reference.glance(&looking.finish()?, labels)?);
+            }
+        }
+        Ok(glances)
     }
 
-    /// What the run reports, of the figures of each seed.
+    /// What the run reports, of the figures of each seed; the rank that leads knows it.
     pub(crate) fn quality_report(
         &self,
-        judge: Option<&Judge<Inner<A>>>,
-        before: Option<&[Glance]>,
-        after: Option<&[Glance]>,
+        eyes: Option<&Eyes<Inner<A>>>,
+        before: &[Glance],
+        after: &[Glance],
         control: Option<&[Glance]>,
     ) -> Result<Option<QualityReport>, TrainError> {
-        let (Some(judge), Some(before), Some(after), Some(Wanted { per_class, seeds })) =
-            (judge, before, after, Wanted::of(self.recipe))
+        let (Some(Eyes::Judge(judge)), Some(Wanted { per_class, seeds })) =
+            (eyes, Wanted::of(self.recipe))
         else {
             return Ok(None);
         };

@@ -17,7 +17,7 @@ use sar_pipeline::{PipelineError, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 
 use crate::backbone_stage::{BackboneSettings, BackboneStage, LatentSource, Tokens};
-use crate::checkpoint::{Saved, path_of};
+use crate::checkpoint::{self, Saved};
 use crate::event::{Event, Observer};
 use crate::held_out::HeldOutMeter;
 use crate::init::Initial;
@@ -52,9 +52,9 @@ pub struct Execution<'a> {
 
 /// Trains everything that a recipe says into a run directory.
 ///
-/// Among several ranks every one calls this, with the same recipe. The one that leads writes, and measures
-/// and draws what is no part of a step; of another one an observer hears no less, but nothing that is not
-/// its own. All end with the same report.
+/// Among several ranks every one calls this, with the same recipe. They measure and draw samples in turns;
+/// the one that leads writes. Of another one an observer hears no less, but nothing that is not its own.
+/// All end with the same report.
 ///
 /// # Errors
 /// Before anything is written: if the recipe does not fit its images or its weights, or the directory is
@@ -194,51 +194,25 @@ pub(crate) struct Run<'a, A: AutodiffBackend> {
 }
 
 impl<A: AutodiffBackend> Run<'_, A> {
-    /// The whole path, as far as it is this rank's.
+    /// The whole path; the report is that of the rank that leads.
     fn path(
         &mut self,
         initial: Initial<Inner<A>>,
         perception: Option<Perception<A>>,
     ) -> Result<Report, TrainError> {
+        let own = self.own_path(initial, perception)?;
         if self.group.is_alone() {
-            return self.all(initial, perception);
+            return Ok(own);
         }
-        let mut own = None;
+        let message = || Ok::<_, TrainError>(serde_json::to_vec(&own).expect("plain values"));
+        let report = self.group.from_rank(0, message)?;
         if self.group.leads() {
-            own = Some(self.all(initial, perception)?);
-        } else {
-            self.stages(initial, perception)?;
+            return Ok(own);
         }
-        let report = self.group.from_rank(0, || {
-            Ok::<_, TrainError>(serde_json::to_vec(&own).expect("plain values"))
-        })?;
-        let theirs = || serde_json::from_slice(&report);
-        let report = own.map_or_else(theirs, Ok);
-        Ok(report.map_err(|_| ExchangeError::Unexpected { rank: 0 })?)
+        Ok(serde_json::from_slice(&report).map_err(|_| ExchangeError::Unexpected { rank: 0 })?)
     }
 
-    /// The stages alone, in the order of [`all`](Self::all).
-    fn stages(
-        &mut self,
-        initial: Initial<Inner<A>>,
-        perception: Option<Perception<A>>,
-    ) -> Result<(), TrainError> {
-        let tokenizer = self.train_tokenizer(initial.tokenizer, perception)?.model;
-        let tokenizer = self.whole_tokenizer(tokenizer);
-        let latents = self.cache_latents(&tokenizer)?;
-        let source = latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached);
-        let tokens = (&tokenizer.model, source);
-        let start = self.whole(initial.backbone);
-        let pretrained = self.train_backbone(StageId::Pretrain, tokens, start)?.model;
-        self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
-        if self.recipe.sar.control {
-            self.train_backbone(StageId::Control, tokens, pretrained)?;
-        }
-        Ok(())
-    }
-
-    /// The whole path.
-    fn all(
+    fn own_path(
         &mut self,
         initial: Initial<Inner<A>>,
         perception: Option<Perception<A>>,
@@ -257,31 +231,27 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
         let before_average = self.measure_average("before", &tokenizer.model, average)?;
         self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
-        let judge = self.judge();
-        let judge = judge.as_ref();
-        let seen_before = self.glances(judge, "before", &tokenizer, &pretrained)?;
+        let eyes = self.judge()?;
+        let eyes = eyes.as_ref();
+        let seen_before = self.glances(eyes, "before", &tokenizer, &pretrained)?;
 
         let Trained { model: refined, average } =
             self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
         let (after, after_meter) = self.measure("after", &tokenizer.model, &refined)?;
         let after_average = self.measure_average("after", &tokenizer.model, average)?;
         self.draw_samples("samples-after.png", &tokenizer, &refined)?;
-        let seen_after = self.glances(judge, "after", &tokenizer, &refined)?;
+        let seen_after = self.glances(eyes, "after", &tokenizer, &refined)?;
 
         let (control, seen_control) = match self.recipe.sar.control {
             true => {
                 let control = self.train_backbone(StageId::Control, tokens, pretrained)?.model;
                 let measured = self.measure("control", &tokenizer.model, &control)?;
-                (Some(measured), self.glances(judge, "control", &tokenizer, &control)?)
+                (Some(measured), Some(self.glances(eyes, "control", &tokenizer, &control)?))
             }
             false => (None, None),
         };
-        let quality = self.quality_report(
-            judge,
-            seen_before.as_deref(),
-            seen_after.as_deref(),
-            seen_control.as_deref(),
-        )?;
+        let quality =
+            self.quality_report(eyes, &seen_before, &seen_after, seen_control.as_deref())?;
         let (resamplings, seed) = (self.recipe.evaluation.bootstrap, self.seed.child("bootstrap"));
         let minus = |a: &HeldOutMeter, b| a.minus(b, resamplings, seed);
         let paired = Paired {
@@ -313,6 +283,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         })
     }
 
+    /// Writes it, where this is the rank that leads.
     fn report(&mut self, report: Report) -> Result<Report, TrainError> {
         let json = serde_json::to_string_pretty(&report).expect("plain values");
         let path = self.journal.dir.write("report.json", json.as_bytes())?;
@@ -465,21 +436,22 @@ impl<A: AutodiffBackend> Run<'_, A> {
         into_learner: impl FnOnce(T) -> Learner<A, M>,
         save: impl Fn(&Self, M::InnerModule, &Path) -> Result<(), PipelineError>,
     ) -> Result<Trained<M::InnerModule>, TrainError> {
-        let batch = self.recipe.optimization(id).batch_size;
-        let stage = Stage { id, steps: self.recipe.steps(id), batch };
+        let (batch, output) = (self.recipe.optimization(id).batch_size, self.recipe.output(id));
+        let stage = Stage { id, steps: self.recipe.steps(id), batch, output };
         let best_step = stage.run(&mut task, &mut self.journal)?;
         let learner = into_learner(task);
         let best = match best_step {
             Some(step) if step == stage.steps => Some(learner.model().clone()),
             Some(step) => {
-                let path = path_of(&self.journal.dir.checkpoints(), id, step);
-                let best = Saved::for_all(self.group, || Saved::read(&path).map(Some))?;
+                let Journal { dir, observer, .. } = &mut self.journal;
+                let best = || checkpoint::best(dir, (id, output), step, *observer, Saved::read);
+                let best = Saved::for_all(self.group, best)?;
                 let best = best.map(|mut best| learner.weights_of(&mut best));
                 best.transpose()?
             }
             None => None,
         };
-        let chosen = Chosen::of(self.recipe.output(id), learner.into_trained(), best);
+        let chosen = Chosen::of(output, learner.into_trained(), best);
         for (name, model) in chosen.files(id).filter(|_| self.group.leads()) {
             let path = self.journal.dir.file(&name);
             save(self, model.clone(), &path)?;

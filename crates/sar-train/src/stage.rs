@@ -1,5 +1,6 @@
 //! The loop of every stage: steps, metrics, checkpoints, and how it goes on where it stopped.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -7,12 +8,12 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use sar_data::{FoundUnreadable, Images};
 use sar_exchange::{ExchangeError, Group};
-use sar_weights::NamedTensors;
+use sar_weights::{NamedTensors, WeightsFile};
 
 use crate::checkpoint::{self, Best, Progress, Saved};
 use crate::event::{Event, Observer};
 use crate::learner::{State, Update};
-use crate::recipe::LogRecipe;
+use crate::recipe::{LogRecipe, Output};
 use crate::report::StageReport;
 use crate::run_dir::{Metrics, RunDir};
 use crate::step::{ByScale, Parts};
@@ -30,8 +31,8 @@ pub(crate) trait Task<B: Backend> {
     /// Makes a step of so many.
     fn step(&mut self, step: u64, steps: u64) -> Result<Stepped<B>, TrainError>;
 
-    /// How good the weights are on held-out images; it decides which checkpoint is the best. Only the rank
-    /// that leads is asked.
+    /// How good the weights are on held-out images; it decides which checkpoint is the best. All ranks are
+    /// asked at the same time, and answer the same.
     fn measure(&self) -> Result<Measure, TrainError>;
 
     /// The images that it trains on.
@@ -106,6 +107,7 @@ pub(crate) struct Stage {
     pub(crate) id: StageId,
     pub(crate) steps: u64,
     pub(crate) batch: usize,
+    pub(crate) output: Output,
 }
 
 /// Where a run writes, and who hears of it.
@@ -148,13 +150,25 @@ impl Stage {
         task: &mut impl Task<B>,
         journal: &mut Journal<'_>,
     ) -> Result<Option<u64>, TrainError> {
-        let Self { id, steps, batch } = *self;
+        let Self { id, steps, batch, output } = *self;
         if steps == 0 {
             return Ok(None);
         }
         let (mut done, mut wall, mut best) = (0, Duration::ZERO, None);
         let group = task.group().clone();
-        let newest = || Saved::newest(&journal.dir, id, steps, journal.observer);
+        let newest = || {
+            let newest = Saved::newest(&journal.dir, id, steps, journal.observer)?;
+            if let Some(Progress { step, best: Some(best), .. }) =
+                newest.as_ref().map(|saved| saved.progress)
+                && best.step < step
+                && step < steps
+            {
+                // What the end of the stage needs: said before all the work.
+                let open = |path: &Path| Ok(WeightsFile::open(path)?);
+                checkpoint::best(&journal.dir, (id, output), best.step, journal.observer, open)?;
+            }
+            Ok(newest)
+        };
         if let Some(mut saved) = Saved::for_all(&group, newest)? {
             let progress = saved.progress;
             (done, wall, best) = (progress.step, progress.wall, progress.best);
@@ -164,9 +178,6 @@ impl Stage {
             saved.finish()?;
         } else {
             task.begin()?;
-        }
-        if done < steps {
-            checkpoint::discard_after(&journal.dir, id)?;
         }
         journal.metrics.rewind(id, done)?;
         journal.observer.event(&Event::StageStarted { stage: id, steps, done, batch });
@@ -207,21 +218,15 @@ impl Stage {
             }
             journal.observer.event(&Event::Step { stage: id, step, losses: losses.as_deref() });
             if is_measured {
-                if group.leads() {
-                    let measure = task.measure()?;
-                    journal.log_measure(id, step, &measure)?;
-                    if measure.value.is_nan() {
-                        return Err(TrainError::BadMeasure {
-                            stage: id,
-                            step: done,
-                            name: measure.name,
-                        });
-                    }
-                    if measure.beats(best) {
-                        best = Some(Best { step: done, value: measure.value });
-                    }
+                let measure = task.measure()?;
+                journal.log_measure(id, step, &measure)?;
+                if measure.value.is_nan() {
+                    let name = measure.name;
+                    return Err(TrainError::BadMeasure { stage: id, step: done, name });
                 }
-                best = Best::of_leader(best, &group)?;
+                if measure.beats(best) {
+                    best = Some(Best { step: done, value: measure.value });
+                }
             }
             if is_saved {
                 journal.metrics.flush()?;
@@ -325,15 +330,13 @@ impl Journal<'_> {
     }
 
     /// Writes a file of the run and says so.
-    pub(crate) fn wrote(&mut self, path: &std::path::Path) {
+    pub(crate) fn wrote(&mut self, path: &Path) {
         self.observer.event(&Event::Wrote { path });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use burn::backend::Autodiff;
     use burn::module::Module;
     use burn::nn::{Linear, LinearConfig};
@@ -464,7 +467,8 @@ mod tests {
         };
         let group = Group::alone();
         let mut task = Two::new(images, &group, recipe);
-        Stage { id: StageId::Sar, steps: STEPS, batch: 1 }.run(&mut task, &mut journal)?;
+        let (id, output) = (StageId::Sar, recipe.sar.output);
+        Stage { id, steps: STEPS, batch: 1, output }.run(&mut task, &mut journal)?;
         let weights = |linear: &Linear<Flex>| -> Vec<TensorData> {
             collect(linear, &BARE).into_iter().map(|(_, data)| data).collect()
         };
@@ -491,6 +495,16 @@ mod tests {
             let stopped = run(&pieces, &recipe, &images, &always).unwrap_err();
             assert!(matches!(stopped, TrainError::Stopped { step: at, .. } if at == step));
         }
+        // A best checkpoint that is gone is missed at once where the stage is to end with it.
+        let newest = checkpoint::path_of(&pieces.join("checkpoints"), StageId::Sar, STEPS - 1);
+        let mut tensors = NamedTensors::read(&newest).unwrap();
+        for (field, value) in [("best_step", "1"), ("best_value", "0.5")] {
+            tensors.metadata_mut().insert(field.into(), value.into());
+        }
+        tensors.write_safetensors(&newest).unwrap();
+        let of_best = Recipe::load("emoji-quick", &["sar.output=best".into()]).unwrap();
+        let missed = run(&pieces, &of_best, &images, &never).unwrap_err();
+        assert!(matches!(missed, TrainError::Best { stage: StageId::Sar, .. }), "{missed}");
         assert_eq!(run(&pieces, &recipe, &images, &never).unwrap(), whole);
         // One learner's checkpoint is not another's.
         let path = checkpoint::path_of(&pieces.join("checkpoints"), StageId::Sar, STEPS);

@@ -89,7 +89,7 @@ where
     let partial = partial(
         model,
         micro_batches.into(),
-        workers,
+        (workers, || ()),
         (loss_scale, Wire::F32),
         |_, input| (input, ()),
         |()| (),
@@ -116,14 +116,15 @@ impl<B: Backend, O> Partial<B, O> {
 /// - `settle` differentiates these;
 /// - `loss` gives the terms out of both.
 ///
-/// Gradients and their sums are rounded as they travel.
+/// Gradients and their sums are rounded as they travel. `alive` is called before each of these, and before the
+/// backward pass, of every `workers` micro-batches, on the thread of the caller.
 ///
 /// # Panics
 /// If `workers` is 0.
 pub(crate) fn partial<A, M, I, S, P, Q, O>(
     model: &M::InnerModule,
     micro_batches: MicroBatches<I>,
-    workers: usize,
+    (workers, alive): (usize, impl Fn()),
     (loss_scale, wire): (f64, Wire),
     forward: impl Fn(&M, I) -> (S, P) + Sync,
     settle: impl Fn(P) -> Q + Sync,
@@ -164,18 +165,22 @@ where
     while outputs.len() < share.len() {
         let group: Vec<_> = waiting.by_ref().take(workers).collect();
         let group = {
+            alive();
             let _building = graphs::building();
             side_by_side(group, &forward)
         };
         let group = {
+            alive();
             let _differentiating = graphs::differentiating();
             side_by_side(group, &settle)
         };
         let group = {
+            alive();
             let _building = graphs::building();
             side_by_side(group, &loss)
         };
         let group = {
+            alive();
             let _differentiating = graphs::differentiating();
             side_by_side(group, &backward)
         };

@@ -4,7 +4,6 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_data::{ImageBatch, Images};
-use sar_eval::TokenizerMeter;
 use sar_exchange::{ExchangeError, Group, MicroBatches};
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
@@ -91,14 +90,31 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
     /// The principal axes of the colors of some training images.
     fn color_axes(&self) -> Result<ColorAxes, TrainError> {
         let seed = self.seed.child("colors");
-        let batch_size = self.recipe.evaluation.batch_size;
         let mut moments = ColorMoments::default();
-        let n_batches = COLORED_IMAGES.div_ceil(batch_size);
-        for batch in self.batches.images.training(seed, 0, batch_size).take(n_batches) {
-            self.batches.group.alive();
-            moments.add(batch?.tensor::<A::InnerBackend>(self.device));
-        }
+        self.first_images(seed, COLORED_IMAGES, |pixels_bchw| moments.add(pixels_bchw))?;
         Ok(ColorAxes::of_covariance(moments.covariance()))
+    }
+
+    /// Looks at so many training images, the first in an order of their own, some at a time.
+    fn first_images(
+        &self,
+        seed: SeedTree,
+        n: usize,
+        mut look: impl FnMut(Tensor<A::InnerBackend, 4>),
+    ) -> Result<(), TrainError> {
+        let at_once = self.recipe.evaluation.batch_size.min(n);
+        let mut left = n;
+        for batch in self.batches.images.training(seed, 0, at_once) {
+            self.batches.group.alive();
+            let mut batch = batch?;
+            batch.images.truncate(left);
+            left -= batch.images.len();
+            look(batch.tensor(self.device));
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Counts the codes that a step used, and gives those that nothing used new places when it is time;
@@ -191,21 +207,24 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         let schedule = self.recipe.scales();
         let n = (LATENTS_PER_CODE * v).div_ceil(schedule.n_tokens()).min(FIRST_IMAGES);
         let seed = self.seed.child("codebook");
-        let mut rows = Vec::new();
-        let mut left = n;
-        let batch_size = self.recipe.evaluation.batch_size;
-        for batch in self.batches.images.training(seed, 0, batch_size.min(n)) {
-            self.batches.group.alive();
-            let mut batch = batch?;
-            batch.images.truncate(left);
-            left -= batch.images.len();
-            let scales = 0..schedule.len();
-            let part = latents(&model, batch.tensor(self.device), schedule, scales);
-            rows.extend(part.into_data().convert::<f32>().into_vec::<f32>().expect("f32"));
-            if left == 0 {
-                break;
+        // Of each block of images scale by scale, however many are looked at together.
+        let mut parts = vec![Vec::new(); n.div_ceil(BLOCK) * schedule.len()];
+        let mut seen = 0;
+        self.first_images(seed, n, |pixels_bchw| {
+            let images = seen..seen + pixels_bchw.dims()[0];
+            seen = images.end;
+            let part = latents(&model, pixels_bchw, schedule, 0..schedule.len());
+            let part = part.into_data().convert::<f32>().into_vec::<f32>().expect("f32");
+            let mut left = part.as_slice();
+            for k in 0..schedule.len() {
+                for image in images.clone() {
+                    let (own, others) = left.split_at(schedule.range(k).len() * c);
+                    parts[image / BLOCK * schedule.len() + k].extend_from_slice(own);
+                    left = others;
+                }
             }
-        }
+        })?;
+        let rows = parts.concat();
         let (metric, alive) = (model.codebook().metric(), || self.batches.group.alive());
         let codes = TensorData::new(k_means(&rows, [c, v], metric, seed, alive), [v, c]);
         let codes = Tensor::from_data(codes, self.device);
@@ -217,6 +236,8 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
 /// Latents that a first codebook is made of, for each code, if no more than `FIRST_IMAGES` have them.
 const LATENTS_PER_CODE: usize = 16;
 const FIRST_IMAGES: usize = 128;
+/// Images whose latents k-means takes together, in an order that its draws depend on.
+const BLOCK: usize = 32;
 
 const USAGE: &str = "code_usage";
 const COLORS: &str = "color_axes";
@@ -305,10 +326,11 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let Recipe { log, evaluation, .. } = self.recipe;
         let images = self.batches.held_out(log.measure_images, evaluation.batch_size);
         let (model, scales) = (self.learner.model(), self.recipe.scales());
-        let meter = TokenizerMeter::of(images, model, scales, self.device)?;
+        let meter = images.measure_tokenizer(model, scales, self.device)?;
         let (name, better) = ("held_out_psnr_db", Better::Higher);
         let figures = meter.figures();
-        let shares: Vec<f64> = figures.by_color.iter().map(|color| color.error_share).collect();
+        let shares: Vec<Option<f64>> =
+            figures.by_color.iter().map(|color| color.error_share).collect();
         // Coarse scales that share a few codes are what a collapse looks like first.
         let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
         let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
@@ -367,5 +389,50 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
             // The weights and their average are taken back after this.
             self.learner.begin_with(self.learner.model().clone().with_colors(colors));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn_flex::Flex;
+    use sar_data::ReadAhead;
+    use sar_tokenizer::{Init, init};
+
+    use super::*;
+
+    /// 32 divides the numbers of images that are looked at, 48 does not, 300 is more than they are.
+    #[test]
+    fn how_many_images_are_looked_at_at_a_time_changes_no_start() {
+        let started = |at_once: usize| {
+            let settings = [
+                "data.side=16".to_owned(),
+                "tokenizer.model.channel_multipliers=[1,1]".to_owned(),
+                "tokenizer.model.codebook_size=32".to_owned(),
+                "backbone.schedule.scales=1_2".to_owned(),
+                format!("evaluation.batch_size={at_once}"),
+            ];
+            let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+            let images = Images::open(&recipe.data, ReadAhead::default(), &|| ()).unwrap();
+            let (group, seed, device) = (Group::alone(), SeedTree::new(3), Default::default());
+            let model = &recipe.tokenizer.model;
+            let tokenizer = init::<Flex>(model, Init::Torch {}, seed, &device).unwrap();
+            let (parts, run) = ((tokenizer, None), (1, &group));
+            let mut stage =
+                TokenizerStage::<Autodiff<Flex>>::new(&recipe, parts, &images, run, seed, &device)
+                    .unwrap();
+            let mut n = 0;
+            stage.first_images(seed, COLORED_IMAGES, |x_bchw| n += x_bchw.dims()[0]).unwrap();
+            assert_eq!(n, 256);
+            stage.begin().unwrap();
+            let model = stage.learner.model();
+            (
+                model.colors().expect("axes"),
+                sar_weights::checksum(model, recipe.tokenizer.model.layout()),
+            )
+        };
+        let whole = started(32);
+        assert_eq!(started(48), whole);
+        assert_eq!(started(300), whole);
     }
 }

@@ -91,7 +91,7 @@ impl World {
     }
 
     fn dynamics(&self, rollout_bl: Tensor<B, 2, Int>) -> Dynamics {
-        let mut meter = DynamicsMeter::new(&self.batch.schedule, CODES);
+        let mut meter = DynamicsMeter::new(&self.batch.schedule, CODES, self.batch.schedule.last());
         meter.add(&self.model, &self.tokenizer, &self.batch, rollout_bl, &Default::default());
         meter.report(None, 50, SeedTree::new(1))
     }
@@ -175,7 +175,7 @@ fn repeated_tokens_are_counted() {
     let truth_bl = world.tokenizer.tokens(Tensor::from_data(values, &Default::default()), &scales);
     let mut rollout = ints(truth_bl.clone());
     // Of 16 repeats of each image the first two of the first image have another code.
-    let [first, second] = [scales.repeats()[0], scales.repeats()[1]];
+    let [first, second] = [0, 1].map(|i| scales.repeats(scales.last())[i]);
     for [token, coarser] in [first, second] {
         rollout[token] = (rollout[coarser] + 1) % CODES;
     }

@@ -268,6 +268,61 @@ fn who_works_long_gives_signs_of_life() {
     assert!(signs[0] >= 299 && (200..299).contains(&signs[1]), "{signs:?}");
 }
 
+/// Takes down the signs of life of the first step of a stage, and then asks to stop where it is the last one.
+struct OfFirstSteps<'a> {
+    most: Arc<AtomicUsize>,
+    signs: Vec<usize>,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for OfFirstSteps<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::StageStarted { .. } => self.most.store(0, Ordering::Relaxed),
+            Event::Step { stage, step: 0, .. } => {
+                self.signs.push(self.most.load(Ordering::Relaxed));
+                let is_last = *stage == sar_train::StageId::Pretrain;
+                self.stop.store(is_last, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// At every phase of every micro-batch: those without any wait for the others all the while.
+#[test]
+fn who_has_a_part_of_a_step_gives_signs_of_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny(&[
+        &ADVERSARY.replace("start = 2", "start = 0"),
+        "tokenizer.steps=1",
+        "tokenizer.optimization.grad_accum_steps=2",
+        "sar.control=false",
+    ]);
+    let one = |group: Group| {
+        let (stop, most) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
+        let since = AtomicUsize::new(0);
+        let group = Group::new(Counted { group, since, most: Arc::clone(&most) });
+        let mut observer = OfFirstSteps { most, signs: Vec::new(), stop: &stop };
+        let dir = folder.path().join("run");
+        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
+        let outcome =
+            train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer);
+        assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
+        observer.signs
+    };
+    let signs: Vec<Vec<usize>> = std::thread::scope(|scope| {
+        let one = &one;
+        let running: Vec<_> = threads(3, Duration::from_secs(300))
+            .into_iter()
+            .map(|group| scope.spawn(move || one(group)))
+            .collect();
+        running.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    // Two micro-batches, then six, of four phases each.
+    assert_eq!(signs, [[0, 8], [4, 8], [4, 8]]);
+}
+
 /// Each piece is stopped by another rank after another number of steps.
 #[test]
 fn a_run_goes_on_with_any_number_of_ranks() {
@@ -369,4 +424,46 @@ fn one_that_cannot_go_on_ends_all() {
         errors[1..].iter().all(|error| *error == format!("rank 0: {}", errors[0])),
         "{errors:?}"
     );
+}
+
+/// The rank that leads reads it for all.
+#[test]
+fn without_the_best_checkpoint_all_end_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let recipe = |output: &str| {
+        let output = format!("pretrain.output={output}");
+        let peak = "pretrain.optimization.lr.peak=1.0";
+        tiny(&[peak, "log.measure_steps=1", "sar.steps=1", "sar.control=false", &output])
+    };
+    whole([2, 1], &dir, &recipe("best"));
+    let report = fs::read(dir.join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let step = report["stages"][1]["best_step"].as_u64().unwrap();
+    assert!(step < 4, "{step}");
+    let checkpoint = |name: &str| dir.join("checkpoints").join(format!("{name}.safetensors"));
+    fs::remove_file(checkpoint(&format!("pretrain-{step}"))).unwrap();
+    for outcome in on_ranks([2, 1], &dir, true, |_| recipe("best"), |_| None) {
+        let error = outcome.unwrap_err().to_string();
+        for part in [&format!("pretrain-{step}.safetensors: "), "set pretrain.output = \"last\""] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    // As it says.
+    fs::write(dir.join("recipe.toml"), recipe("last").to_toml()).unwrap();
+    fs::remove_file(checkpoint("sar-1")).unwrap();
+    for outcome in on_ranks([2, 1], &dir, true, |_| recipe("last"), |_| None) {
+        outcome.unwrap();
+    }
+    let read = |dir: &Path, name: &str| {
+        fs::read(dir.join(format!("backbone-{name}.safetensors"))).unwrap()
+    };
+    assert!(!dir.join("backbone-pretrain-best.safetensors").exists());
+    // The same as if it had never been asked for.
+    let other = folder.path().join("other");
+    whole([1, 1], &other, &recipe("last"));
+    assert!(other.join("backbone-pretrain-best.safetensors").exists());
+    for name in ["pretrain", "sar"] {
+        assert!(read(&dir, name) == read(&other, name), "{name} differs");
+    }
 }
