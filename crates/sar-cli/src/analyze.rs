@@ -49,8 +49,8 @@ pub(crate) struct Args {
     /// Instead of a run: whose held-out images and scales are measured on.
     #[arg(long, value_name = "NAME|FILE", requires_all = ["tokenizer", "backbones"])]
     recipe: Option<String>,
-    /// Tokenizer weights that the backbones belong to: a run's, or a released file of VAR or FlexVAR; also
-    /// hf:OWNER/REPO/FILE, as those of backbones.
+    /// Tokenizer weights that the backbones belong to: a run's, or a released file of VAR or FlexVAR; with
+    /// the feature `hub` also hf:OWNER/REPO/FILE, as those of backbones.
     #[arg(long, value_name = "FILE", requires = "recipe")]
     tokenizer: Option<WeightsPath>,
     /// Backbone weights; may be named several times.

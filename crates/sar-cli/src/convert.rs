@@ -25,7 +25,8 @@ use crate::hub::WeightsPath;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .pth or safetensors file of FlexVAR's, SAR's, VAR's or of a run; also hf:OWNER/REPO/FILE.
+    /// A .pth or safetensors file of FlexVAR's, SAR's, VAR's or of a run; with the feature `hub`
+    /// also hf:OWNER/REPO/FILE.
     #[arg(value_name = "IN")]
     input: WeightsPath,
     /// A file that does not exist yet.
@@ -55,6 +56,9 @@ pub(crate) struct Args {
     #[arg(long)]
     scales: Option<String>,
 }
+
+/// What editors of Windows put before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum To {
@@ -196,6 +200,7 @@ fn known(
     let classes = classes.map(|path| -> Result<Vec<String>> {
         let from = || format!("--classes {}", path.display());
         let text = fs::read_to_string(path).with_context(from)?;
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
         let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
         ensure!(names.iter().all(|name| !name.is_empty()), "{}: a line without a name", from());
         Ok(names)
@@ -204,4 +209,23 @@ fn known(
         .map(|text| text.parse::<ScaleSchedule>().with_context(|| format!("--scales {text}")));
     let (classes, scales) = (classes.transpose()?, scales.transpose()?);
     Ok(Known { root, heads, classes, scales, ..Known::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_classes_are_the_lines_of_a_file_without_what_editors_add() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("classes.txt");
+        for text in ["cat\nsea lion\n", "\u{feff}cat\r\nsea lion\r\n"] {
+            fs::write(&path, text).unwrap();
+            let known = known(None, None, Some(&path), None).unwrap();
+            assert_eq!(known.classes.unwrap(), ["cat", "sea lion"]);
+        }
+        fs::write(&path, "\u{feff}\ncat\n").unwrap();
+        let Err(error) = known(None, None, Some(&path), None) else { panic!("a class of no name") };
+        assert!(error.to_string().ends_with("a line without a name"), "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! `sar eval`: how good a set of images is, beside real ones.
 
 mod features_file;
+mod outputs;
 mod reference;
 mod report;
 mod samples;
@@ -19,9 +20,11 @@ use serde_json::json;
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
-use crate::generation::{SamplerArgs, WeightsArgs, save};
+use crate::generation::{SamplerArgs, WeightsArgs, save, whole};
 use crate::hub::WeightsPath;
+use crate::job::n_images;
 use crate::progress::clock;
+use outputs::{Beside, Outputs};
 use reference::Source;
 use report::Report;
 use samples::{Weights, labels_among};
@@ -32,6 +35,24 @@ const SHOWN: usize = 144;
 const SHOWN_OF_CLASS: usize = 16;
 /// Features of more bytes are announced.
 const LARGE: usize = 100_000_000;
+/// What says how samples are drawn, and nothing of images that are there.
+const OF_SAMPLES: [&str; 15] = [
+    "run",
+    "tokenizer",
+    "backbone",
+    "root",
+    "precision",
+    "seed",
+    "guidance",
+    "top_k",
+    "top_p",
+    "more_smooth",
+    "scales",
+    "size",
+    "batch",
+    "n",
+    "sweep",
+];
 
 /// What `--help` says below the options.
 const NOTES: &str = "\
@@ -46,16 +67,17 @@ This program holds the weights of EfficientNet-Lite0, Copyright (c) 2020 ML Illu
 #[derive(clap::Args)]
 #[command(after_help = NOTES)]
 pub(crate) struct Args {
-    /// The images: a folder, or an .npz file (arr_0). Their classes come from class folders, from names as
-    /// `sar sample` gives them, or from arr_1 [default: samples of the weights]
-    #[arg(long, value_name = "DIR|FILE.npz", conflicts_with_all = ["run", "tokenizer", "backbone", "sweep"])]
+    /// The images: a folder, of one with train and val folders the latter, or an .npz file (arr_0). Their
+    /// classes come from class folders, from names as `sar sample` gives them, or from arr_1 [default: samples
+    /// of the weights]
+    #[arg(long, value_name = "DIR|FILE.npz", conflicts_with_all = OF_SAMPLES)]
     images: Option<PathBuf>,
     #[command(flatten)]
     weights: WeightsArgs,
     #[command(flatten)]
     sampler: SamplerArgs,
     /// Samples per class.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true, value_parser = whole::<usize>)]
     n: usize,
     /// Measures samples at each of these settings of the sampler, as in guidance=0:5:0.5,top_p=0.3; from:to:step or
     /// one number, for guidance, top_k and top_p.
@@ -78,13 +100,13 @@ pub(crate) struct Args {
     moments_only: bool,
     /// Computes the measures of features that are there: an .npz file with the matrices reference,
     /// generated and, for an inception score, logits.
-    #[arg(long, value_name = "FILE.npz", conflicts_with_all = ["images", "run", "tokenizer", "backbone", "sweep", "reference", "inception", "statistics"])]
+    #[arg(long, value_name = "FILE.npz", conflicts_with_all = OF_SAMPLES, conflicts_with_all = ["images", "reference", "inception", "moments_only", "statistics"])]
     features: Option<PathBuf>,
     /// Also writes mean and covariance of the images' features, for later --reference: mu, sigma and, with
     /// --inception, mu_s, sigma_s.
     #[arg(long, value_name = "FILE.npz")]
     statistics: Option<PathBuf>,
-    /// Where all figures and settings are written; a sheet of the images lies beside it, and the curves of
+    /// A new file for all figures and settings; a sheet of the images lies beside it, and the curves of
     /// --sweep [default: eval.json, or the next that is free]
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -101,11 +123,13 @@ fn protocol(text: &str) -> Result<InceptionInput, String> {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let out = args.json.unwrap_or_else(|| crate::first_free(Path::new("eval"), ".json"));
+    let beside = Beside { sheet: args.features.is_none(), plot: args.sweep.is_some() };
+    let outputs = Outputs::new(args.json, args.statistics, beside)?;
     if let Some(file) = &args.features {
-        return features_file::run(file, &out);
+        return features_file::run(file, &outputs.json);
     }
     ensure!(args.n > 0, "--n 0: nothing to sample");
+    n_images(args.n, 1)?;
     let run = args.weights.run_dir().map(Path::to_owned);
     let what = match args.images {
         Some(path) => What::Images(open(&path)?),
@@ -118,9 +142,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     };
     let source = Source::of(args.reference.as_deref(), run.as_deref())?;
     let keep = if args.moments_only { Keep::Moments } else { Keep::Features };
-    let Args { inception, protocol, statistics, device, .. } = args;
+    let Args { inception, protocol, device, .. } = args;
     let inception = inception.map(|path| path.file()).transpose().context("--inception")?;
-    device.run(Eval { what, source, keep, inception, protocol, statistics, out })
+    device.run(Eval { what, source, keep, inception, protocol, outputs })
 }
 
 /// The images of a folder or an `.npz` file.
@@ -138,8 +162,7 @@ struct Eval {
     keep: Keep,
     inception: Option<PathBuf>,
     protocol: InceptionInput,
-    statistics: Option<PathBuf>,
-    out: PathBuf,
+    outputs: Outputs,
 }
 
 /// What is measured.
@@ -185,23 +208,28 @@ impl Eval {
             What::Images(pictures) => self.of_images(pictures, &extractor, device)?,
             What::Weights(weights) => self.of_samples(weights, &extractor, device)?,
         };
-        let stem = self.out.with_extension("");
         let rows: Vec<(&str, &Quality)> =
             rows.iter().map(|(name, quality)| (name.as_str(), quality)).collect();
         print!("{}", report::table(&extractor, &rows, report.floor()));
-        if let What::Weights(weights) = &self.what
+        let Outputs { json, statistics, sheet, plot } = &self.outputs;
+        let wrote = |path: &Path| eprintln!("wrote {}", path.display());
+        write_bytes(json, format!("{:#}\n", report.json()).as_bytes())?;
+        wrote(json);
+        if let Some(path) = statistics {
+            sar_eval::write_statistics(path, &first.set).context("--statistics")?;
+            wrote(path);
+        }
+        if let (Some(path), What::Weights(weights)) = (plot, &self.what)
             && let Some(sweep) = &weights.sweep
         {
-            let path = stem.with_extension("svg");
-            write_bytes(&path, sweep.plot(&rows, &extractor)?.as_bytes())?;
-            eprintln!("wrote {}", path.display());
+            write_bytes(path, sweep.plot(&rows, &extractor)?.as_bytes())?;
+            wrote(path);
         }
-        self.write_statistics(&first.set)?;
-        write_bytes(&self.out, format!("{:#}\n", report.json()).as_bytes())?;
-        let sheet = stem.with_extension("png");
-        let (shown, columns) = (&first.shown, first.shown.len().isqrt().max(1));
-        save(&grid(shown, columns, 2, magnification(shown[0].width()).min(2)), &sheet)?;
-        eprintln!("wrote {} and {}", self.out.display(), sheet.display());
+        if let Some(path) = sheet {
+            let (shown, columns) = (&first.shown, first.shown.len().isqrt().max(1));
+            save(&grid(shown, columns, 2, magnification(shown[0].width()).min(2)), path)?;
+            wrote(path);
+        }
         Ok(())
     }
 
@@ -235,11 +263,12 @@ impl Eval {
     ) -> Result<Found> {
         let pipeline = weights.files.in_precision(weights.files.load::<B>(device)?)?;
         let opened = self.source.open(weights.size(&pipeline)?)?;
-        let wanted = weights.wanted(&pipeline);
+        let wanted = weights.wanted(&pipeline)?;
         let labels = said(labels_among(pipeline.classes(), &opened.classes, &wanted));
         let real = opened.look(extractor, self.keep, device)?;
         let mut report = Report::new(extractor, &real)?;
         report.set("images", weights.described(&pipeline)?);
+        announce(wanted.len(), extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
         for (name, settings, sampler) in weights.samplers(&pipeline) {
             let looking = Looking::new(extractor, self.keep, device);
@@ -249,13 +278,6 @@ impl Eval {
             first.get_or_insert(seen);
         }
         Ok(Found { report, rows, first: first.expect("one setting at least") })
-    }
-
-    fn write_statistics(&self, set: &FeatureSet) -> Result<()> {
-        let Some(path) = &self.statistics else { return Ok(()) };
-        sar_eval::write_statistics(path, set).context("--statistics")?;
-        eprintln!("wrote {}", path.display());
-        Ok(())
     }
 }
 
@@ -286,6 +308,14 @@ fn look<B: Backend>(
         [] => Err("the reference has no classes".into()),
         classes => pictures.labels(classes),
     };
+    if labels.is_ok() && pictures.has_bare_labels() {
+        eprintln!(
+            "{}: labels (arr_1) are taken as indices of the reference's {} classes; an .npz file does not name \
+             its own",
+            pictures.name(),
+            classes.len()
+        );
+    }
     Ok(Seen { set, labels: said(labels), shown })
 }
 

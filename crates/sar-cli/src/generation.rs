@@ -27,7 +27,7 @@ pub(crate) struct WeightsArgs {
     /// small emoji weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// Tokenizer weights, instead of the run's: a file, or hf:OWNER/REPO/FILE on a hub.
+    /// Tokenizer weights, instead of the run's: a file, or with the feature `hub` hf:OWNER/REPO/FILE.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<WeightsPath>,
     /// Backbone weights, instead of the run's, named as those of the tokenizer.
@@ -46,17 +46,17 @@ pub(crate) struct WeightsArgs {
 #[derive(clap::Args)]
 pub(crate) struct SamplerArgs {
     /// The same seed, class and image number give the same tokens whatever the batch.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = whole::<u64>)]
     pub(crate) seed: u64,
     /// Scale of classifier-free guidance, by the rule of the weights [default: as the weights were
     /// sampled in their run, else as published]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,
     /// Keeps the most probable codes of each token; 0 for all [default: as guidance]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<usize>)]
     top_k: Option<usize>,
     /// Keeps the codes that make up this probability; 0 for all [default: as guidance]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Mixes codes instead of drawing one: smoother and less varied pictures, for looking at only.
     #[arg(long)]
@@ -69,8 +69,14 @@ pub(crate) struct SamplerArgs {
     #[arg(long, value_name = "HxW")]
     size: Option<String>,
     /// Images that are generated together.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, allow_negative_numbers = true, value_parser = whole::<usize>)]
     pub(crate) batch: usize,
+}
+
+/// Reads a whole number; the line says which there are.
+pub(crate) fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| format!("must be a whole number from 0 to {}", u64::MAX))
 }
 
 /// Weights that are looked for and found.
@@ -214,6 +220,11 @@ impl Settings {
     /// The sampler of the weights, but for what the command line says.
     pub(crate) fn sampler(&self, base: Sampler) -> Sampler {
         self.wishes.sampler(base)
+    }
+
+    /// What the command line says of the sampler.
+    pub(crate) fn wishes(&self) -> &Wishes {
+        &self.wishes
     }
 
     /// The scales of `--scales` or of the weights, stretched to `--size`.

@@ -30,8 +30,8 @@ const SHOWN: usize = 200;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .pth or safetensors file (also hf:OWNER/REPO/FILE), a recipe (.toml), a run directory, or a sampled
-    /// picture (.png).
+    /// A .pth or safetensors file (with the feature `hub` also hf:OWNER/REPO/FILE), a recipe (.toml), a
+    /// run directory, or a sampled picture (.png).
     #[arg(value_name = "FILE", required_unless_present = "device")]
     path: Option<WeightsPath>,
     /// Lists every tensor instead of one line per kind of tensor.
@@ -124,13 +124,15 @@ fn again(origin: &Origin, weights: &str) -> String {
         Some(_) => format!("--class=#{label}"),
         None => "--unconditional".into(),
     };
-    let (top_k, top_p) = match job.sampler.choice {
-        Choice::Argmax => (0, 0.0),
-        Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
+    let choice = match job.sampler.choice {
+        // Only weights can say it; what is said beside would draw.
+        Choice::Argmax => String::new(),
+        Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => {
+            format!(" --top-k {top_k} --top-p {top_p}")
+        }
     };
     let mut text = format!(
-        "sar sample{weights} {class} --n {} --batch {} --seed {} --guidance {} --top-k {top_k} --top-p {top_p} \
-         --scales {}",
+        "sar sample{weights} {class} --n {} --batch {} --seed {} --guidance {}{choice} --scales {}",
         job.n,
         job.batch,
         job.seed,

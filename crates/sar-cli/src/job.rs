@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use sar_core::ScaleSchedule;
+use sar_eval::class_slug;
 use sar_model::Precision;
 use sar_pipeline::{JobOrigin, MadeWith, Origin};
 use sar_rollout::Sampler;
@@ -19,6 +20,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::generation::{folder_of, is_used, make_out, named_after};
+
+/// The most images of one job.
+pub(crate) const MOST_IMAGES: usize = 10_000_000;
+
+/// How many images so many of each class are.
+///
+/// # Errors
+/// If they are too many for memory and folders.
+pub(crate) fn n_images(n: usize, classes: usize) -> Result<usize> {
+    let all = n.checked_mul(classes).filter(|all| *all <= MOST_IMAGES);
+    all.with_context(|| match classes {
+        1 => format!("--n {n}: at most {MOST_IMAGES} images"),
+        _ => format!("--n {n}: of each of {classes} classes; at most {MOST_IMAGES} images"),
+    })
+}
 
 /// Everything that the images depend on, as `OUT-job.json` says it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -97,8 +113,8 @@ impl SampleJob {
         );
         let job: Self = serde_json::from_str(&read(&path)?)
             .with_context(|| format!("{}: is no job of this sar", path.display()))?;
-        let n = job.n.checked_mul(job.classes.len());
-        ensure!(n.is_some_and(|n| n > 0), "{}: is a job of no images", path.display());
+        let n = n_images(job.n, job.classes.len()).with_context(|| path.display().to_string())?;
+        ensure!(n > 0 && job.batch > 0, "{}: is a job of no images", path.display());
         Ok(job)
     }
 
@@ -120,7 +136,7 @@ impl SampleJob {
     /// The name of the image's file.
     pub(crate) fn name(&self, position: usize) -> String {
         let Class { label, name } = &self.classes[position / self.n];
-        let class = name.as_deref().map_or("unconditional".into(), file_name);
+        let class = name.as_deref().map_or("unconditional".into(), class_slug);
         format!("{label}-{class}-{:03}.png", position % self.n)
     }
 
@@ -288,13 +304,6 @@ impl Shard {
     }
 }
 
-/// A class name as part of a file name: `Smileys & Emotion` to `smileys-emotion`.
-fn file_name(class: &str) -> String {
-    let words = class.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let name = words.collect::<Vec<_>>().join("-").to_lowercase();
-    if name.is_empty() { "class".into() } else { name }
-}
-
 #[cfg(test)]
 mod tests {
     use sar_core::ScaleSize;
@@ -403,6 +412,24 @@ mod tests {
         fs::write(SampleJob::path(&folder), job(&[], 1, 1).text()).unwrap();
         assert!(SampleJob::of(&folder).unwrap_err().to_string().contains("no images"));
         first.settle(&folder, false).unwrap();
+    }
+
+    #[test]
+    fn more_images_than_memory_can_list_are_no_job() {
+        assert_eq!(n_images(MOST_IMAGES / 4, 4).unwrap(), MOST_IMAGES);
+        let refused = |n, classes, part: &str| {
+            let error = n_images(n, classes).unwrap_err().to_string();
+            assert!(error.contains(&format!("--n {n}: ")) && error.contains(part), "{error}");
+        };
+        refused(MOST_IMAGES + 1, 1, "at most 10000000 images");
+        refused(MOST_IMAGES / 4 + 1, 4, "of each of 4 classes; at most 10000000");
+        refused(usize::MAX, 2, "at most");
+        // Nor is one that a file says.
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("out");
+        job(&["a", "b"], usize::MAX / 2, 2).settle(&folder, false).unwrap();
+        let error = format!("{:#}", SampleJob::of(&folder).unwrap_err());
+        assert!(error.contains("out-job.json: --n") && error.contains("at most"), "{error}");
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //! Exit codes: 0 done; 1 it ran, and what it found is bad; 2 it could not do what was asked.
 
 /// As std's, which panics when whoever reads has gone, as in `sar inspect FILE | head`: nothing that works ends
-/// for that.
+/// for that. What else goes wrong is told at the end.
 macro_rules! print {
-    ($($arguments:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!($($arguments)*));
-    }};
+    ($($arguments:tt)*) => {
+        $crate::put(format_args!($($arguments)*))
+    };
 }
 macro_rules! println {
     () => { print!("\n") };
@@ -51,9 +51,13 @@ mod train;
 mod weights_source;
 
 use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 
 use crate::events::{Events, Said};
@@ -148,6 +152,12 @@ fn main() -> ExitCode {
         Verb::Completions(args) => shell::completions(args),
         Verb::Man(args) => shell::man(args),
     };
+    let outcome = outcome.and_then(|verdict| match lost() {
+        Some(error) => {
+            Err(anyhow!("the standard output: {error}; not all that was found is there"))
+        }
+        None => Ok(verdict),
+    });
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
@@ -158,6 +168,28 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// What went wrong first on the standard output.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Writes to the standard output, and keeps what goes wrong there for the end, but that nobody reads it.
+fn put(text: fmt::Arguments<'_>) {
+    keep(io::stdout().write_fmt(text));
+}
+
+fn keep(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        LOST.get_or_init(|| error);
+    }
+}
+
+/// What went wrong on the standard output, of which nothing is left to be written.
+fn lost() -> Option<&'static io::Error> {
+    keep(io::stdout().flush());
+    LOST.get()
 }
 
 /// The first of `path`, `path-2`, `path-3`, …, each with an ending, that does not exist: nothing is ever

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plotters::prelude::*;
+use sar_eval::TokenizerColor;
 use sar_train::held_out::{Figures, HeldOut};
 use sar_train::quality::{Figures as SampleFigures, QualityReport};
 use sar_train::report::Report;
@@ -44,12 +45,7 @@ pub(crate) fn summary(report: &Report) -> String {
         "tokenizer: {:.2} dB, {} of {} codes in use on held-out images\n",
         tokenizer.psnr_db, tokenizer.codes_used, tokenizer.codes
     );
-    if let [.., weakest] = tokenizer.by_color.as_slice() {
-        text += &format!(
-            "colors: the error along the axis of least variance is {:.2} of that variance\n",
-            weakest.error_share
-        );
-    }
+    text += &colors(&tokenizer.by_color);
     text += "held-out nats per token [95 % interval]:\n";
     let head = ["", "teacher loss", "student loss", "exposure gap"];
     text += &format!("{:18}{:25}{:25}{}\n", head[0], head[1], head[2], head[3]);
@@ -77,6 +73,20 @@ pub(crate) fn summary(report: &Report) -> String {
     }
     let memory = report.peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"));
     text + &format!("{:.1} minutes{memory}", report.wall_s / 60.0)
+}
+
+/// A line about the weakest color; none of a report of before there were colors.
+fn colors(by_color: &[TokenizerColor]) -> String {
+    let shares: Vec<f64> = by_color.iter().filter_map(|color| color.error_share).collect();
+    let which = match (shares.len(), by_color.len()) {
+        (_, 0) => return String::new(),
+        (0, _) => return "colors: the images do not vary\n".into(),
+        (1, 2..) => "only axis that the images vary along",
+        (varied, all) if varied < all => "weaker of two axes that the images vary along",
+        _ => "axis of least variance",
+    };
+    let weakest = shares[shares.len() - 1];
+    format!("colors: the error along the {which} is {weakest:.2} of its variance\n")
 }
 
 const RECONSTRUCTIONS: &str = "reconstructions.png";
@@ -351,7 +361,7 @@ fn page(
                 format!("{r:.2}, {g:.2}, {b:.2}"),
                 format!("{:.3}", color.deviation),
                 format!("{:.2}", color.psnr_db),
-                format!("{:.3}", color.error_share),
+                color.error_share.map_or("-".into(), |share| format!("{share:.3}")),
             ]
         }),
     );
@@ -430,6 +440,27 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(curves.chart("teacher").unwrap().is_none());
         assert!(Curves::parse("{\"step\":0}").is_err());
+    }
+
+    #[test]
+    fn the_weakest_color_is_one_that_there_is() {
+        let line = |shares: &[Option<f64>]| {
+            let color = |share: &Option<f64>| TokenizerColor {
+                axis: [1.0, 0.0, 0.0],
+                deviation: 0.1,
+                psnr_db: 20.0,
+                error_share: *share,
+            };
+            colors(&shares.iter().map(color).collect::<Vec<_>>())
+        };
+        let least = "colors: the error along the axis of least variance is 0.50 of its variance\n";
+        assert_eq!(line(&[Some(0.1), Some(0.2), Some(0.5)]), least);
+        let gray = line(&[Some(0.25), None, None]);
+        assert!(gray.contains("only axis that the images vary along is 0.25"), "{gray}");
+        let two = line(&[Some(0.25), Some(0.75), None]);
+        assert!(two.contains("weaker of two axes that the images vary along is 0.75"), "{two}");
+        assert_eq!(line(&[None; 3]), "colors: the images do not vary\n");
+        assert_eq!(line(&[]), "");
     }
 
     #[test]

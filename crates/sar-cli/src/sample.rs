@@ -17,10 +17,10 @@ use crate::Verdict;
 use crate::device::{DeviceArg, Job};
 use crate::events::{Events, Said};
 use crate::generation::{
-    Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save,
+    Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save, whole,
 };
 use crate::interrupt::{self, INTERRUPTED};
-use crate::job::{Class, SampleJob, Shard};
+use crate::job::{Class, SampleJob, Shard, n_images};
 use crate::pack::{PackArgs, read};
 use crate::previews::write_previews;
 use crate::progress::clock;
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "classes")]
     unconditional: bool,
     /// Images per class.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, allow_negative_numbers = true, value_parser = whole::<usize>)]
     n: usize,
     #[command(flatten)]
     sampler: SamplerArgs,
@@ -78,6 +78,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { weights, classes, unconditional, n, sampler, previews, out, resume, .. } = args;
     let (files, events, device) = (args.files, args.events, args.device);
     ensure!(n > 0, "--n 0: nothing to sample");
+    n_images(n, 1)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
     let going_on = match (shard, resume) {
         (Some(_), _) => Some("--shard"),
@@ -203,8 +204,7 @@ impl Sample {
             tokenizer: made_with.tokenizer,
             backbone: made_with.backbone,
         };
-        let n = job.n.checked_mul(job.classes.len());
-        ensure!(n.is_some(), "--n {}: are more images than can be counted", job.n);
+        n_images(job.n, job.classes.len())?;
         Ok((job, weights.in_precision(pipeline)?))
     }
 

@@ -46,8 +46,8 @@ pub(crate) struct Args {
     /// weights that the program carries]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// Tokenizer weights, instead of the run's: a run's, or a released file of VAR or FlexVAR; also
-    /// hf:OWNER/REPO/FILE.
+    /// Tokenizer weights, instead of the run's: a run's, or a released file of VAR or FlexVAR; with
+    /// the feature `hub` also hf:OWNER/REPO/FILE.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<WeightsPath>,
     /// Which of several models in the file of the tokenizer, as in ema [default: the one that the released
@@ -231,9 +231,10 @@ impl Eval {
             }
             (None, None) => recipe.map_or(PUBLISHED.0, |recipe| recipe.data.side as usize),
         };
+        let most = MAX_SIDE.min(unit * ScaleSchedule::MAX_SIDE);
         ensure!(
-            side > 0 && side <= MAX_SIDE && side.is_multiple_of(unit),
-            "--side {side}: must be a multiple of {unit}, the pixels of a token, up to {MAX_SIDE}"
+            side > 0 && side <= most && side.is_multiple_of(unit),
+            "--side {side}: must be a multiple of {unit}, the pixels of a token, up to {most}"
         );
         let scales = match (&self.scales, recipe) {
             (Some(scales), _) => scales.clone(),

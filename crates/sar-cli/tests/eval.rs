@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
 use sar_data::{Dataset, Emoji};
+use sar_eval::class_slug;
 use serde_json::Value;
 
 fn file(name: &str) -> PathBuf {
@@ -51,7 +52,8 @@ fn exchanged(folder: &Path) {
         for (number, i) in of_class.enumerate() {
             let mut image = emoji.image(i).unwrap();
             image.pixels_mut().for_each(|pixel| pixel.0.reverse());
-            image.save(folder.join(format!("{class}-some-class-{number:03}.png"))).unwrap();
+            let slug = class_slug(&emoji.classes()[class]);
+            image.save(folder.join(format!("{class}-{slug}-{number:03}.png"))).unwrap();
         }
     }
 }
@@ -113,21 +115,24 @@ fn images_of_numpy_are_read_compressed_or_not_and_folders_of_classes_are_labels(
     flat(&root.path().join("real/b"), 8, [32, 32]);
     let mut distances = Vec::new();
     for name in ["images.npz", "compressed.npz"] {
-        does(root.path(), &["--images", &at(name), "--reference", "real", "--json", "o.json"]);
-        let found = json(&root.path().join("o.json"));
+        let out = format!("{name}.json");
+        let (_, said) =
+            does(root.path(), &["--images", &at(name), "--reference", "real", "--json", &out]);
+        assert!(said.contains("measures all 5 images"), "{said}");
+        let found = json(&root.path().join(out));
         assert_eq!(found["n"], 5);
         distances.push(found["fd_effnetlite0"].as_f64().unwrap());
     }
     assert_eq!(distances[0], distances[1]);
     // Real images beside themselves.
-    let args = ["--images", "real", "--reference", "real", "--json", "o.json"];
+    let args = ["--images", "real", "--reference", "real", "--json", "self.json"];
     let (_, said) = does(root.path(), &args);
-    let found = json(&root.path().join("o.json"));
+    let found = json(&root.path().join("self.json"));
     assert!(found["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3 && found["precision"] == 1.0);
     assert!(found["class_accuracy"].is_number(), "{said}");
     // Without classes on one side that is said.
     flat(&root.path().join("plain"), 8, [32, 32]);
-    let args = ["--images", "real", "--reference", "plain", "--json", "o.json"];
+    let args = ["--images", "real", "--reference", "plain", "--json", "plain.json"];
     let (_, said) = does(root.path(), &args);
     assert!(said.contains("no class accuracy: the reference has no classes"), "{said}");
 }
@@ -152,6 +157,109 @@ fn samples_are_swept_and_come_out_the_same_twice() {
     assert_ne!(sweep[0]["fd_effnetlite0"], sweep[1]["fd_effnetlite0"]);
     let svg = fs::read_to_string(root.path().join("one.svg")).unwrap();
     assert!(svg.contains("KID x1000") && svg.contains("guidance"));
+    // Of one setting the report says the sampler that drew.
+    let args = ["--n", "1", "--scales", "1_2_3", "--reference", "real", "--sweep", "guidance=2"];
+    does(root.path(), &[&args[..], &["--top-p", "0.25", "--json", "single.json"]].concat());
+    let single = json(&root.path().join("single.json"));
+    let sampler = &single["images"]["sampler"];
+    assert_eq!(
+        (&single["guidance"], &sampler["guidance"]["scale"]),
+        (&2.0.into(), &2.0.into()),
+        "{single}"
+    );
+    assert_eq!(sampler["choice"]["top_p"], 0.25, "{single}");
+}
+
+#[test]
+fn no_file_is_written_over() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    fs::copy(file("images.npz"), folder.join("ref.npz")).unwrap();
+    fs::create_dir(folder.join("a-folder")).unwrap();
+    let mine = ["mine.json", "run-1.5.png", "eval.png", "mine.npz"];
+    mine.iter().for_each(|name| fs::write(folder.join(name), "years of work").unwrap());
+    let args = ["--images", "ref.npz", "--reference", "ref.npz"];
+    let bad = |more: &[&str], parts: &[&str]| refuses(folder, &[&args[..], more].concat(), parts);
+    bad(&["--statistics", "ref.npz"], &["--statistics ref.npz: exists already"]);
+    bad(&["--statistics", "mine.npz"], &["--statistics mine.npz: exists already"]);
+    bad(&["--json", "mine.json"], &["--json mine.json: exists already"]);
+    bad(&["--json", "x.png"], &["the sheet x.png", "is the file of --json"]);
+    bad(&["--json", "run-1.5.json"], &["the sheet run-1.5.png: exists already"]);
+    bad(&["--json", "no/x.json"], &["--json no/x.json: there is no folder no"]);
+    bad(&["--json", "a-folder"], &["--json a-folder: is a folder"]);
+    bad(&["--json", "x.npz", "--statistics", "./x.npz"], &["./x.npz", "is the file of --json"]);
+    let features = file("features.npz").display().to_string();
+    let features = ["--features", &features, "--json", "mine.json"];
+    refuses(folder, &features, &["--json mine.json: exists already"]);
+    // By default a name that is free for all files, and all of a name that has a point.
+    let (_, said) = does(folder, &args);
+    assert!(said.contains("wrote eval-2.json\nwrote eval-2.png\n"), "{said}");
+    does(folder, &[&args[..], &["--json", "run-1.0.json"]].concat());
+    assert!(folder.join("run-1.0.png").is_file() && !folder.join("run-1.png").exists());
+    for name in mine {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), b"years of work", "{name}");
+    }
+    assert_eq!(fs::read(folder.join("ref.npz")).unwrap(), fs::read(file("images.npz")).unwrap());
+}
+
+#[test]
+fn of_a_folder_with_a_split_the_held_out_images_are_measured() {
+    let root = tempfile::tempdir().unwrap();
+    flat(&root.path().join("photos/train"), 5, [32, 32]);
+    flat(&root.path().join("photos/val"), 3, [32, 32]);
+    flat(&root.path().join("real"), 8, [32, 32]);
+    let args = ["--images", "photos", "--reference", "real", "--json", "o.json"];
+    let (_, said) = does(root.path(), &args);
+    assert!(said.contains("photos: measures 3 held-out images, not 5 that train"), "{said}");
+    assert_eq!(json(&root.path().join("o.json"))["n"], 3);
+}
+
+#[test]
+fn a_class_is_what_the_name_of_a_file_says() {
+    let root = tempfile::tempdir().unwrap();
+    let emoji = Emoji::new(32).unwrap();
+    let save = |i: usize, name: String| {
+        let path = root.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        emoji.image(i).unwrap().save(path).unwrap();
+    };
+    // In the order of their names smileys are class 1.
+    for name in ["Flags", "Smileys & Emotion"] {
+        let class = emoji.classes().iter().position(|class| class == name).unwrap();
+        let of_class = (0..emoji.len()).filter(|i| emoji.label(*i) == class);
+        for (number, i) in of_class.take(20).enumerate() {
+            save(i, format!("real/{name}/{number}.png"));
+            if name != "Flags" && number < 10 {
+                save(i, format!("right/1-smileys-emotion-{number:03}.png"));
+                save(i, format!("wrong/0-smileys-emotion-{number:03}.png"));
+            }
+        }
+    }
+    let measured = |folder: &str| {
+        let out = format!("{folder}.json");
+        let (_, said) =
+            does(root.path(), &["--images", folder, "--reference", "real", "--json", &out]);
+        (json(&root.path().join(out))["class_accuracy"].clone(), said)
+    };
+    let (accuracy, said) = measured("right");
+    assert!(accuracy.as_f64().unwrap() > 0.5, "{accuracy}: {said}");
+    let (accuracy, said) = measured("wrong");
+    let why = "no class accuracy: 0-smileys-emotion-000.png says class 'smileys-emotion', the reference's \
+               class 0 is 'Flags'";
+    assert!(accuracy.is_null() && said.contains(why), "{accuracy}: {said}");
+
+    // What the labels of a file of arrays count cannot be seen, which is said once.
+    let images = |i: usize| emoji.image(i).unwrap().into_raw();
+    let content = [images(0), images(1)].concat();
+    let labels = [[1, 0, 0, 0, 0, 0, 0, 0]; 2].concat();
+    let arrays = [
+        ("arr_0.npy", "|u1", "(2, 32, 32, 3)", &content[..]),
+        ("arr_1.npy", "<i8", "(2,)", &labels),
+    ];
+    npz(&root.path().join("arrays.npz"), &arrays);
+    let (accuracy, said) = measured("arrays.npz");
+    let told = "arrays.npz: labels (arr_1) are taken as indices of the reference's 2 classes";
+    assert!(accuracy.is_number() && said.matches(told).count() == 1, "{accuracy}: {said}");
 }
 
 #[test]
@@ -200,4 +308,59 @@ fn what_cannot_be_measured_is_refused_in_a_line() {
         &["--inception", "Conv2d_1a_3x3.conv.weight"],
     );
     refuses(folder, &["--n", "0"], &["--n 0"]);
+    refuses(folder, &["--n", "99999999999"], &["--n 99999999999: at most 10000000 images"]);
+    refuses(folder, &["--n", "9000000"], &["--n 9000000: of each of 9 classes; at most 10000000"]);
+    let (code, _, said) = program::sar(folder, &["eval", "--sweep", "guidance=1e38"]);
+    assert!(code == Some(2) && said.contains("must be in [0, 1000]"), "{said}");
+}
+
+/// Writes arrays: name, kind, shape and content.
+fn npz(path: &Path, arrays: &[(&str, &str, &str, &[u8])]) {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, kind, shape, content) in arrays {
+        let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
+        let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+        bytes.extend(format!("{text:<117}\n").bytes());
+        bytes.extend(*content);
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(&bytes).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+#[test]
+fn a_file_whose_header_says_more_than_there_is_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for shape in
+        ["(1, 1000000, 1000000, 3)", "(1, 4294967296, 4294967296, 3)", "(1, 4294967296, 1, 3)"]
+    {
+        npz(&root.path().join("large.npz"), &[("arr_0.npy", "|u1", shape, &[7; 100])]);
+        refuses(root.path(), &["--images", "large.npz"], &["large.npz: arr_0: has shape [1, "]);
+    }
+}
+
+#[test]
+fn options_of_samples_are_not_for_images_that_are_there() {
+    let root = tempfile::tempdir().unwrap();
+    flat(&root.path().join("images"), 9, [32, 32]);
+    let features = file("features.npz").display().to_string();
+    for (option, value) in [
+        ("--guidance", "3"),
+        ("--n", "5"),
+        ("--seed", "1"),
+        ("--top-k", "9"),
+        ("--top-p", "0.5"),
+        ("--size", "32x32"),
+        ("--scales", "1_2"),
+        ("--batch", "4"),
+        ("--precision", "bf16"),
+    ] {
+        for source in [["--images", "images"], ["--features", &features]] {
+            let args = [&["eval"], &source[..], &[option, value]].concat();
+            let (code, _, said) = program::sar(root.path(), &args);
+            assert_eq!(code, Some(2), "{args:?}: {said}");
+            assert!(said.contains("cannot be used with") && said.contains(option), "{said}");
+        }
+    }
 }

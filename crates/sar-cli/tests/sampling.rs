@@ -297,6 +297,28 @@ fn what_does_not_fit_together_is_told_in_a_line() {
     sample(&["--out", "new", "--npz", "no/a.npz"], &["--npz no/a.npz: there is no folder no"]);
     sample(&["--out", "new", "--npz", "a", "--tar", "a"], &["name one file"]);
 
+    // Numbers that no machine, and no picture, bears.
+    let one = |more: &[&str], parts: &[&str]| {
+        refuses(root, &[&["sample", "--class", "0", "--out", "new"], more].concat(), parts);
+    };
+    one(&["--n", "99999999999"], &["--n 99999999999: at most 10000000 images"]);
+    one(&["--guidance", "1e38"], &["--guidance 1", "must be in [0, 1000]"]);
+    one(&["--guidance", "-1"], &["--guidance -1: must be in [0, 1000]"]);
+    one(&["--top-p", "-0.5"], &["--top-p -0.5: must be in [0, 1]"]);
+    one(&["--size", "16384x16384"], &["--size: 16384x16384 px: a side has at most 8192 px"]);
+    one(
+        &["--size", "8192x8192"],
+        &["--size: 8192x8192 px:", "tokens an image", "a square has about"],
+    );
+    one(&["--size", "100000x100000"], &["--size 100000x100000: a side has at most 16384 px"]);
+    one(&["--size", "64"], &["--size 64: write height and width"]);
+    for [option, value] in [["--seed", "-1"], ["--top-k", "-1"], ["--n", "-3"], ["--seed", "x"]] {
+        let (said, code) = end(start(root, &["sample", option, value, "--out", "new"]));
+        let why = format!("invalid value '{value}' for '{option}");
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(&why) && said.contains("a whole number from 0 to"), "{said}");
+    }
+
     refuses(root, &["pack", "out"], &["--npz", "--tar"]);
     refuses(root, &["pack", "nowhere", "--npz", "a.npz"], &["nowhere: no such folder"]);
     refuses(root, &["pack", "out", "--tar", "thesis.tex"], &["thesis.tex: exists already"]);

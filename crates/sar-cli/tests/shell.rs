@@ -34,6 +34,34 @@ fn shells_complete_verbs_and_options() {
     assert!(code == Some(2) && error.contains("powershell"), "{error}");
 }
 
+/// A disk that is full, and a reader that has gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_said_is_no_success() {
+    use std::process::Stdio;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str], stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+        command.current_dir(folder.path()).args(args).stdout(stdout);
+        let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    let sample = ["sample", "--n", "1", "--class", "food", "--scales", "1_2_3", "--json"];
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/recipes/emoji-quick.toml");
+    for args in [&["completions", "bash"][..], &["inspect", recipe], &sample] {
+        let (code, error) = run(args, full());
+        let last = error.lines().last().unwrap_or_default();
+        assert_eq!(code, Some(2), "{args:?}: {error}");
+        assert!(last.starts_with("error: the standard output: No space left"), "{args:?}: {error}");
+        // Whoever has read enough closes the pipe.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, error) = run(args, Stdio::from(writer));
+        assert!(code == Some(0) && !error.contains("error: "), "{args:?}: {error}");
+    }
+}
+
 #[test]
 fn every_verb_has_a_page() {
     let folder = tempfile::tempdir().unwrap();

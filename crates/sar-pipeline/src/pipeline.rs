@@ -235,7 +235,23 @@ impl<B: Backend> Pipeline<B> {
             return Err(PipelineError::Size(problem));
         }
         let last = ScaleSize { height: height / n, width: width / n };
+        if last.height.max(last.width) > ScaleSchedule::MAX_SIDE {
+            let most = n * ScaleSchedule::MAX_SIDE;
+            let problem = format!("{height}x{width} px: a side has at most {most} px");
+            return Err(PipelineError::Size(problem));
+        }
         let scales = scales.with_last(last)?;
+        let tokens = scales.n_tokens();
+        if tokens > MOST_TOKENS {
+            // Coarse scales grow with the last.
+            let share = MOST_TOKENS as f64 / tokens as f64;
+            let most = (last.tokens() as f64 * share).sqrt() as usize * n;
+            let problem = format!(
+                "{height}x{width} px: {tokens} tokens an image, at most {MOST_TOKENS}; a square has \
+                 about {most}x{most} px then"
+            );
+            return Err(PipelineError::Size(problem));
+        }
         self.check_scales(&scales)?;
         Ok(scales)
     }

@@ -6,10 +6,15 @@ use sar_rollout::{Choice, Sampler};
 
 use crate::{Pipeline, PipelineError};
 
+/// The most guidance: a hundred times what pictures bear, and far from what overflows.
+const MOST_GUIDANCE: f64 = 1000.0;
+/// The longest side that can be asked for, pixels.
+const MOST_PIXELS: usize = 1 << 14;
+
 /// How tokens are drawn and at which sizes, as far as it is said.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wishes {
-    /// Scale of classifier-free guidance, by the rule of the weights; 0 or more.
+    /// Scale of classifier-free guidance, by the rule of the weights; in [0, 1000].
     pub guidance: Option<f64>,
     /// Keeps the most probable codes of each token; 0 for all.
     pub top_k: Option<usize>,
@@ -33,8 +38,8 @@ impl Wishes {
             Err(PipelineError::Setting { name, value: value.to_string(), problem })
         };
         match (self.guidance, self.top_p) {
-            (Some(guidance), _) if !guidance.is_finite() || guidance < 0.0 => {
-                refuse("guidance", guidance, "must be 0 or more")
+            (Some(guidance), _) if !(0.0..=MOST_GUIDANCE).contains(&guidance) => {
+                refuse("guidance", guidance, "must be in [0, 1000]")
             }
             (_, Some(top_p)) if !(0.0..=1.0).contains(&top_p) => {
                 refuse("top-p", top_p, "must be in [0, 1]")
@@ -43,17 +48,20 @@ impl Wishes {
         }
     }
 
-    /// The sampler of the weights, but for what is said.
+    /// The sampler of the weights, but for what is said: a top-k or a top-p draws codes also where the
+    /// weights take the most probable one, and where they mix codes it is of the mixture.
     pub fn sampler(&self, base: Sampler) -> Sampler {
         let (k, p) = match base.choice {
             Choice::Argmax => (0, 0.0),
             Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
         };
-        let said = (self.top_k.unwrap_or(k), self.top_p.unwrap_or(p));
-        let choice = match said {
-            (top_k, top_p) if self.more_smooth => Choice::MoreSmooth { top_k, top_p },
-            (top_k, top_p) if said != (k, p) => Choice::Sample { top_k, top_p },
-            _ => base.choice,
+        let (top_k, top_p) = (self.top_k.unwrap_or(k), self.top_p.unwrap_or(p));
+        let is_said = self.top_k.is_some() || self.top_p.is_some();
+        let choice = match base.choice {
+            _ if self.more_smooth => Choice::MoreSmooth { top_k, top_p },
+            Choice::MoreSmooth { .. } => Choice::MoreSmooth { top_k, top_p },
+            _ if is_said => Choice::Sample { top_k, top_p },
+            choice => choice,
         };
         let guidance = self.guidance.map_or(base.guidance, |scale| base.guidance.with_scale(scale));
         Sampler { guidance, choice }
@@ -78,17 +86,19 @@ impl Wishes {
 /// Reads a size in pixels, height first, as in `256x384`.
 ///
 /// # Errors
-/// If it is none, or a side is over 16384; the line says how to write one.
+/// If it is none, or a side is none or over 16384 px; the line says which.
 pub fn pixels(text: &str) -> Result<ScaleSize, PipelineError> {
-    let side = |text: &str| text.parse::<usize>().ok().filter(|n| (1..=1 << 14).contains(n));
-    let sides = text.split_once('x').and_then(|(h, w)| side(h).zip(side(w)));
-    match sides {
-        Some((height, width)) => Ok(ScaleSize { height, width }),
-        None => Err(PipelineError::Setting {
-            name: "size",
-            value: text.into(),
-            problem: "write height and width in pixels, as in 256x384",
-        }),
+    let refuse =
+        |problem| Err(PipelineError::Setting { name: "size", value: text.into(), problem });
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    // More digits than a number has are a large one.
+    let side = |text: &str| is_number(text).then(|| text.parse().unwrap_or(usize::MAX));
+    match text.split_once('x').and_then(|(h, w)| side(h).zip(side(w))) {
+        Some((height, width)) if height.max(width) > MOST_PIXELS => {
+            refuse("a side has at most 16384 px")
+        }
+        Some((height, width)) if height.min(width) > 0 => Ok(ScaleSize { height, width }),
+        _ => refuse("write height and width in pixels, as in 256x384"),
     }
 }
 
@@ -119,8 +129,14 @@ mod tests {
         assert_eq!(four.sampler(flex).guidance, Guidance::flexvar(4.0));
         let argmax = Sampler { choice: Choice::Argmax, ..base };
         assert_eq!(four.sampler(argmax).choice, Choice::Argmax);
-        let drawn = Wishes { top_p: Some(0.5), ..nothing }.sampler(argmax).choice;
-        assert_eq!(drawn, Choice::Sample { top_k: 0, top_p: 0.5 });
+        for top_p in [0.5, 0.0] {
+            let drawn = Wishes { top_p: Some(top_p), ..nothing.clone() }.sampler(argmax).choice;
+            assert_eq!(drawn, Choice::Sample { top_k: 0, top_p });
+        }
+        let mixed = Sampler { choice: Choice::MoreSmooth { top_k: 9, top_p: 0.2 }, ..base };
+        assert_eq!(four.sampler(mixed).choice, mixed.choice);
+        let mixed = Wishes { top_p: Some(0.5), ..nothing }.sampler(mixed).choice;
+        assert_eq!(mixed, Choice::MoreSmooth { top_k: 9, top_p: 0.5 });
     }
 
     #[test]
@@ -129,21 +145,28 @@ mod tests {
             let wishes = Wishes { guidance, top_p, ..Wishes::default() };
             assert_eq!(wishes.check().unwrap_err().to_string(), line);
         };
-        check(Some(-1.0), None, "guidance -1: must be 0 or more");
-        check(Some(f64::NAN), None, "guidance NaN: must be 0 or more");
-        check(Some(f64::INFINITY), Some(1.0), "guidance inf: must be 0 or more");
+        check(Some(-1.0), None, "guidance -1: must be in [0, 1000]");
+        check(Some(1000.1), None, "guidance 1000.1: must be in [0, 1000]");
+        check(Some(f64::NAN), None, "guidance NaN: must be in [0, 1000]");
+        check(Some(f64::INFINITY), Some(1.0), "guidance inf: must be in [0, 1000]");
         check(Some(2.0), Some(1.5), "top-p 1.5: must be in [0, 1]");
         check(None, Some(f64::NAN), "top-p NaN: must be in [0, 1]");
-        let wishes = Wishes { guidance: Some(0.0), top_p: Some(1.0), ..Wishes::default() };
-        wishes.check().unwrap();
+        for guidance in [0.0, MOST_GUIDANCE] {
+            let wishes = Wishes { guidance: Some(guidance), top_p: Some(1.0), ..Wishes::default() };
+            wishes.check().unwrap();
+        }
     }
 
     #[test]
     fn sizes_are_height_and_width() {
         assert_eq!(pixels("256x384").unwrap(), ScaleSize { height: 256, width: 384 });
-        for bad in ["256", "256x", "x3", "0x5", "axb", "256x384x3", "99999x8"] {
+        for bad in ["256", "256x", "x3", "0x5", "axb", "256x384x3", "-8x8", "+8x8"] {
             let error = pixels(bad).unwrap_err().to_string();
             assert!(error.contains(bad) && error.contains("256x384"), "{error}");
+        }
+        for large in ["99999x8", "8x16385", "100000x100000", "8x99999999999999999999999"] {
+            let error = pixels(large).unwrap_err().to_string();
+            assert_eq!(error, format!("size {large}: a side has at most 16384 px"));
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::sweep::Sweep;
 use super::{Progress, SHOWN, SHOWN_OF_CLASS};
 use crate::generation::{Files, Settings};
+use crate::job::n_images;
 
 /// Weights that are sampled from.
 pub(super) struct Weights {
@@ -29,10 +30,10 @@ impl Weights {
     }
 
     /// Class and number of every sample, as many of each class.
-    pub(super) fn wanted<B: Backend>(&self, pipeline: &Pipeline<B>) -> Vec<(usize, usize)> {
-        (0..pipeline.classes().len())
-            .flat_map(|label| (0..self.n).map(move |i| (label, i)))
-            .collect()
+    pub(super) fn wanted<B: Backend>(&self, pipeline: &Pipeline<B>) -> Result<Vec<(usize, usize)>> {
+        let classes = pipeline.classes().len();
+        n_images(self.n, classes)?;
+        Ok((0..classes).flat_map(|label| (0..self.n).map(move |i| (label, i))).collect())
     }
 
     /// The samplers to measure: a name for the table, what the report says, and the sampler.
@@ -40,16 +41,21 @@ impl Weights {
         &self,
         pipeline: &Pipeline<B>,
     ) -> Vec<(String, Value, Sampler)> {
-        let base = self.settings.sampler(pipeline.backbone().sampler);
+        let base = pipeline.backbone().sampler;
         match &self.sweep {
-            None => vec![("samples".into(), json!({}), base)],
-            Some(sweep) => sweep.samplers(base),
+            None => vec![("samples".into(), json!({}), self.settings.sampler(base))],
+            Some(sweep) => sweep.samplers_of(self.settings.wishes(), base),
         }
     }
 
     pub(super) fn described<B: Backend>(&self, pipeline: &Pipeline<B>) -> Result<Value> {
         let tokenizer = pipeline.tokenizer();
         let backbone = pipeline.backbone();
+        // Of several, what they are made from.
+        let sampler = match self.samplers(pipeline).as_slice() {
+            [(_, _, only)] => *only,
+            _ => self.settings.sampler(backbone.sampler),
+        };
         Ok(json!({
             "source": "samples",
             "tokenizer": sar_weights::checksum(&tokenizer.model, tokenizer.config.layout()),
@@ -59,7 +65,7 @@ impl Weights {
             "per_class": self.n,
             "batch": self.settings.batch,
             "scales": self.settings.scales(pipeline)?,
-            "sampler": self.settings.sampler(backbone.sampler),
+            "sampler": sampler,
         }))
     }
 

@@ -6,7 +6,8 @@ use anyhow::Result;
 use burn::tensor::backend::Backend;
 use plotters::prelude::*;
 use sar_eval::{Extractor, Quality};
-use sar_rollout::{Choice, Sampler};
+use sar_pipeline::{PipelineError, Wishes};
+use sar_rollout::Sampler;
 use serde_json::{Value, json};
 
 use super::report::Kind;
@@ -43,8 +44,8 @@ impl FromStr for Sweep {
             }
             let values =
                 values_of(values).map_err(|problem| format!("{name}={values}: {problem}"))?;
-            if let Some(value) = values.iter().find(|value| !is_allowed(name, **value)) {
-                return Err(format!("{name}={value}: {}", allowed(name)));
+            for value in &values {
+                check(name, *value).map_err(|problem| format!("{name}={value}: {problem}"))?;
             }
             axes.push((name, values));
         }
@@ -75,27 +76,42 @@ fn values_of(text: &str) -> Result<Vec<f64>, String> {
     }
 }
 
-fn is_allowed(name: &str, value: f64) -> bool {
+/// Sets what has a name to a value.
+fn wish(wishes: &mut Wishes, name: &str, value: f64) {
     match name {
-        "guidance" => value >= 0.0,
-        "top_k" => value >= 0.0 && value.fract() == 0.0,
-        _ => (0.0..=1.0).contains(&value),
+        "guidance" => wishes.guidance = Some(value),
+        "top_k" => wishes.top_k = Some(value as usize),
+        _ => wishes.top_p = Some(value),
     }
 }
 
-fn allowed(name: &str) -> &'static str {
-    match name {
-        "guidance" => "must be 0 or more",
-        "top_k" => "must be a whole number, 0 for all codes",
-        _ => "must be in [0, 1]",
+/// Checks a value as the option of the same name is checked.
+fn check(name: &str, value: f64) -> Result<(), String> {
+    if name == "top_k" && (value < 0.0 || value.fract() != 0.0) {
+        return Err("must be a whole number, 0 for all codes".into());
+    }
+    let mut wishes = Wishes::default();
+    wish(&mut wishes, name, value);
+    match wishes.check() {
+        Err(PipelineError::Setting { problem, .. }) => Err(problem.into()),
+        checked => checked.map_err(|error| error.to_string()),
     }
 }
 
 impl Sweep {
     /// The samplers of all combinations, the first setting changing last: a name, the settings, the sampler.
     pub(crate) fn samplers(&self, base: Sampler) -> Vec<(String, Value, Sampler)> {
+        self.samplers_of(&Wishes::default(), base)
+    }
+
+    /// As [`samplers`](Self::samplers), where something is wished beside.
+    pub(super) fn samplers_of(
+        &self,
+        wishes: &Wishes,
+        base: Sampler,
+    ) -> Vec<(String, Value, Sampler)> {
         let combinations = self.combinations().into_iter();
-        combinations.map(|values| self.sampler(&values, base)).collect()
+        combinations.map(|values| self.sampler(&values, wishes.clone(), base)).collect()
     }
 
     fn combinations(&self) -> Vec<Vec<f64>> {
@@ -113,29 +129,19 @@ impl Sweep {
         all
     }
 
-    fn sampler(&self, values: &[f64], mut sampler: Sampler) -> (String, Value, Sampler) {
+    fn sampler(
+        &self,
+        values: &[f64],
+        mut wishes: Wishes,
+        base: Sampler,
+    ) -> (String, Value, Sampler) {
         let (mut names, mut settings) = (Vec::new(), json!({}));
         for ((name, _), value) in self.axes.iter().zip(values) {
             names.push(format!("{name} {value}"));
             settings[*name] = json!(value);
-            let (mut k, mut p) = match sampler.choice {
-                Choice::Argmax => (0, 0.0),
-                Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => {
-                    (top_k, top_p)
-                }
-            };
-            match *name {
-                "guidance" => sampler.guidance = sampler.guidance.with_scale(*value),
-                "top_k" => k = *value as usize,
-                _ => p = *value,
-            }
-            sampler.choice = match sampler.choice {
-                Choice::MoreSmooth { .. } => Choice::MoreSmooth { top_k: k, top_p: p },
-                choice if *name == "guidance" => choice,
-                _ => Choice::Sample { top_k: k, top_p: p },
-            };
+            wish(&mut wishes, name, *value);
         }
-        (names.join(", "), settings, sampler)
+        (names.join(", "), settings, wishes.sampler(base))
     }
 
     /// The figures over the first setting, a curve for each combination of the others; as SVG.
@@ -184,7 +190,7 @@ impl Sweep {
 
 #[cfg(test)]
 mod tests {
-    use sar_rollout::Guidance;
+    use sar_rollout::{Choice, Guidance};
 
     use super::*;
 
@@ -198,8 +204,10 @@ mod tests {
             ("temperature=1", "guidance, top_k, top_p"),
             ("guidance=2:1:1", "FROM <= TO"),
             ("guidance=1:2:0", "STEP > 0"),
-            ("guidance=-1", "0 or more"),
+            ("guidance=-1", "guidance=-1: must be in [0, 1000]"),
+            ("guidance=1e38", "must be in [0, 1000]"),
             ("top_k=1.5", "whole number"),
+            ("top_k=-1", "whole number"),
             ("top_p=0:2:1", "[0, 1]"),
             ("top_p=nan", "one number"),
             ("top_p=0,top_p=1", "twice"),
@@ -240,5 +248,35 @@ mod tests {
         let argmax = Sampler { choice: Choice::Argmax, ..base };
         let only: Sweep = "guidance=1".parse().unwrap();
         assert_eq!(only.samplers(argmax)[0].2.choice, Choice::Argmax);
+    }
+
+    #[test]
+    fn a_swept_value_is_the_option_of_its_name() {
+        let guidance = Guidance::Ramp { scale: 3.0 };
+        let choices = [
+            Choice::Argmax,
+            Choice::Sample { top_k: 7, top_p: 0.7 },
+            Choice::MoreSmooth { top_k: 7, top_p: 0.7 },
+        ];
+        for choice in choices {
+            let base = Sampler { guidance, choice };
+            for more_smooth in [false, true] {
+                let said = Wishes { more_smooth, top_k: Some(5), ..Wishes::default() };
+                for (text, wishes) in [
+                    ("top_p=0", Wishes { top_p: Some(0.0), ..said.clone() }),
+                    ("top_p=0.5", Wishes { top_p: Some(0.5), ..said.clone() }),
+                    ("top_k=0", Wishes { top_k: Some(0), ..said.clone() }),
+                    ("guidance=2", Wishes { guidance: Some(2.0), ..said.clone() }),
+                ] {
+                    let sweep: Sweep = text.parse().unwrap();
+                    let swept = sweep.samplers_of(&said, base)[0].2;
+                    assert_eq!(swept, wishes.sampler(base), "{text} of {base:?}");
+                }
+            }
+        }
+        let sweep: Sweep = "top_p=0".parse().unwrap();
+        let argmax = Sampler { guidance, choice: Choice::Argmax };
+        let drawn = Choice::Sample { top_k: 0, top_p: 0.0 };
+        assert_eq!(sweep.samplers(argmax)[0].2.choice, drawn);
     }
 }
