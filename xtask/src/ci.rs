@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
-use crate::{arrows, licenses, links, package, test, web};
+use crate::{arrows, features, licenses, links, package, test, web};
 
 struct Step {
     name: &'static str,
@@ -54,6 +54,7 @@ fn steps() -> Result<Vec<Step>, Failure> {
     Ok(vec![
         Step { name: "format", work: Cargo(words("fmt --all --check")) },
         Step { name: "arrows", work: Check(arrows::check_workspace) },
+        Step { name: "features", work: Check(features::check_workspace) },
         Step { name: "licenses", work: Check(licenses::check_workspace) },
         Step { name: "links", work: Check(links::check_workspace) },
         Step { name: "package", work: Check(package::check_workspace) },

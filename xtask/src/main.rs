@@ -5,6 +5,7 @@ mod bench;
 mod cargo;
 mod ci;
 mod device;
+mod features;
 mod licenses;
 mod links;
 mod matrix;
@@ -28,7 +29,7 @@ struct Verb {
 }
 
 #[rustfmt::skip]
-const VERBS: [Verb; 20] = [
+const VERBS: [Verb; 21] = [
     Verb { name: "train", about: "train a tokenizer and a backbone, then refine it with SAR", run: sar::train },
     Verb { name: "sample", about: "draw images from a run or from weight files", run: sar::forward },
     Verb { name: "pack", about: "put the images of a sampling job, all of its shards, into one .npz or tar file", run: sar::forward },
@@ -45,6 +46,7 @@ const VERBS: [Verb; 20] = [
     Verb { name: "test", about: "run all tests, or with --device the laws of one backend, with --matrix in all its builds; takes cargo test's arguments", run: test::run },
     Verb { name: "bench", about: "run the benches; takes criterion's arguments, or --against-pytorch, --gpu, --scaling, or --ranks", run: bench::run },
     Verb { name: "arrows", about: "check which crate may depend on which", run: arrows::run },
+    Verb { name: "features", about: "check that tests share their build of burn with the program", run: features::run },
     Verb { name: "licenses", about: "check the licenses and sources of all dependencies", run: licenses::run },
     Verb { name: "links", about: "check the links of all Markdown files, and that the book has every chapter", run: links::run },
     Verb { name: "package", about: "pack what is published, without building it, and check sizes and what packages lack", run: package::run },
