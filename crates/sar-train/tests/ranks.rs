@@ -289,7 +289,7 @@ impl Observer for OfFirstSteps<'_> {
     }
 }
 
-/// At every phase of every micro-batch: those without any wait for the others all the while.
+/// At every phase of every micro-batch, and as it is read: those without any wait for the others all the while.
 #[test]
 fn who_has_a_part_of_a_step_gives_signs_of_life() {
     let folder = tempfile::tempdir().unwrap();
@@ -319,8 +319,8 @@ fn who_has_a_part_of_a_step_gives_signs_of_life() {
             .collect();
         running.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
-    // Two micro-batches, then six, of four phases each.
-    assert_eq!(signs, [[0, 8], [4, 8], [4, 8]]);
+    // Two micro-batches, then six, each read and of four phases.
+    assert_eq!(signs, [[0, 10], [5, 10], [5, 10]]);
 }
 
 /// Each piece is stopped by another rank after another number of steps.
