@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// that you trust, put a proxy with TLS in front, and name it with --origin.
     #[arg(long, value_name = "TEXT")]
     token: Option<String>,
-    /// What browsers call it behind a proxy on this machine, as in https://sar.example.com.
+    /// What browsers call it behind a proxy on this machine, as in `https://sar.example.com`.
     #[arg(long, value_name = "URL")]
     origin: Option<String>,
     /// A folder of runs, or a run, to watch.
