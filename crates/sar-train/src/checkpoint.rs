@@ -435,10 +435,8 @@ pub(crate) fn list(folder: &Path, stage: StageId) -> Result<Vec<(u64, PathBuf)>,
 mod tests {
     use std::fs;
 
-    use sar_data::Fingerprint;
-
     use super::*;
-    use crate::Recipe;
+    use crate::testing::run_dir;
 
     /// The warnings that there were.
     #[derive(Default)]
@@ -450,14 +448,6 @@ mod tests {
                 self.0.push((*message).to_owned());
             }
         }
-    }
-
-    fn run_dir() -> (tempfile::TempDir, RunDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
-        let data = Fingerprint { images: 1, classes: 1, hash: "00".into(), parts: Vec::new() };
-        let dir = RunDir::create(&folder.path().join("run"), &recipe, &data).unwrap();
-        (folder, dir)
     }
 
     /// A checkpoint of a task without learners.

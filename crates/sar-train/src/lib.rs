@@ -54,6 +54,9 @@ pub mod run;
 mod together;
 mod turns;
 
+#[cfg(test)]
+mod testing;
+
 pub mod error;
 pub mod event;
 

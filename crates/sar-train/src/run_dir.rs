@@ -333,18 +333,8 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{data, run_dir};
     use serde_json::json;
-
-    fn data() -> Fingerprint {
-        Fingerprint { images: 1, classes: 1, hash: "00".into(), parts: Vec::new() }
-    }
-
-    fn run_dir() -> (tempfile::TempDir, RunDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
-        let dir = RunDir::create(&folder.path().join("run"), &recipe, &data()).unwrap();
-        (folder, dir)
-    }
 
     #[test]
     fn metrics_are_rewound_to_a_step() {

@@ -383,13 +383,13 @@ impl<B: Backend> ModuleMapper<B> for Replace {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use burn_flex::Flex;
     use sar_core::SeedTree;
-    use sar_exchange::{Exchange, MicroBatches, threads};
+    use sar_exchange::{Exchange, MicroBatches};
 
     use super::*;
+    use crate::testing::on_ranks;
 
     #[test]
     fn parameters_are_shared_by_size_and_by_nothing_else() {
@@ -473,13 +473,7 @@ mod tests {
             let sum = slices.sum(partial(group.share(n), wire), &group, &Default::default());
             bits(sum.unwrap().gradients)
         };
-        let groups = threads(ranks, Duration::from_secs(60));
-        let all: Vec<_> = std::thread::scope(|scope| {
-            let one = &one;
-            let running: Vec<_> =
-                groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
-            running.into_iter().map(|rank| rank.join().unwrap()).collect()
-        });
+        let all = on_ranks(ranks, one);
         let of_owner = |place: usize| all[slices.owners[place]][place].clone();
         ((0..SIZES.len()).map(of_owner).collect(), sent.load(Ordering::Relaxed))
     }

@@ -88,24 +88,15 @@ pub(crate) fn fits(recipe: &Recipe, ranks: usize) -> Result<Vec<String>, TrainEr
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use sar_exchange::threads;
-
     use super::*;
+    use crate::testing::on_ranks;
 
     #[test]
     fn the_first_difference_is_named_by_all() {
-        let ranks = threads(3, Duration::from_secs(60));
-        let errors: Vec<String> = std::thread::scope(|scope| {
-            let rank = |group: Group| {
-                let recipe = if group.rank() == 2 { "b" } else { "a" };
-                let values = [("program", "1".to_owned()), ("recipe", recipe.to_owned())];
-                compare(&group, &values).unwrap_err().to_string()
-            };
-            let running: Vec<_> =
-                ranks.into_iter().map(|group| scope.spawn(move || rank(group))).collect();
-            running.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let errors = on_ranks(3, |group| {
+            let recipe = if group.rank() == 2 { "b" } else { "a" };
+            let values = [("program", "1".to_owned()), ("recipe", recipe.to_owned())];
+            compare(&group, &values).unwrap_err().to_string()
         });
         let host = host();
         let expected = format!(

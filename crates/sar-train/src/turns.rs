@@ -97,25 +97,11 @@ impl HeldOutImages<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-    use std::time::Duration;
-
     use sar_data::ReadAhead;
-    use sar_exchange::threads;
 
     use super::*;
     use crate::Recipe;
-
-    /// What each of so many ranks comes to.
-    fn on_ranks<T: Send>(ranks: usize, f: impl Fn(Group) -> T + Sync) -> Vec<T> {
-        thread::scope(|scope| {
-            let running: Vec<_> = threads(ranks, Duration::from_secs(60))
-                .into_iter()
-                .map(|group| scope.spawn(|| f(group)))
-                .collect();
-            running.into_iter().map(|thread| thread.join().unwrap()).collect()
-        })
-    }
+    use crate::testing::on_ranks;
 
     #[test]
     fn all_ranks_take_all_in_order() {
