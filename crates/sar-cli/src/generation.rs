@@ -280,6 +280,15 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Checks that a file can be written when its time comes, as a new one if it has to be.
+pub(crate) fn check_file(what: &str, path: &Path, is_new: bool) -> Result<()> {
+    let (shown, folder) = (path.display(), folder_of(path));
+    ensure!(!path.is_dir(), "{what} {shown}: is a folder");
+    ensure!(!(is_new && path.exists()), "{what} {shown}: exists already; choose another name");
+    ensure!(folder.is_dir(), "{what} {shown}: there is no folder {}", folder.display());
+    Ok(())
+}
+
 pub(crate) fn make_out(out: &Path) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))
 }

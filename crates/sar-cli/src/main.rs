@@ -195,13 +195,15 @@ fn lost() -> Option<&'static io::Error> {
 /// The first of `path`, `path-2`, `path-3`, …, each with an ending, that does not exist: nothing is ever
 /// overwritten.
 fn first_free(path: &Path, ending: &str) -> PathBuf {
-    let named = |number: String| {
+    numbered(path, ending).find(|path| !path.exists()).expect("one of the numbers is free")
+}
+
+/// `path`, `path-2`, `path-3`, …, each with an ending.
+fn numbered(path: &Path, ending: &str) -> impl Iterator<Item = PathBuf> {
+    let named = move |number: String| {
         let mut name = OsString::from(path);
         name.push(number + ending);
         PathBuf::from(name)
     };
-    std::iter::once(named(String::new()))
-        .chain((2..).map(|i| named(format!("-{i}"))))
-        .find(|path| !path.exists())
-        .expect("one of the numbers is free")
+    (1..).map(move |i| named(if i == 1 { String::new() } else { format!("-{i}") }))
 }

@@ -12,7 +12,7 @@ use sar_pipeline::RgbImage;
 use sar_weights::{remove_stale_of, write_whole};
 
 use crate::Verdict;
-use crate::generation::folder_of;
+use crate::generation::{check_file, folder_of};
 use crate::interrupt::{self, INTERRUPTED};
 use crate::job::SampleJob;
 use crate::npz::write_npz;
@@ -77,13 +77,7 @@ impl PackArgs {
     /// Checks that the files can be written when their time comes, as new ones or over the same.
     pub(crate) fn check(&self, are_new: bool) -> Result<()> {
         for (option, path) in self.named() {
-            let (shown, folder) = (path.display(), folder_of(path));
-            ensure!(
-                !(are_new && path.exists()),
-                "{option} {shown}: exists already; choose another name"
-            );
-            ensure!(folder.is_dir(), "{option} {shown}: there is no folder {}", folder.display());
-            ensure!(!path.is_dir(), "{option} {shown}: is a folder");
+            check_file(option, path, are_new)?;
         }
         ensure!(self.is_empty() || self.npz != self.tar, "--npz and --tar name one file");
         Ok(())

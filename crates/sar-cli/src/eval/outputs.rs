@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
-use crate::generation::folder_of;
+use crate::generation::{check_file, folder_of};
+use crate::numbered;
 
 /// The files of a run, none of which is there.
 #[derive(Debug, PartialEq)]
@@ -38,9 +39,8 @@ impl Outputs {
     ) -> Result<Self> {
         let outputs = match json {
             Some(json) => Self::named(json, statistics, beside),
-            None => (1..)
-                .map(|i| if i == 1 { "eval.json".into() } else { format!("eval-{i}.json") })
-                .map(|name| Self::named(name.into(), statistics.clone(), beside))
+            None => numbered(Path::new("eval"), ".json")
+                .map(|json| Self::named(json, statistics.clone(), beside))
                 .find(|outputs| !outputs.beside_json().any(|(_, path)| path.exists()))
                 .expect("one of the numbers is free"),
         };
@@ -79,13 +79,11 @@ impl Outputs {
         let statistics = self.statistics.iter().map(|path| ("--statistics", path.as_path()));
         let mut seen: Vec<(&str, PathBuf)> = Vec::new();
         for (what, path) in self.beside_json().chain(statistics) {
-            let (shown, folder) = (path.display(), folder_of(path));
+            let shown = path.display();
             let Some(name) = path.file_name() else { bail!("{what} {shown}: names no file") };
-            ensure!(!path.is_dir(), "{what} {shown}: is a folder");
-            ensure!(!path.exists(), "{what} {shown}: exists already; choose another name");
-            ensure!(folder.is_dir(), "{what} {shown}: there is no folder {}", folder.display());
+            check_file(what, path, true)?;
             // However the way to it is written.
-            let place = folder.canonicalize()?.join(name);
+            let place = folder_of(path).canonicalize()?.join(name);
             if let Some((other, _)) = seen.iter().find(|(_, other)| *other == place) {
                 bail!("{what} {shown}: is the file of {other}, too; choose another name");
             }
