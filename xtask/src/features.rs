@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use crate::cargo::{self, Failure, Outcome};
+use crate::sar::PACKAGE;
 
 /// Packages with the sets of features that they are built with.
 type Features = BTreeMap<String, BTreeSet<String>>;
@@ -16,9 +17,9 @@ pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
     check_workspace()
 }
 
-/// Compares the features with and without development dependencies.
+/// Compares the features of the program, which is built alone, with those of all tests together.
 pub(crate) fn check_workspace() -> Outcome {
-    let program = tree(&["--workspace", "--edges", "normal,build"])?;
+    let program = tree(&["--package", PACKAGE, "--edges", "normal,build"])?;
     let tests = tree(&["--workspace", "--edges", "normal,build,dev"])?;
     let burn = tree(&["--package", "burn", "--package", "burn-flex", "--edges", "normal,build"])?;
     match differences(&program, &tests, &burn).as_slice() {

@@ -11,6 +11,7 @@ use std::{env, fs, thread};
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::{self, Device};
 use crate::mpirun;
+use crate::sar::PACKAGE;
 
 /// What a run that was asked to stop ends with.
 const INTERRUPTED: u8 = 130;
@@ -74,7 +75,7 @@ fn ensure_mpirun() -> Outcome {
 /// Builds `sar` with MPI, in a target directory of its own.
 fn build(args: &[OsString]) -> Result<PathBuf, Failure> {
     let target = cargo::target_dir().join("mpi");
-    let mut command = cargo::cargo(["build", "--release", "--package", "sar-cli", "--bin", "sar"]);
+    let mut command = cargo::cargo(["build", "--release", "--package", PACKAGE, "--bin", "sar"]);
     command.arg("--manifest-path").arg(cargo::root().join("Cargo.toml"));
     command.args(["--features", "mpi"]).arg("--target-dir").arg(&target);
     if let Some(device) =

@@ -7,6 +7,9 @@ use crate::cargo::{self, Outcome};
 use crate::device::{self, Device};
 use crate::ranks;
 
+/// The package of the program, which is built alone.
+pub(crate) const PACKAGE: &str = "sar-cli";
+
 /// `train`, which may be asked for on several ranks.
 pub(crate) fn train(verb: &str, args: &[OsString]) -> Outcome {
     match ranks::train(args)? {
@@ -17,7 +20,7 @@ pub(crate) fn train(verb: &str, args: &[OsString]) -> Outcome {
 
 pub(crate) fn forward(verb: &str, args: &[OsString]) -> Outcome {
     // The working directory stays the caller's: paths among the arguments are relative to it.
-    let mut command = cargo::cargo(["run", "--release", "--package", "sar-cli", "--bin", "sar"]);
+    let mut command = cargo::cargo(["run", "--release", "--package", PACKAGE, "--bin", "sar"]);
     command.arg("--manifest-path").arg(cargo::root().join("Cargo.toml"));
     // A device that nobody knows is built without a feature: `sar` then says what is wrong.
     let (fusion, args) = device::take_flag(args, "--fusion");

@@ -12,7 +12,7 @@ use sar_weights::write_bytes;
 
 use crate::device::{DeviceArg, Job};
 use crate::events::Events;
-use crate::generation::{make_out, out_folder};
+use crate::generation::{check_file, make_out, out_folder};
 use crate::hub::WeightsPath;
 use crate::progress::Progress;
 use crate::table::aligned;
@@ -105,7 +105,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     } = args;
     let out = out_folder(out, "analysis")?;
     if let Some(json) = &json {
-        ensure!(!json.exists(), "--json {}: exists already; choose another name", json.display());
+        check_file("--json", json, true)?;
     }
     let target = match (recipe, tokenizer, run) {
         (Some(recipe), Some(tokenizer), _) => {

@@ -21,6 +21,7 @@ use sar_weights::{
 
 use crate::Verdict;
 use crate::device::HostBackend;
+use crate::generation::check_file;
 use crate::hub::WeightsPath;
 
 #[derive(clap::Args)]
@@ -89,7 +90,7 @@ impl Floats {
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     let Args { input, output, to, dtype, root, nest, heads, classes, scales } = args;
     // A conversion never costs a file.
-    ensure!(!output.exists(), "{}: exists already; choose another name", output.display());
+    check_file("OUT", &output, true)?;
     let to = to.or_else(|| by_ending(&output)).with_context(|| {
         format!("{}: ends in neither .pth nor .safetensors; say --to", output.display())
     })?;

@@ -150,19 +150,33 @@ impl DeviceArg {
     /// numbers without a word.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn ensure_right<A: AutodiffBackend>(&self, device: &A::Device) -> Result<()> {
+        let host = Default::default();
+        let said =
+            self.trusts(|| sar_selfcheck::self_check::<A, Autodiff<HostBackend>>(device, &host))?;
+        eprintln!("{said}");
+        Ok(())
+    }
+
+    /// What there is to say of a device that may be used, after a check or without one.
+    #[cfg(any(feature = "wgpu", feature = "cuda", test))]
+    fn trusts(
+        &self,
+        check: impl FnOnce() -> Result<sar_selfcheck::Report, sar_selfcheck::SelfCheckError>,
+    ) -> Result<String> {
         if self.skip_self_check {
-            eprintln!("--skip-self-check: the arithmetic of {} was not checked", self.device);
-            return Ok(());
+            return Ok(format!(
+                "--skip-self-check: the arithmetic of {} was not checked",
+                self.device
+            ));
         }
-        match sar_selfcheck::self_check::<A, Autodiff<HostBackend>>(device, &Default::default()) {
-            Ok(report) => eprintln!("{report}"),
+        match check() {
+            Ok(report) => Ok(report.to_string()),
             Err(error) => bail!(
                 "--device {}: computes wrong numbers: {error}; use another device or driver, build \
                  without the feature fusion, or go on all the same with --skip-self-check",
                 self.device
             ),
         }
-        Ok(())
     }
 }
 
@@ -173,5 +187,30 @@ fn one_line(text: &str) -> String {
     match line.char_indices().nth(120) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sar_selfcheck::{Outcome, Precision, Probe, Report, SelfCheckError};
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_computes_wrong_numbers_is_refused_unless_nobody_asks() {
+        let mut device = DeviceArg::named("cuda:1".into());
+        let (name, outcome) = ("product".to_owned(), Outcome::Product { error: 0.5 });
+        let probes = vec![Probe { name, outcome }];
+        let wrong = SelfCheckError { device: "gpu".into(), failed: probes.clone() };
+        let error = device.trusts(|| Err(wrong)).unwrap_err().to_string();
+        for part in ["--device cuda:1: computes wrong numbers: ", "product", "--skip-self-check"] {
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+        let report = Report { device: "gpu".into(), f32_products: Precision::Full, probes };
+        let said = device.trusts(|| Ok(report)).unwrap();
+        assert!(said.starts_with("device gpu: 1 probes agree"), "{said}");
+        device.skip_self_check = true;
+        let said = device.trusts(|| panic!("it is not asked")).unwrap();
+        assert_eq!(said, "--skip-self-check: the arithmetic of cuda:1 was not checked");
     }
 }

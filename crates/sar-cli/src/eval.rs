@@ -83,8 +83,9 @@ pub(crate) struct Args {
     /// one number, for guidance, top_k and top_p.
     #[arg(long, value_name = "NAME=VALUES,..")]
     sweep: Option<Sweep>,
-    /// Real images: a folder, an .npz file (images, or mu and sigma), or a recipe, which means all its
-    /// images, at the side of the measured ones [default: the recipe of --run, else the embedded emoji]
+    /// Real images: a folder, an .npz file (images, mu and sigma, or both, and then Fréchet distances are of
+    /// these), or a recipe, which means all its images, at the side of the measured ones [default: the recipe
+    /// of --run, else the embedded emoji]
     #[arg(long, value_name = "DIR|FILE.npz|RECIPE")]
     reference: Option<String>,
     /// Looks through the Inception network of FID instead of EfficientNet-Lite0:
@@ -95,7 +96,7 @@ pub(crate) struct Args {
     /// How images come to that network: adm (also torch-fidelity's), or pytorch-fid.
     #[arg(long, value_name = "NAME", default_value = "adm", value_parser = protocol, requires = "inception")]
     protocol: InceptionInput,
-    /// Fréchet distances alone, in memory that does not grow with the number of images.
+    /// Fréchet distances and the inception score alone, in memory that does not grow with the number of images.
     #[arg(long)]
     moments_only: bool,
     /// Computes the measures of features that are there: an .npz file with the matrices reference,
@@ -242,7 +243,7 @@ impl Eval {
         let opened = self.source.open(pictures.size())?;
         let n_classes = opened.classes.len();
         ensure!(
-            pictures.len() >= n_classes,
+            pictures.len() >= n_classes || self.source.is_npz(),
             "--images {}: {} images, fewer than the {n_classes} classes of the reference",
             pictures.name(),
             pictures.len()
@@ -268,7 +269,7 @@ impl Eval {
         let real = opened.look(extractor, self.keep, device)?;
         let mut report = Report::new(extractor, &real)?;
         report.set("images", weights.described(&pipeline)?);
-        announce(wanted.len(), extractor, self.keep);
+        announce(wanted.len(), 1, extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
         for (name, settings, sampler) in weights.samplers(&pipeline) {
             let looking = Looking::new(extractor, self.keep, device);
@@ -289,7 +290,7 @@ fn look<B: Backend>(
     keep: Keep,
     device: &B::Device,
 ) -> Result<Seen> {
-    announce(pictures.len(), extractor, keep);
+    announce(pictures.len(), 1, extractor, keep);
     let mut progress = Progress::new("looked at", pictures.len());
     let mut shown = Vec::new();
     // From all over the images.
@@ -308,7 +309,7 @@ fn look<B: Backend>(
         [] => Err("the reference has no classes".into()),
         classes => pictures.labels(classes),
     };
-    if labels.is_ok() && pictures.has_bare_labels() {
+    if labels.is_ok() && pictures.bare_labels().is_some() {
         eprintln!(
             "{}: labels (arr_1) are taken as indices of the reference's {} classes; an .npz file does not name \
              its own",
@@ -324,14 +325,15 @@ fn said(labels: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
     labels.inspect_err(|why| eprintln!("no class accuracy: {why}")).ok()
 }
 
-/// Says beforehand what features take.
-fn announce<B: Backend>(n: usize, extractor: &Extractor<B>, keep: Keep) {
-    let bytes = n * extractor.dimension() * size_of::<f32>();
-    if keep == Keep::Features && bytes >= LARGE {
+/// Says beforehand what features take that are kept some times.
+fn announce<B: Backend>(n: usize, times: usize, extractor: &Extractor<B>, keep: Keep) {
+    let each = times * extractor.dimension() * size_of::<f32>();
+    if keep == Keep::Features && n * each >= LARGE {
         eprintln!(
-            "keeps the features of {n} images, {:.1} GB, for measures of neighbors and the kernel distance; \
-             --moments-only keeps none",
-            bytes as f64 / 1e9
+            "keeps the features of {n} images, {:.1} kB each, {:.1} GB, for measures of neighbors and the kernel \
+             distance; --moments-only keeps none",
+            each as f64 / 1e3,
+            (n * each) as f64 / 1e9
         );
     }
 }
@@ -358,5 +360,21 @@ impl Progress {
         self.last = Instant::now();
         let to_go = self.start.elapsed().mul_f64((self.total - done) as f64 / done as f64);
         eprintln!("{} {done} of {} images, {} to go", self.what, self.total, clock(to_go));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+
+    /// A group of clap would do, but its errors name all of its options instead of the one that was given.
+    #[test]
+    fn no_option_of_samples_is_forgotten() {
+        let command = WeightsArgs::augment_args(clap::Command::new("eval"));
+        let command = SamplerArgs::augment_args(command);
+        let shared = command.get_arguments().map(|option| option.get_id().as_str());
+        assert_eq!(shared.chain(["n", "sweep"]).collect::<Vec<_>>(), OF_SAMPLES);
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 #[cfg(feature = "flex")]
 use sar_kernels::CpuLevel;
-use sar_model::{PositionsConfig, Precision};
+use sar_model::{BackboneConfig, BackboneShape, PositionsConfig, Precision};
 use sar_pipeline::{Known, MadeWith, Model, Origin, Recognized, Wanted};
 use sar_rollout::Choice;
 use sar_tokenizer::{CodebookGrowth, Family, TokenizerConfig};
@@ -430,24 +430,34 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
             }
             fields
         }
-        Model::Backbone { config, classes: _, scales, sampler: _ } => {
-            let shape = config.shape;
-            let positions = match &config.positions {
+        Model::Backbone { config, classes: _, scales, sampler: _, codebook: _ } => {
+            let BackboneConfig { shape, classes, codebook_size, codebook_dim, positions } = config;
+            let BackboneShape {
+                depth,
+                width,
+                heads,
+                mlp_ratio,
+                shared_adaln,
+                qk_l2_norm,
+                visibility,
+                first_scale,
+            } = shape;
+            let positions = match positions {
                 PositionsConfig::Grid { side } => format!("a grid of {side}x{side}"),
                 PositionsConfig::PerToken { scales } => format!("of every token of {scales}"),
             };
-            let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+            let yes = |yes: &bool| if *yes { "yes" } else { "no" }.to_owned();
             vec![
-                ("depth", shape.depth.to_string()),
-                ("width", shape.width.to_string()),
-                ("heads", shape.heads.to_string()),
-                ("mlp_ratio", shape.mlp_ratio.to_string()),
-                ("classes", config.classes.to_string()),
-                ("codebook", codebook(config.codebook_size, config.codebook_dim)),
-                ("shared_adaln", yes(shape.shared_adaln)),
-                ("qk_l2_norm", yes(shape.qk_l2_norm)),
-                ("sees", shape.visibility.to_string()),
-                ("first scale", shape.first_scale.to_string()),
+                ("depth", depth.to_string()),
+                ("width", width.to_string()),
+                ("heads", heads.to_string()),
+                ("mlp_ratio", mlp_ratio.to_string()),
+                ("classes", classes.to_string()),
+                ("codebook", codebook(*codebook_size, *codebook_dim)),
+                ("shared_adaln", yes(shared_adaln)),
+                ("qk_l2_norm", yes(qk_l2_norm)),
+                ("sees", visibility.to_string()),
+                ("first scale", first_scale.to_string()),
                 ("positions", positions),
                 ("scales", scales.to_string()),
             ]

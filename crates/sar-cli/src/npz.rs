@@ -4,6 +4,7 @@
 use std::io::{Seek, Write};
 
 use anyhow::Result;
+use sar_eval::npy_header;
 use sar_pipeline::RgbImage;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
@@ -25,7 +26,7 @@ pub(crate) fn write_npz(
         .last_modified_time(DateTime::default())
         .large_file(true);
     zip.start_file("arr_0.npy", options)?;
-    zip.write_all(&header("|u1", &[n, height, width, 3]))?;
+    zip.write_all(&npy_header("|u1", &[n as u64, height as u64, width as u64, 3]))?;
     let mut n_written = 0;
     for image in images {
         let image = image?;
@@ -37,28 +38,12 @@ pub(crate) fn write_npz(
     if let Some(labels) = labels {
         assert_eq!(labels.len(), n, "a label for each image");
         zip.start_file("arr_1.npy", options)?;
-        zip.write_all(&header("<i8", &[n]))?;
+        zip.write_all(&npy_header("<i8", &[n as u64]))?;
         let bytes: Vec<u8> = labels.iter().flat_map(|label| label.to_le_bytes()).collect();
         zip.write_all(&bytes)?;
     }
     zip.finish()?;
     Ok(())
-}
-
-/// The header of an array in numpy's format, version 1.0: its length is a multiple of 64.
-fn header(kind: &str, shape: &[usize]) -> Vec<u8> {
-    let sides: Vec<String> = shape.iter().map(usize::to_string).collect();
-    let comma = if shape.len() == 1 { "," } else { "" };
-    let shape = sides.join(", ") + comma;
-    let mut text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
-    let start = 10;
-    let length = (start + text.len() + 1).next_multiple_of(64);
-    text += &" ".repeat(length - start - text.len() - 1);
-    text.push('\n');
-    let mut header = b"\x93NUMPY\x01\x00".to_vec();
-    header.extend((text.len() as u16).to_le_bytes());
-    header.extend(text.bytes());
-    header
 }
 
 #[cfg(test)]

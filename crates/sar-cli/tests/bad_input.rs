@@ -1,62 +1,25 @@
 //! What users get wrong: one line that says what, where and what to do, exit code 2, nothing left
 //! behind. `cargo xtask test --test bad_input -- --nocapture` shows the messages.
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+mod program;
 
-const TINY: [&str; 17] = [
-    "data.side=16",
-    "tokenizer.model.channel_multipliers=[1,1]",
+use std::fs;
+use std::process::Command;
+
+use program::{does, listing, refuses_at_once as refuses, sar, tiny};
+
+/// What these runs set beside what every tiny run does.
+const MORE: &[&str] = &[
     "tokenizer.steps=1",
     "tokenizer.optimization.batch_size=2",
     "backbone.depth=1",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=2",
     "log.every=1",
     "pretrain.optimization.batch_size=2",
     "sar.steps=1",
     "sar.optimization.batch_size=2",
     "sar.control=false",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
 ];
-
-fn sar(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap()
-}
-
-/// Runs `sar` in a folder and expects one line on stderr with all of `parts`, exit code 2, and the
-/// folder as it was.
-fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
-    let before = listing(folder);
-    let output = sar(folder, args);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "{args:?}: {error}");
-    for part in parts {
-        assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
-    }
-    println!("{}", error.trim_end());
-    assert!(output.stdout.is_empty());
-    assert_eq!(listing(folder), before, "{args:?} left something behind");
-}
-
-fn listing(folder: &Path) -> Vec<String> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        names.push(path.display().to_string());
-        if path.is_dir() {
-            names.extend(listing(&path));
-        }
-    }
-    names.sort();
-    names
-}
 
 #[test]
 fn recipes() {
@@ -185,13 +148,11 @@ fn run_directories_and_devices() {
 fn runs_that_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mut settings = TINY.to_vec();
-    settings.extend(["tokenizer.steps=1000000", "log.checkpoint_steps=1"]);
-    let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
+    let long = ["tokenizer.steps=1000000", "log.checkpoint_steps=1"];
     let mut other = Command::new(env!("CARGO_BIN_EXE_sar"))
         .current_dir(folder)
         .args(["train", "--run-dir", "run"])
-        .args(settings)
+        .args(tiny(&[MORE, &long].concat()))
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -200,14 +161,14 @@ fn runs_that_go_on() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     // The other run writes checkpoints meanwhile: the folder is not compared.
-    let output = sar(folder, &["train", "--run-dir", "run", "--resume"]);
+    let (code, _, error) = sar(folder, &["train", "--run-dir", "run", "--resume"]);
     other.kill().unwrap();
     other.wait().unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert_eq!(code, Some(2), "{error}");
     assert!(error.contains("run: is in use by another process"), "{error}");
     let changed = ["train", "--run-dir", "run", "--resume", "--set", "pretrain.steps=5"];
-    refuses(folder, &changed, &["run/recipe.toml", "pretrain.steps = 2, not 5"]);
+    // What the kill left of a checkpoint is removed.
+    program::refuses(folder, &changed, &["run/recipe.toml", "pretrain.steps = 2, not 5"]);
 }
 
 #[test]
@@ -216,9 +177,8 @@ fn weights_classes_and_sampling() {
     let folder = folder.path();
     let run = folder.join("run");
     let mut args = vec!["train", "--run-dir", "run"];
-    args.extend(TINY.iter().flat_map(|setting| ["--set", *setting]));
-    let output = sar(folder, &args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    args.extend(tiny(MORE));
+    does(folder, &args);
     let html = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.matches("data:image/png;base64,").count() == 3 && html.contains("<svg"));
 
@@ -241,8 +201,7 @@ fn weights_classes_and_sampling() {
     // A run's files know how its recipe samples.
     let grid = |out: &str, args: &[&str]| {
         let all = [&["sample", "--n", "1", "--class", "food", "--out", out], args].concat();
-        let output = sar(folder, &all);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        does(folder, &all);
         fs::read(folder.join(format!("{out}-grid.png"))).unwrap()
     };
     let files =
@@ -268,11 +227,8 @@ fn weights_classes_and_sampling() {
     let tokenizer = fs::read(run.join("tokenizer.safetensors")).unwrap();
     weights(&tokenizer, &["is a tokenizer, not a backbone"]);
 
-    let output = sar(
-        folder,
-        &["sample", "--run", "run", "--class", "food", "--n", "3", "--seed", "7", "--out", "out"],
-    );
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let three = ["--class", "food", "--n", "3", "--seed", "7", "--out", "out"];
+    does(folder, &[&["sample", "--run", "run"], &three[..]].concat());
     let names = listing(&folder.join("out"));
     assert_eq!(names.len(), 3, "samples and nothing else: {names:?}");
 }

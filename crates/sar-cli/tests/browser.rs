@@ -4,7 +4,6 @@
 #![cfg(unix)]
 
 mod chromium;
-#[allow(dead_code, reason = "each test file uses a part")]
 mod program;
 #[allow(dead_code, reason = "each test file uses a part")]
 mod serving;

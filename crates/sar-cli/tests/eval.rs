@@ -91,6 +91,91 @@ fn the_figures_are_those_of_another_program() {
     assert!(found["kid_effnetlite0"].is_null() && found["class_accuracy"].is_null());
 }
 
+/// The content of an array of a file, without its header.
+fn content(path: &Path, name: &str) -> Vec<u8> {
+    use std::io::Read;
+    let mut zip = zip::ZipArchive::new(fs::File::open(path).unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    zip.by_name(name).unwrap().read_to_end(&mut bytes).unwrap();
+    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    bytes.split_off(10 + header)
+}
+
+/// As many emoji, one after the other, from the first one on: their pixels.
+fn pixels(first: usize, n: usize) -> Vec<u8> {
+    let emoji = Emoji::new(32).unwrap();
+    (first..first + n).flat_map(|i| emoji.image(i).unwrap().into_raw()).collect()
+}
+
+#[test]
+fn of_images_and_moments_in_one_file_distances_are_of_the_moments_and_all_else_of_the_images() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let labels: Vec<u8> = (0..20i64).flat_map(|i| (i % 2).to_le_bytes()).collect();
+    let shape = "(20, 32, 32, 3)";
+    let (seen, others) = (pixels(0, 20), pixels(1000, 20));
+    let images = ("arr_0.npy", "|u1", shape, &seen[..]);
+    let labels = ("arr_1.npy", "<i8", "(20,)", &labels[..]);
+    npz(&at("seen.npz"), &[images, labels]);
+    npz(&at("others.npz"), &[("arr_0.npy", "|u1", shape, &others)]);
+    let measured = |reference: &str, more: &[&str]| {
+        let images = if reference == "seen.npz" { "others.npz" } else { "seen.npz" };
+        let out = format!("of-{reference}{}.json", more.len());
+        let args = ["--images", images, "--reference", reference, "--json", &out];
+        let (table, said) = does(root.path(), &[&args[..], more].concat());
+        (json(&at(&out)), format!("{table}{said}"))
+    };
+    // Images alone: every tenth is held out. Written moments alone: distances.
+    let (of_images, said) = measured("seen.npz", &["--statistics", "moments.npz"]);
+    assert!(of_images["floor"]["class_accuracy"].is_number(), "{said}");
+    assert!(of_images["memorization"].is_object() && of_images["reference"]["held_out"] == 2);
+    assert!(said.contains("no class accuracy: the .npz file has no labels"), "{said}");
+    let (of_moments, said) = measured("moments.npz", &[]);
+    assert!(of_moments["precision"].is_null() && said.contains("Fréchet distances alone"));
+
+    let [mu, sigma] = ["mu.npy", "sigma.npy"].map(|name| content(&at("moments.npz"), name));
+    let moments =
+        [("mu.npy", "<f8", "(1280,)", &mu[..]), ("sigma.npy", "<f8", "(1280, 1280)", &sigma[..])];
+    npz(&at("both.npz"), &[&[images, labels], &moments[..]].concat());
+    let (both, said) = measured("both.npz", &[]);
+    assert_eq!(both["fd_effnetlite0"], of_moments["fd_effnetlite0"]);
+    assert!(both["fd_effnetlite0"].as_f64().unwrap() > 1.0, "of other images");
+    // The measured images are those of the file.
+    assert_eq!((&both["precision"], &both["recall"]), (&1.0.into(), &1.0.into()));
+    assert!(both["class_accuracy"].is_number() && both["floor"]["n"] == 2, "{said}");
+    assert!(said.contains("Fréchet distances of mu and sigma"), "{said}");
+    let (alone, _) = measured("both.npz", &["--moments-only"]);
+    assert_eq!(alone["fd_effnetlite0"], both["fd_effnetlite0"]);
+    assert!(alone["precision"].is_null() && alone["floor"].is_null());
+
+    let zeros = [0u8; 72];
+    let moments =
+        [("mu.npy", "<f8", "(3,)", &zeros[..24]), ("sigma.npy", "<f8", "(3, 3)", &zeros[..])];
+    npz(&at("three.npz"), &[&[images], &moments[..]].concat());
+    let args = ["--images", "seen.npz", "--reference", "three.npz"];
+    let why = "three.npz: mu and sigma are of 3 features, efficientnet-lite0 has 1280";
+    refuses(root.path(), &args, &[why]);
+}
+
+#[test]
+fn moments_alone_give_the_distance_of_all_features() {
+    let root = tempfile::tempdir().unwrap();
+    flat(&root.path().join("real"), 12, [32, 32]);
+    npz(&root.path().join("a.npz"), &[("arr_0.npy", "|u1", "(12, 32, 32, 3)", &pixels(0, 12))]);
+    let measured = |out: &str, more: &[&str]| {
+        let args = ["--images", "a.npz", "--reference", "real", "--json", out];
+        does(root.path(), &[&args[..], more].concat());
+        json(&root.path().join(out))
+    };
+    let (all, moments) = (measured("all.json", &[]), measured("m.json", &["--moments-only"]));
+    assert!(all["kid_effnetlite0"].is_number() && all["precision"].is_number());
+    assert_eq!(moments["fd_effnetlite0"], all["fd_effnetlite0"]);
+    assert_eq!((&moments["n"], &moments["n_reference"]), (&12.into(), &12.into()));
+    for name in ["kid_effnetlite0", "mind_effnetlite0", "precision", "memorization", "floor"] {
+        assert!(moments[name].is_null(), "{name}: {moments}");
+    }
+}
+
 #[test]
 fn measures_of_given_features_are_as_expected() {
     let root = tempfile::tempdir().unwrap();

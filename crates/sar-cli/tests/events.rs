@@ -1,35 +1,27 @@
 //! `--json`: events for other programs.
 
-#[allow(dead_code, reason = "each test file uses a part")]
 mod program;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use program::{does, sar};
+use program::{does, draw_images, sar, tiny};
 use serde_json::Value;
 
-const TINY: [&str; 22] = [
-    "data.side=16",
+/// What these runs set beside what every tiny run does.
+const MORE: &[&str] = &[
     "data.source={ kind = \"folder\", path = \"images\" }",
     "data.augmentation.flip_except=[]",
-    "tokenizer.model.channel_multipliers=[1,1]",
     "tokenizer.model.codebook_size=32",
     "tokenizer.steps=4",
     "tokenizer.optimization.batch_size=4",
     "tokenizer.dead_code_restart={ every = 2, until = 3 }",
     "backbone.depth=2",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=4",
     "pretrain.optimization.batch_size=4",
     "sar.steps=4",
     "sar.optimization.batch_size=4",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
     "log.every=2",
     "log.checkpoint_steps=2",
     "log.measure_images=8",
@@ -57,26 +49,13 @@ fn names(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["event"].as_str().unwrap()).collect()
 }
 
-fn draw_images(folder: &Path) {
-    for (class, name) in ["stripes", "squares"].iter().enumerate() {
-        fs::create_dir_all(folder.join(name)).unwrap();
-        for i in 0..32u32 {
-            let image = image::RgbImage::from_fn(16, 16, |x, y| {
-                let on = if class == 0 { (x + i) / 4 % 2 == 0 } else { x.max(y) < 4 + i % 8 };
-                image::Rgb(if on { [200, (8 * i) as u8, 30] } else { [20, 40, (7 * i) as u8] })
-            });
-            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_training_tells_its_stages_steps_and_end() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    draw_images(&folder.join("images"));
+    draw_images(&folder.join("images"), 32);
     let mut args = vec!["train", "--json", "--run-dir", "run"];
-    args.extend(TINY.iter().flat_map(|setting| ["--set", *setting]));
+    args.extend(tiny(MORE));
     let (stdout, stderr) = does(folder, &args);
     assert!(stderr.contains("run directory run"), "people are told less: {stderr}");
     let events = events(&stdout);

@@ -2,39 +2,27 @@
 //! of faults, folders with odd files, masks with transparency. Whole runs of `field/tiny.toml` take a
 //! second.
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use burn::tensor::TensorData;
 use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+use program::{refuses_at_once as refuses, sar};
 use sar_weights::NamedTensors;
 
-/// Runs `sar` in a folder: its exit code, and what it said.
-fn sar(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(text).unwrap())
-}
-
+/// Expects that it does what it is asked, and says all of `parts`.
 fn does(folder: &Path, args: &[&str], parts: &[&str]) -> String {
-    let (code, said) = sar(folder, args);
-    assert_eq!(code, Some(0), "{args:?}: {said}");
+    let (stdout, stderr) = program::does(folder, args);
+    let said = stdout + &stderr;
     for part in parts {
         assert!(said.contains(part), "{args:?}: '{part}' is not in:\n{said}");
     }
     said
-}
-
-fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
-    let (code, said) = sar(folder, args);
-    assert_eq!(code, Some(2), "{args:?}: {said}");
-    assert_eq!(said.trim_end().lines().count(), 1, "{args:?}: {said}");
-    for part in parts {
-        assert!(said.contains(part), "{args:?}: '{part}' is not in: {said}");
-    }
 }
 
 fn recipe(name: &str) -> String {
@@ -108,6 +96,12 @@ fn weights_are_found_wherever_training_programs_put_them() {
     };
     backbone.write_pth(&folder.join("plain.pth"), "").unwrap();
     let plain = sample("plain.pth", &[], &["assumed the names of the 2 classes"]);
+    let convert = |file: &str, more: &[&str], parts: &[&str]| {
+        let own = format!("{}-{}.safetensors", file.replace('.', "-"), more.len());
+        does(folder, &[&["convert", file, &own], more].concat(), parts);
+        fs::read(folder.join(own)).unwrap()
+    };
+    let converted = convert("plain.pth", &[], &[]);
     for root in
         ["module", "_orig_mod", "state_dict.model", "ema", "trainer.scalear_wo_ddp", "a.b.c"]
     {
@@ -115,17 +109,39 @@ fn weights_are_found_wherever_training_programs_put_them() {
         backbone.write_pth(&folder.join(&file), root).unwrap();
         let said = format!("took the tensors under '{root}'");
         assert!(sample(&file, &[], &[&said]) == plain, "{root}");
+        assert!(convert(&file, &[], &[&said]) == converted, "{root}");
         does(folder, &["inspect", &file], &[&said]);
     }
     // Trained weights beside their average: those are taken that the released evaluation takes.
+    let average = weights("backbone-sar.safetensors");
     let mut both = under("model.", &backbone);
-    for (name, data) in under("ema.", &weights("backbone-sar.safetensors")) {
+    for (name, data) in under("ema.", &average) {
         both.insert(name, data);
     }
     both.write_pth(&folder.join("both.pth"), "").unwrap();
     let said = "took the tensors under 'model'; there are others under 'ema': --root chooses";
     assert!(sample("both.pth", &[], &[said]) == plain);
     assert!(sample("both.pth", &["--root", "ema"], &["under 'ema'"]) != plain);
+    assert!(convert("both.pth", &[], &[said]) == converted);
+    average.write_pth(&folder.join("average.pth"), "").unwrap();
+    let of_average = convert("average.pth", &[], &[]);
+    assert!(convert("both.pth", &["--root", "ema"], &["under 'ema'"]) == of_average);
+    // A stage of no steps ends with the weights that it starts from.
+    images(&folder.join("good"), &["cats", "dogs"], 10);
+    let tiny = recipe("tiny.toml");
+    for (run, file, root, expected) in [
+        ("from-module", "module.pth", "", &backbone),
+        ("from-ema", "both.pth", ", root = \"ema\"", &average),
+    ] {
+        let init = format!("pretrain.init_from={{ kind = \"weights\", path = \"{file}\"{root} }}");
+        let more = ["--set", init.as_str(), "--set", "pretrain.steps=0"];
+        let said = format!("{file}: took the tensors under '{}'", &run[5..]);
+        does(folder, &train(&tiny, run, FOLDER, &more), &[&said]);
+        let path = folder.join(run).join("backbone-pretrain.safetensors");
+        let mut found = NamedTensors::read(&path).unwrap();
+        found.metadata_mut().clear();
+        assert!(found == *expected, "{run}");
+    }
     let mut unclear = under("one.", &backbone);
     for (name, data) in under("two.", &backbone) {
         unclear.insert(name, data);
@@ -233,7 +249,7 @@ fn what_is_left_out_is_counted_and_unreadable_images_can_be_mended() {
         for i in 0..5 {
             fs::write(folder.join(format!("good/dogs/00{i}.png")), "junk").unwrap();
         }
-        let (code, mut error) = sar(folder, &train(&tiny, run, FOLDER, &long));
+        let (code, _, mut error) = sar(folder, &train(&tiny, run, FOLDER, &long));
         assert_ne!(code, Some(0), "{error}");
         let raise = ["--set", "data.max_unreadable=0.9"];
         let more = if mend == 2 { &raise[..] } else { &[] };
@@ -250,7 +266,7 @@ fn what_is_left_out_is_counted_and_unreadable_images_can_be_mended() {
                     _ => {}
                 }
             }
-            let (code, said) = sar(folder, &resume);
+            let (code, _, said) = sar(folder, &resume);
             if code == Some(0) {
                 break;
             }
@@ -371,4 +387,47 @@ fn vars_weights_are_exported_with_all_buffers_and_sampled_by_vars_rule() {
     // What torch loads strictly, `convert` reads back without a word.
     let said = does(folder, &["convert", "b.pth", "b.safetensors"], &[]);
     assert_eq!(said.lines().count(), 1, "{said}");
+
+    // A file that says nothing of itself is sampled as VAR's authors do: by the plain ramp, as the recipe
+    // does with other numbers.
+    let mut released = NamedTensors::read(&folder.join("b.pth")).unwrap();
+    released.metadata_mut().clear();
+    released.write_pth(&folder.join("released.pth"), "").unwrap();
+    let sample = |backbone: &str, out: &str, more: &[&str]| {
+        let args = ["sample", "--tokenizer", "t.pth", "--backbone", backbone, "--class", "1"];
+        does(folder, &[&args, &["--n", "2", "--out", out][..], more].concat(), &[]);
+        fs::read(folder.join(format!("{out}-grid.png"))).unwrap()
+    };
+    let as_published = sample("released.pth", "as-published", &[]);
+    let said = ["--guidance", "1.5", "--top-k", "900", "--top-p", "0.96"];
+    assert!(sample("b.pth", "as-said", &said) == as_published);
+    assert!(sample("b.pth", "as-recipe", &[]) != as_published);
+}
+
+/// Images that lie elsewhere are the same images.
+#[test]
+fn a_run_goes_on_with_images_that_were_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    images(&folder.join("good"), &["cats", "dogs"], 10);
+    let tiny = recipe("tiny.toml");
+    let long = ["--set", "tokenizer.steps=60", "--set", "log.checkpoint_steps=1"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.current_dir(folder).args(train(&tiny, "run", FOLDER, &long));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let run = folder.join("run");
+    while !run.join("metrics.jsonl").exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::write(run.join("stop"), "").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "it ended before it was asked to stop");
+
+    fs::rename(folder.join("good"), folder.join("moved")).unwrap();
+    let resume = ["train", "--run-dir", "run", "--resume"];
+    program::refuses(folder, &resume, &["good: no such folder"]);
+    let moved = ["--set", "data.source.path=moved"];
+    let said = ["trains on 18 images of 2 classes, 2 held out\n", "everything in run"];
+    does(folder, &[&resume[..], &moved].concat(), &said);
+    let recipe = fs::read_to_string(run.join("recipe.toml")).unwrap();
+    assert!(recipe.contains("path = \"moved\"") && run.join("report.json").is_file(), "{recipe}");
 }

@@ -6,28 +6,27 @@
 
 #![cfg(unix)]
 
+mod program;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use program::{draw_images, listing, tiny};
 use sar_core::SeedTree;
 
-const TINY: [&str; 30] = [
-    "data.side=16",
+/// What these runs set beside what every tiny run does.
+const MORE: &[&str] = &[
     "data.source={ kind = \"folder\", path = \"images\" }",
     "data.augmentation.flip_except=[]",
-    "tokenizer.model.channel_multipliers=[1,1]",
     "tokenizer.model.codebook_size=32",
     "tokenizer.steps=6",
     "tokenizer.optimization.batch_size=4",
     "tokenizer.optimization.ema=0.5",
     "tokenizer.dead_code_restart={ every = 2, until = 5 }",
     "backbone.depth=2",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=6",
     "pretrain.optimization.batch_size=4",
     "pretrain.optimization.ema=0.5",
@@ -36,8 +35,6 @@ const TINY: [&str; 30] = [
     "sar.optimization.ema=0.5",
     "sar.objective.transitions=one-random",
     "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"half\" }",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
     "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 2 }",
     "log.every=2",
     "log.checkpoint_steps=2",
@@ -109,7 +106,7 @@ fn start(run: &Path) -> Child {
     if run.join("recipe.toml").is_file() {
         command.arg("--resume");
     } else {
-        command.args(TINY.iter().flat_map(|setting| ["--set", *setting]));
+        command.args(tiny(MORE));
     }
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -139,20 +136,6 @@ fn kill_at(run: &Path, moment: &Moment, delay: Duration) -> bool {
     !ended
 }
 
-/// Two classes of 32 small images.
-fn draw_images(folder: &Path) {
-    for (class, name) in ["stripes", "squares"].iter().enumerate() {
-        fs::create_dir_all(folder.join(name)).unwrap();
-        for i in 0..32u32 {
-            let image = image::RgbImage::from_fn(16, 16, |x, y| {
-                let on = if class == 0 { (x + i) / 4 % 2 == 0 } else { x.max(y) < 4 + i % 8 };
-                image::Rgb(if on { [200, (8 * i) as u8, 30] } else { [20, 40, (7 * i) as u8] })
-            });
-            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
-        }
-    }
-}
-
 /// Everything that has to be the same, by name.
 fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -172,7 +155,7 @@ fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_run_that_is_killed_anywhere_ends_like_one_that_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    draw_images(&folder.path().join("images"));
+    draw_images(&folder.path().join("images"), 32);
     let whole = folder.path().join("whole");
     finish(&whole);
     let expected = outcome(&whole);
@@ -190,6 +173,9 @@ fn a_run_that_is_killed_anywhere_ends_like_one_that_is_not() {
             }
         }
         finish(&run);
+        let mut left = listing(&run);
+        left.retain(|path| path.ends_with(".partial"));
+        assert!(left.is_empty(), "round {round} leaves {left:?}");
         let found = outcome(&run);
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         for (name, content) in &found {

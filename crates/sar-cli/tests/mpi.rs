@@ -5,18 +5,19 @@
 
 #![cfg(all(unix, feature = "mpi"))]
 
+mod program;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use program::tiny;
 use sar_core::SeedTree;
 
-/// Every stage adds up gradients, keeps an average, measures and saves.
-const TINY: [&str; 27] = [
-    "data.side=16",
-    "tokenizer.model.channel_multipliers=[1,1]",
+/// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
+const MORE: &[&str] = &[
     "tokenizer.model.codebook_size=32",
     "tokenizer.steps=6",
     "tokenizer.optimization.batch_size=10",
@@ -24,9 +25,6 @@ const TINY: [&str; 27] = [
     "tokenizer.optimization.ema=0.5",
     "tokenizer.dead_code_restart={ every = 2, until = 5 }",
     "backbone.depth=2",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=6",
     "pretrain.optimization.batch_size=12",
     "pretrain.optimization.grad_accum_steps=6",
@@ -35,9 +33,6 @@ const TINY: [&str; 27] = [
     "sar.optimization.batch_size=8",
     "sar.optimization.grad_accum_steps=4",
     "sar.optimization.ema=0.5",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
     "log.every=2",
     "log.measure_steps=3",
     "log.measure_images=4",
@@ -73,7 +68,7 @@ fn start(ranks: Option<usize>, run: &Path, more: &[&str]) -> Child {
     if run.join("recipe.toml").is_file() {
         command.arg("--resume");
     } else {
-        command.args(TINY.iter().flat_map(|setting| ["--set", *setting]));
+        command.args(tiny(MORE));
     }
     command.args(more);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

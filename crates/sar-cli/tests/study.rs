@@ -7,27 +7,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{does, refuses, sar};
+use program::{does, draw_images, refuses, sar};
 use serde_json::Value;
-
-/// Two classes of small images.
-fn draw_images(folder: &Path) {
-    for (class, name) in ["stripes", "squares"].iter().enumerate() {
-        let folder = folder.join("images").join(name);
-        fs::create_dir_all(&folder).unwrap();
-        for i in 0..16u32 {
-            let image = image::RgbImage::from_fn(16, 16, |x, y| {
-                let on = if class == 0 { (x + i) / 4 % 2 == 0 } else { x.max(y) < 4 + i % 8 };
-                image::Rgb(if on { [200, (8 * i) as u8, 30] } else { [20, 40, (7 * i) as u8] })
-            });
-            image.save(folder.join(format!("{i}.png"))).unwrap();
-        }
-    }
-}
 
 /// A study of two arms and two seeds in a folder.
 fn write_study(folder: &Path) {
-    draw_images(folder);
+    draw_images(&folder.join("images"), 16);
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field/tiny.toml");
     let recipe = recipe.display();
     let text = format!(

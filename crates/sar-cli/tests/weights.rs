@@ -1,37 +1,13 @@
 //! `sar convert` and `sar inspect`, run as programs.
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
+use program::{does, refuses_at_once as refuses, sar};
 use sar_weights::{NamedTensors, cast_floats};
-
-fn sar(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sar")).current_dir(folder).args(args).output().unwrap()
-}
-
-fn does(folder: &Path, args: &[&str]) -> (String, String) {
-    let output = sar(folder, args);
-    let [stdout, stderr] =
-        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(output.status.success(), "{args:?}: {stderr}");
-    (stdout, stderr)
-}
-
-/// Expects one line with all of `parts`, exit code 2, and no new file.
-fn refuses(folder: &Path, args: &[&str], parts: &[&str]) {
-    let count = || fs::read_dir(folder).unwrap().count();
-    let before = count();
-    let output = sar(folder, args);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "{args:?}: {error}");
-    for part in parts {
-        assert!(error.contains(part), "{args:?}: '{part}' is not in: {error}");
-    }
-    assert!(output.stdout.is_empty());
-    assert_eq!(count(), before, "{args:?} left something behind");
-}
 
 fn parity(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/parity").join(name)
@@ -232,9 +208,8 @@ fn small_weights_come_with_the_project() {
     assert_ne!(one, other, "the seed makes no difference");
     does(folder, &["sample", "--class", "animals", "--n", "2", "--precision", "bf16"]);
     assert_ne!(one, fs::read(folder.join("samples-3-grid.png")).unwrap(), "no other precision");
-    let unknown = sar(folder, &["sample", "--precision", "f8"]);
-    let said = String::from_utf8_lossy(&unknown.stderr);
-    assert!(!unknown.status.success() && said.contains("f32, bf16 and f16"), "{said}");
+    let (code, _, said) = sar(folder, &["sample", "--precision", "f8"]);
+    assert!(code != Some(0) && said.contains("f32, bf16 and f16"), "{said}");
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/weights/emoji");
     let size = |name: &str| fs::metadata(weights.join(name)).unwrap().len();
     assert!(size("tokenizer.safetensors") + size("backbone-sar.safetensors") <= 12_000_000);
@@ -353,6 +328,14 @@ fn files_of_weights_are_described() {
 }
 
 #[test]
+fn a_device_says_the_vector_instructions_that_run() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    let output = command.args(["inspect", "--device", "flex"]).env("SAR_CPU", "scalar").output();
+    let said = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(said.contains("instructions  scalar of ") && said.contains("SAR_CPU"), "{said}");
+}
+
+#[test]
 fn recipes_and_run_directories_are_described() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -406,9 +389,8 @@ fn recipes_and_run_directories_are_described() {
     let path = run.join("checkpoints/pretrain-40.safetensors");
     let content = fs::read(&path).unwrap();
     fs::write(&path, &content[..content.len() - 1]).unwrap();
-    let output = sar(folder, &["inspect", "run"]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stdout).unwrap();
+    let (code, said, _) = sar(folder, &["inspect", "run"]);
+    assert_eq!(code, Some(1));
     assert!(said.contains("pretrain-40.safetensors: DAMAGED: "), "{said}");
 }
 

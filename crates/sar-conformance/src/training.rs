@@ -270,7 +270,7 @@ pub fn micro_batches_add_up_whatever_the_workers<A: AutodiffBackend>(device: &A:
 }
 
 /// Teacher forcing, SAR as the paper states it and as it was released, each through the one train
-/// step, on a batch that can be learnt by heart.
+/// step, on a batch that can be learned by heart.
 pub fn training_a_backbone_lowers_its_losses<A: AutodiffBackend>(device: &A::Device) {
     let tokenizer = tiny::tokenizer::<Inner<A>>(device);
     for objective in [Objective::TeacherForcing, Objective::paper(1.0), Objective::released()] {

@@ -2,17 +2,20 @@
 
 use burn::tensor::backend::Backend;
 use sar_data::RgbImage;
-use sar_metrics::{Features, Moments, RunningMoments};
+use sar_metrics::{Features, Moments, RunningInceptionScore, RunningMoments, Spread};
 
 use crate::extractor::BATCH;
 use crate::{EvalError, Extracted, Extractor, Pictures};
+
+/// Images of a split of the inception score, as published.
+const SPLIT: usize = 5000;
 
 /// What is kept of images' features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// A row for each image.
     Features,
-    /// Mean and covariance alone: memory does not grow with the number of images.
+    /// Mean, covariance and the inception score alone: memory does not grow with the number of images.
     Moments,
 }
 
@@ -22,7 +25,7 @@ pub struct FeatureSet {
     moments: Moments,
     features: Option<Features>,
     places: Option<Moments>,
-    logits: Option<Features>,
+    inception_score: Option<Spread>,
 }
 
 /// Features on the way: images are looked at a batch at a time.
@@ -32,7 +35,7 @@ pub struct Looking<'a, B: Backend> {
     moments: RunningMoments,
     features: Option<Features>,
     places: Option<RunningMoments>,
-    logits: Option<Features>,
+    inception_score: Option<RunningInceptionScore>,
 }
 
 impl<'a, B: Backend> Looking<'a, B> {
@@ -41,7 +44,7 @@ impl<'a, B: Backend> Looking<'a, B> {
         let dim = extractor.dimension();
         let features = (keep == Keep::Features).then(|| Features::new(dim));
         let moments = RunningMoments::new(dim);
-        Self { extractor, device, moments, features, places: None, logits: None }
+        Self { extractor, device, moments, features, places: None, inception_score: None }
     }
 
     /// Looks at images of one size.
@@ -67,7 +70,9 @@ impl<'a, B: Backend> Looking<'a, B> {
                 moments.add(&Features::from_rows(dim, rows)?)?;
             }
             if let Some((classes, rows)) = logits {
-                self.logits.get_or_insert_with(|| Features::new(classes)).push(&rows)?;
+                let new = || RunningInceptionScore::new(classes, SPLIT);
+                let score = self.inception_score.get_or_insert_with(new);
+                score.add(&Features::from_rows(classes, rows)?)?;
             }
         }
         Ok(())
@@ -78,9 +83,10 @@ impl<'a, B: Backend> Looking<'a, B> {
     /// # Errors
     /// If there were fewer than two.
     pub fn finish(self) -> Result<FeatureSet, EvalError> {
-        let Self { moments, features, places, logits, .. } = self;
+        let Self { moments, features, places, inception_score, .. } = self;
         let places = places.map(|places| places.moments()).transpose()?;
-        Ok(FeatureSet { moments: moments.moments()?, features, places, logits })
+        let inception_score = inception_score.map(|score| score.score()).transpose()?;
+        Ok(FeatureSet { moments: moments.moments()?, features, places, inception_score })
     }
 }
 
@@ -109,18 +115,25 @@ impl FeatureSet {
     /// # Errors
     /// If there are fewer than two.
     pub fn of(features: &Features) -> Result<Self, EvalError> {
-        let moments = Moments::of(features)?;
-        Ok(Self { moments, features: Some(features.clone()), places: None, logits: None })
+        let moments = Self::from_moments(Moments::of(features)?, None);
+        Ok(Self { features: Some(features.clone()), ..moments })
     }
 
     /// Moments alone, also of the features of places.
     pub fn from_moments(moments: Moments, places: Option<Moments>) -> Self {
-        Self { moments, features: None, places, logits: None }
+        Self { moments, features: None, places, inception_score: None }
+    }
+
+    /// The same features beside other moments, of which all Fréchet distances are: those that published
+    /// figures are of.
+    pub fn with_moments(self, other: Self) -> Self {
+        Self { moments: other.moments, places: other.places, ..self }
     }
 
     /// The number of images; 0 where that is not known.
     pub fn len(&self) -> usize {
-        self.moments.rows().unwrap_or_default()
+        let kept = self.features.as_ref().map(Features::len);
+        kept.or(self.moments.rows()).unwrap_or_default()
     }
 
     /// Whether no images are known.
@@ -143,8 +156,46 @@ impl FeatureSet {
         self.places.as_ref()
     }
 
-    /// Logits of a network's own classes.
-    pub fn logits(&self) -> Option<&Features> {
-        self.logits.as_ref()
+    /// Inception score of a network that has classes of its own, splits of 5000.
+    pub fn inception_score(&self) -> Option<Spread> {
+        self.inception_score
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    #[test]
+    fn moments_and_the_inception_score_need_no_features() {
+        let device = Default::default();
+        let extractor = Extractor::<Flex>::efficientnet_lite0(&device);
+        let dim = extractor.dimension();
+        let seen = |level: f32| Extracted {
+            pooled: (0..2 * dim).map(|i| (i as f32 * level).sin()).collect(),
+            places: Some((2, vec![level, 0.0, 1.0, level])),
+            logits: Some((2, vec![level, 0.0, 0.0, 1.0])),
+        };
+        let [all, moments] = [Keep::Features, Keep::Moments].map(|keep| {
+            let mut looking = Looking::new(&extractor, keep, &device);
+            looking.take(vec![seen(1.0), seen(2.0)]).unwrap();
+            looking.finish().unwrap()
+        });
+        assert_eq!(all.features().map(Features::len), Some(4));
+        assert!(moments.features().is_none() && moments.len() == 4);
+        assert_eq!(moments.moments(), all.moments());
+        assert_eq!(moments.moments_of_places(), all.moments_of_places());
+        assert!(moments.inception_score().unwrap().mean > 1.0);
+        assert_eq!(moments.inception_score(), all.inception_score());
+
+        let other = FeatureSet::from_moments(
+            Moments::new(vec![0.0; 2], vec![1.0, 0.0, 0.0, 1.0], None).unwrap(),
+            None,
+        );
+        let both = all.clone().with_moments(other);
+        assert_eq!((both.moments().dim(), both.len()), (2, 4));
+        assert!(both.features() == all.features() && both.moments_of_places().is_none());
     }
 }

@@ -31,7 +31,7 @@ pub use features::{FeatureSet, Keep, Looking};
 pub use figures::{TokenizerColor, TokenizerFigures, TokenizerScale};
 pub use images::{ImageSet, Square};
 pub use meter::{TokenizerMeter, TokenizerSums};
-pub use npz::{Matrix, Npz};
+pub use npz::{Matrix, Npz, npy_header};
 pub use pictures::{Pictures, class_slug};
 pub use quality::{Glance, Quality, Reference};
 pub use statistics::{read_statistics, write_statistics};

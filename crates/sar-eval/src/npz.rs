@@ -270,6 +270,23 @@ fn image_shape(header: &NpyHeader) -> Result<[usize; 3], String> {
     }
 }
 
+/// The header of an array in numpy's format, version 1.0, of a kind of numbers such as `|u1` or `<f8`; its
+/// length is a multiple of 64. The numbers follow, the last axis fastest.
+pub fn npy_header(kind: &str, shape: &[u64]) -> Vec<u8> {
+    let sides: Vec<String> = shape.iter().map(u64::to_string).collect();
+    let comma = if shape.len() == 1 { "," } else { "" };
+    let shape = sides.join(", ") + comma;
+    let mut text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
+    let start = 10;
+    let length = (start + text.len() + 1).next_multiple_of(64);
+    text += &" ".repeat(length - start - text.len() - 1);
+    text.push('\n');
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend((text.len() as u16).to_le_bytes());
+    header.extend(text.bytes());
+    header
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -280,15 +297,16 @@ mod tests {
     use super::*;
 
     /// A file of one array.
-    fn file(name: &str, kind: &str, shape: &str, data: &[u8], method: CompressionMethod) -> Saved {
+    fn file(
+        name: &str,
+        kind: &str,
+        shape: &[u64],
+        data: &[u8],
+        method: CompressionMethod,
+    ) -> Saved {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
-        let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
-        let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((length as u16).to_le_bytes());
-        bytes.extend(format!("{text:<0$}\n", length - 1).bytes());
-        bytes.extend(data);
+        let bytes = [npy_header(kind, shape).as_slice(), data].concat();
         let mut zip = ZipWriter::new(File::create(&path).unwrap());
         let options = SimpleFileOptions::default().compression_method(method);
         zip.start_file(format!("{name}.npy"), options).unwrap();
@@ -309,7 +327,7 @@ mod tests {
     fn what_is_written_is_read() {
         for method in METHODS {
             let data: Vec<u8> = (0..12).collect();
-            let mut images = file("arr_0", "|u1", "(2, 1, 2, 3)", &data, method).npz;
+            let mut images = file("arr_0", "|u1", &[2, 1, 2, 3], &data, method).npz;
             assert_eq!(images.images().unwrap(), Some([2, 1, 2]));
             let mut seen = Vec::new();
             let read = images.for_each_batch(1, |images| {
@@ -321,7 +339,7 @@ mod tests {
 
             let data: Vec<u8> =
                 [1.5f64, -2.0, 0.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-            let mut matrix = file("mu", "<f8", "(2, 2)", &data, method).npz;
+            let mut matrix = file("mu", "<f8", &[2, 2], &data, method).npz;
             let expected = Matrix { shape: [2, 2], values: vec![1.5, -2.0, 0.0, 4.0] };
             assert_eq!(matrix.matrix("mu").unwrap(), expected);
             assert!(matrix.has("mu") && !matrix.has("sigma") && matrix.images().unwrap().is_none());
@@ -337,26 +355,26 @@ mod tests {
             assert!(!error.contains('\n'), "{error}");
         }
         for method in METHODS {
-            let images = |shape: &str| {
+            let images = |shape: &[u64]| {
                 let mut saved = file("arr_0", "|u1", shape, &[7; 12], method);
                 let read = saved.npz.for_each_batch(4, |_| Ok::<_, EvalError>(()));
                 let error = saved.npz.images().unwrap_err().to_string();
                 assert_eq!(read.unwrap_err().to_string(), error);
                 Err::<(), _>(EvalError::Unfit { problem: error })
             };
-            refused(images("(1, 1000000, 1000000, 3)"), "[1, 1000000, 1000000, 3]");
-            refused(images("(1, 4294967296, 4294967296, 3)"), "truncated or damaged");
-            refused(images("(18446744073709551615, 16, 16, 3)"), "truncated or damaged");
+            refused(images(&[1, 1000000, 1000000, 3]), "[1, 1000000, 1000000, 3]");
+            refused(images(&[1, 4294967296, 4294967296, 3]), "truncated or damaged");
+            refused(images(&[18446744073709551615, 16, 16, 3]), "truncated or damaged");
             // One row more than is there, and a side that no image has.
-            refused(images("(1, 2, 1000, 3)"), "arr_0: has shape [1, 2, 1000, 3], but");
-            let matrix = |shape: &str| file("mu", "<f8", shape, &[0; 16], method).npz.matrix("mu");
-            refused(matrix("(4294967296, 4294967296)"), "mu: has shape");
-            refused(matrix("(1000, 1000)"), "mu: has shape [1000, 1000]");
-            refused(matrix("(2305843009213693953,)"), "truncated or damaged");
+            refused(images(&[1, 2, 1000, 3]), "arr_0: has shape [1, 2, 1000, 3], but");
+            let matrix =
+                |shape: &[u64]| file("mu", "<f8", shape, &[0; 16], method).npz.matrix("mu");
+            refused(matrix(&[4294967296, 4294967296]), "mu: has shape");
+            refused(matrix(&[1000, 1000]), "mu: has shape [1000, 1000]");
+            refused(matrix(&[2305843009213693953]), "truncated or damaged");
         }
         let long = vec![0; 3 * 20_000];
-        let mut saved =
-            file("arr_0", "|u1", "(1, 1, 20000, 3)", &long, CompressionMethod::Deflated);
+        let mut saved = file("arr_0", "|u1", &[1, 1, 20000, 3], &long, CompressionMethod::Deflated);
         refused(saved.npz.images(), "1x20000 px; a side has at most 16384");
         // An entry that says of itself that it is huge.
         const ENTRY: u32 = u32::MAX - 9;

@@ -148,10 +148,13 @@ impl Pictures {
         &self.notes
     }
 
-    /// Whether [`labels`](Self::labels) are indices with no name beside them (`arr_1`): whether they count
-    /// the same classes cannot be seen.
-    pub fn has_bare_labels(&self) -> bool {
-        matches!(self.origin, Origin::Npz { labels: Some(_), .. })
+    /// One index for each image, if [`labels`](Self::labels) are indices with no name beside them (`arr_1`):
+    /// whether they count the same classes as others cannot be seen.
+    pub fn bare_labels(&self) -> Option<&[usize]> {
+        match &self.origin {
+            Origin::Npz { labels, .. } => labels.as_deref(),
+            Origin::Dataset { .. } => None,
+        }
     }
 
     /// The class of each image among classes, or why they are not known: class folders by their names,
@@ -331,7 +334,7 @@ mod tests {
         }
         let measured = |path: &Path| {
             let pictures = Pictures::folder(path).unwrap();
-            assert_eq!((pictures.size(), pictures.has_bare_labels()), ([6, 8], false));
+            assert_eq!((pictures.size(), pictures.bare_labels()), ([6, 8], None));
             let mut levels = Vec::new();
             let read = pictures.for_each_batch(2, |images| {
                 levels.extend(images.iter().map(|image| image.get_pixel(0, 0).0[0]));

@@ -2,8 +2,7 @@
 
 use sar_metrics::{
     Features, Memorization, Nearest, Neighbors, Probe, Ridge, Spread, Subsets, frechet,
-    inception_score, kernel_distance, kernel_distance_by_subsets, memorization, mind, nearest,
-    prdc,
+    kernel_distance, kernel_distance_by_subsets, memorization, mind, nearest, prdc,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,18 +12,16 @@ use crate::{EvalError, FeatureSet};
 const NEIGHBORS: [usize; 2] = [3, 5];
 /// Directions of a sliced distance, as published.
 const DIRECTIONS: usize = 1000;
-/// Images of a split of the inception score, as published.
-const SPLIT: usize = 5000;
 /// What the draws of subsets and directions follow from.
 const SEED: u64 = 0;
 
 /// Images beside reference images. What cannot be taken is none: of moments alone there are Fréchet
-/// distances only.
+/// distances and the inception score only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Images.
     pub n: usize,
-    /// Reference images, where that is known.
+    /// Reference images of the Fréchet distance, where that is known.
     pub n_reference: Option<usize>,
     /// Fréchet distance of the features.
     pub frechet: f64,
@@ -47,7 +44,7 @@ pub struct Quality {
     pub density: Option<f64>,
     /// See `density`.
     pub coverage: Option<f64>,
-    /// Inception score of the logits.
+    /// Inception score of the images' logits, splits of 5000.
     pub inception_score: Option<Spread>,
     /// How often a probe names the class that was asked for.
     pub class_accuracy: Option<f64>,
@@ -235,7 +232,6 @@ fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalE
         (Some(reference), Some(images)) => Some(frechet(reference, images)?.distance),
         _ => None,
     };
-    let scored = images.logits().map(|logits| inception_score(logits, SPLIT)).transpose()?;
     let mut quality = Quality {
         n: images.len(),
         n_reference: reference.moments().rows(),
@@ -249,7 +245,7 @@ fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalE
         recall: None,
         density: None,
         coverage: None,
-        inception_score: scored,
+        inception_score: images.inception_score(),
         class_accuracy: None,
         memorization: None,
     };

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::error::enough_rows;
+use crate::error::{enough_rows, same_dim};
 use crate::{Features, MetricsError, Spread};
 
-/// Rows whose distributions are added up by one thread.
+/// Rows whose distributions are computed together.
 const BLOCK: usize = 256;
 /// How far a row of probabilities may be from a sum of 1.
 const SUM_TOLERANCE: f64 = 1e-3;
@@ -52,44 +52,89 @@ fn score(
     split: usize,
     distribution: impl Fn(&[f32]) -> Vec<f64> + Sync,
 ) -> Result<Spread, MetricsError> {
-    enough_rows("logits", rows.len(), 1, "an inception score")?;
     if split == 0 {
         let (what, range) = ("the number of rows of a split", "1 or more, 5000 as published");
         return Err(MetricsError::Setting { what, value: 0.0, range });
     }
-    let classes = rows.dim();
-    let splits = rows.values().chunks(split.saturating_mul(classes));
-    let scores: Vec<f64> =
-        splits.map(|rows| score_of_split(rows, classes, &distribution)).collect();
-    Ok(Spread::of(&scores))
+    let mut running = RunningInceptionScore::new(rows.dim(), split);
+    running.add_all(rows, distribution);
+    running.score()
 }
 
-/// `exp(entropy of the mean - mean entropy)`.
-fn score_of_split(
-    rows: &[f32],
-    classes: usize,
-    distribution: impl Fn(&[f32]) -> Vec<f64> + Sync,
-) -> f64 {
-    let blocks: Vec<(Vec<f64>, f64)> = rows
-        .par_chunks(BLOCK * classes)
-        .map(|rows| {
-            let mut total = (vec![0.0; classes], 0.0);
-            for row in rows.chunks_exact(classes) {
-                let p = distribution(row);
-                total.1 += entropy(&p);
-                total.0.iter_mut().zip(p).for_each(|(sum, p)| *sum += p);
-            }
-            total
-        })
-        .collect();
-    let n = (rows.len() / classes) as f64;
-    let mut mean = vec![0.0; classes];
-    let mut entropies = 0.0;
-    for (sums, entropy) in blocks {
-        entropies += entropy;
-        mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum / n);
+/// The inception score on the way: batches are added as they come, and memory grows by one number a split.
+///
+/// The same rows in the same order give the same bits, however they are split into batches.
+#[derive(Clone, Debug)]
+pub struct RunningInceptionScore {
+    split: usize,
+    /// Rows of the split that is not whole yet, the sum of their distributions, and of the entropies of these.
+    rows: usize,
+    sum: Vec<f64>,
+    entropies: f64,
+    /// Of whole splits.
+    scores: Vec<f64>,
+}
+
+impl RunningInceptionScore {
+    /// Of no rows yet, for logits of so many classes and splits of so many rows, 5000 as published.
+    ///
+    /// # Panics
+    /// If either is 0.
+    pub fn new(classes: usize, split: usize) -> Self {
+        assert!(classes > 0 && split > 0, "splits of {split} rows of {classes} classes");
+        Self { split, rows: 0, sum: vec![0.0; classes], entropies: 0.0, scores: Vec::new() }
     }
-    (entropy(&mean) - entropies / n).exp()
+
+    /// Adds a batch of logits.
+    ///
+    /// # Errors
+    /// If its rows have another number of classes.
+    pub fn add(&mut self, logits: &Features) -> Result<(), MetricsError> {
+        same_dim(("the batch", logits.dim()), ("those before", self.sum.len()))?;
+        self.add_all(logits, softmax);
+        Ok(())
+    }
+
+    /// The score of the rows so far, see [`inception_score`].
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn score(&self) -> Result<Spread, MetricsError> {
+        let n = self.scores.len() * self.split + self.rows;
+        enough_rows("logits", n, 1, "an inception score")?;
+        let last = (self.rows > 0).then(|| self.score_of_split());
+        let scores: Vec<f64> = self.scores.iter().copied().chain(last).collect();
+        Ok(Spread::of(&scores))
+    }
+
+    fn add_all(&mut self, rows: &Features, distribution: impl Fn(&[f32]) -> Vec<f64> + Sync) {
+        let classes = self.sum.len();
+        for block in rows.values().chunks(BLOCK * classes) {
+            let distributions = block.par_chunks_exact(classes).map(|row| {
+                let p = distribution(row);
+                (entropy(&p), p)
+            });
+            // Added up in order, so that neither threads nor batches change the sum.
+            for (entropy, p) in distributions.collect::<Vec<_>>() {
+                self.entropies += entropy;
+                self.sum.iter_mut().zip(p).for_each(|(sum, p)| *sum += p);
+                self.rows += 1;
+                if self.rows == self.split {
+                    let score = self.score_of_split();
+                    self.scores.push(score);
+                    (self.rows, self.entropies) = (0, 0.0);
+                    self.sum.fill(0.0);
+                }
+            }
+        }
+    }
+
+    /// `exp(entropy of the mean - mean entropy)`.
+    fn score_of_split(&self) -> f64 {
+        let n = self.rows as f64;
+        let mean: Vec<f64> = self.sum.iter().map(|sum| sum / n).collect();
+        (entropy(&mean) - self.entropies / n).exp()
+    }
 }
 
 /// In nats; `0 ln 0 = 0`.
@@ -151,6 +196,24 @@ mod tests {
         let kl: f64 =
             p.iter().flatten().zip(mean.iter().cycle()).map(|(p, m)| p * (p / m).ln()).sum();
         check(inception_score(&rows(3, &logits), n).unwrap(), &[(kl / n as f64).exp()]);
+    }
+
+    #[test]
+    fn batches_give_the_bits_of_the_whole() {
+        let (n, split) = (2 * BLOCK + 10, 200);
+        let logits: Vec<f32> = (0..n * 3).map(|i| 3.0 * (i as f32 * 0.7).sin()).collect();
+        let logits = rows(3, &logits);
+        let whole = inception_score(&logits, split).unwrap();
+        assert_eq!(whole.n, 3);
+        for batch in [1, 16, split, BLOCK + 1] {
+            let mut running = RunningInceptionScore::new(3, split);
+            for first in (0..n).step_by(batch) {
+                running.add(&logits.select(first..n.min(first + batch))).unwrap();
+            }
+            assert_eq!(running.score().unwrap(), whole);
+        }
+        let mut running = RunningInceptionScore::new(3, split);
+        assert!(running.score().is_err() && running.add(&Features::new(4)).is_err());
     }
 
     #[test]

@@ -42,7 +42,9 @@ pub use error::MetricsError;
 pub use estimate::{Estimate, holm, p_of_mean};
 pub use features::Features;
 pub use frechet::{Frechet, frechet};
-pub use inception_score::{inception_score, inception_score_of_probabilities};
+pub use inception_score::{
+    RunningInceptionScore, inception_score, inception_score_of_probabilities,
+};
 pub use kernel_distance::{Subsets, kernel_distance, kernel_distance_by_subsets};
 pub use memorization::{Memorization, memorization};
 pub use mind::mind;

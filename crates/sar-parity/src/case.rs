@@ -189,9 +189,20 @@ type Resolved = (TokenizerConfig, BackboneConfig, ScaleSchedule, Vec<SamplingCas
 impl File {
     /// What the settings mean, or what is wrong with them.
     fn resolve(&self) -> Result<Resolved, String> {
-        let (t, m) = (&self.tokenizer, &self.model);
+        let t = &self.tokenizer;
+        let &ModelFile {
+            depth,
+            width,
+            heads,
+            mlp_ratio,
+            shared_adaln,
+            qk_l2_norm,
+            classes,
+            norm_eps,
+            position_grid,
+        } = &self.model;
         let scales = schedule(&self.scales)?;
-        require(m.norm_eps == 1e-6, "model.norm_eps: not the released 1e-6")?;
+        require(norm_eps == 1e-6, "model.norm_eps: not the released 1e-6")?;
         let objective = self.adamw.as_ref().map(|adamw| adamw.objective.as_str());
         require(
             matches!(objective, None | Some("last")),
@@ -200,7 +211,7 @@ impl File {
         let (family, positions) = match self.kind {
             Kind::Flexvar => {
                 require(t.codebook_l2_norm, "tokenizer.codebook_l2_norm: FlexVAR normalizes")?;
-                let side = m.position_grid.ok_or("model.position_grid: missing")?;
+                let side = position_grid.ok_or("model.position_grid: missing")?;
                 (Family::Flexvar, PositionsConfig::Grid { side })
             }
             Kind::Var => {
@@ -227,16 +238,16 @@ impl File {
         };
         let backbone = BackboneConfig {
             shape: BackboneShape {
-                depth: m.depth,
-                width: m.width,
-                heads: m.heads,
-                mlp_ratio: m.mlp_ratio,
-                shared_adaln: m.shared_adaln,
-                qk_l2_norm: m.qk_l2_norm,
+                depth,
+                width,
+                heads,
+                mlp_ratio,
+                shared_adaln,
+                qk_l2_norm,
                 visibility: Visibility::AllCoarser,
                 first_scale: FirstScale::ClassToken {},
             },
-            classes: m.classes,
+            classes,
             codebook_size: t.codebook_size,
             codebook_dim: t.codebook_dim,
             positions,

@@ -11,6 +11,7 @@ use sar_tokenizer::Tokenizer;
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
+use sar_train::graphs;
 use sar_train::objective::{ConditionDraw, Objective, Regularization, StudentFirstToken};
 use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
 use sar_train::step::trainable;
@@ -56,18 +57,25 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 reduction: Reduction::MeanTokens,
                 context_noise: ContextNoise::NONE,
             };
-            let model = trainable::<A, Backbone<A>>(backbone.clone());
-            let terms = backbone_loss::<A, _>(
-                &model,
-                tokenizer,
-                batch,
-                &objective,
-                &regularization,
-                SeedTree::new(0),
-                self.device,
-            );
-            self.floats(&total, terms.loss.clone());
-            let gradients = Gradients::of(terms.loss, &model);
+            let (model, loss) = {
+                let _building = graphs::building();
+                let model = trainable::<A, Backbone<A>>(backbone.clone());
+                let terms = backbone_loss::<A, _>(
+                    &model,
+                    tokenizer,
+                    batch,
+                    &objective,
+                    &regularization,
+                    SeedTree::new(0),
+                    self.device,
+                );
+                (model, terms.loss)
+            };
+            self.floats(&total, loss.clone());
+            let gradients = {
+                let _differentiating = graphs::differentiating();
+                Gradients::of(loss, &model)
+            };
             self.floats(&format!("grad_norm.{name}"), gradients.norm());
             let named = self.name_gradients(backbone, &gradients);
             for (parameter, data) in named.iter() {

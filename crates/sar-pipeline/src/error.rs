@@ -58,7 +58,7 @@ pub enum PipelineError {
         /// The folder.
         path: PathBuf,
         /// The files that were looked for.
-        names: Vec<&'static str>,
+        names: Vec<String>,
     },
     /// A tokenizer and a backbone do not belong together.
     #[error(
@@ -74,6 +74,18 @@ pub enum PipelineError {
         wanted: (usize, usize),
         /// Codes and channels that the tokenizer has.
         found: (usize, usize),
+    },
+    /// A tokenizer has other codes than that which a backbone was trained with.
+    #[error(
+        "{}: the backbone was trained with other codes than those of the tokenizer {}; take the \
+         tokenizer of the run that the backbone is of",
+        backbone.display(), tokenizer.display()
+    )]
+    OtherCodes {
+        /// The file of the tokenizer.
+        tokenizer: PathBuf,
+        /// The file of the backbone.
+        backbone: PathBuf,
     },
     /// The device does not compute in a precision.
     #[error("this device has no matrix products in {0}; use f32, or another device")]

@@ -6,7 +6,9 @@
 pub mod pixels;
 pub mod sheet;
 
+pub mod codebook_sketch;
 pub mod recognize;
+pub mod stage_id;
 pub mod weights;
 
 pub mod pipeline;
@@ -18,6 +20,7 @@ pub mod origin;
 
 pub mod error;
 
+pub use codebook_sketch::CodebookSketch;
 pub use edit::{Edit, EditSettings, Part};
 pub use error::PipelineError;
 pub use image::RgbImage;
@@ -28,5 +31,6 @@ pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
 pub use recognize::{Known, Model, Recognized, Wanted};
 pub use sar_core::{ClassError, find_class};
 pub use sheet::reconstructions;
+pub use stage_id::StageId;
 pub use weights::{Loaded, TrainedBackbone, TrainedTokenizer, published_sampler};
 pub use wishes::{Wishes, pixels as size_in_pixels};

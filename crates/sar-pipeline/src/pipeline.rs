@@ -11,15 +11,14 @@ use sar_weights::WeightsFile;
 
 use crate::recognize::Known;
 use crate::weights::{Loaded, TrainedBackbone, TrainedTokenizer};
-use crate::{PipelineError, RgbImage, find_class, to_images};
+use crate::{PipelineError, RgbImage, StageId, find_class, to_images};
 
 /// Attention over more tokens than this asks for more memory than machines have; the largest
 /// published schedule has 9,451.
 const MOST_TOKENS: usize = 1 << 16;
 
-/// The weights of a run: its tokenizer, and its backbone refined by SAR, else the pre-trained one.
-const TOKENIZERS: &[&str] = &["tokenizer.safetensors"];
-const BACKBONES: &[&str] = &["backbone-sar.safetensors", "backbone-pretrain.safetensors"];
+/// The backbone of a run that is sampled: the one refined by SAR, else the pre-trained one.
+const BACKBONES: [StageId; 2] = [StageId::Sar, StageId::Pretrain];
 
 /// A tokenizer and a backbone that belong together, on a device.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ impl Request {
 /// # Errors
 /// If one of them is not there.
 pub fn files_of_run(run: &Path) -> Result<[PathBuf; 2], PipelineError> {
-    Ok([find(run, TOKENIZERS)?, find(run, BACKBONES)?])
+    Ok([tokenizer_of_run(run)?, find(run, &BACKBONES)?])
 }
 
 /// The tokenizer of a run's folder, which may have come no further.
@@ -77,12 +76,14 @@ pub fn files_of_run(run: &Path) -> Result<[PathBuf; 2], PipelineError> {
 /// # Errors
 /// If it is not there.
 pub fn tokenizer_of_run(run: &Path) -> Result<PathBuf, PipelineError> {
-    find(run, TOKENIZERS)
+    find(run, &[StageId::Tokenizer])
 }
 
-fn find(run: &Path, names: &'static [&'static str]) -> Result<PathBuf, PipelineError> {
+/// The weights of the first of some stages that has any.
+fn find(run: &Path, stages: &[StageId]) -> Result<PathBuf, PipelineError> {
+    let names: Vec<String> = stages.iter().map(|stage| stage.weights_file()).collect();
     let found = names.iter().map(|name| run.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| PipelineError::Run { path: run.into(), names: names.to_vec() })
+    found.ok_or_else(|| PipelineError::Run { path: run.into(), names })
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -121,19 +122,14 @@ impl<B: Backend> Pipeline<B> {
         notes.extend(backbone.notes().map(|line| of_file(&paths[1], line)));
         let (Loaded { value: tokenizer, .. }, Loaded { value: backbone, .. }) =
             (tokenizer, backbone);
-        let found = (tokenizer.config.codebook_size, tokenizer.config.codebook_dim);
-        let wanted = (backbone.config.codebook_size, backbone.config.codebook_dim);
-        if found != wanted {
-            let [tokenizer, backbone] = paths;
-            return Err(PipelineError::Apart { tokenizer, backbone, wanted, found });
-        }
+        backbone.check_tokenizer(&tokenizer, [&paths[0], &paths[1]])?;
         Ok(Self { tokenizer, backbone, device: device.clone(), notes })
     }
 
     /// A pipeline of weights in memory.
     ///
     /// # Panics
-    /// If they do not belong together.
+    /// If they are of another number of codes or of other channels.
     pub fn new(
         tokenizer: TrainedTokenizer<B>,
         backbone: TrainedBackbone<B>,

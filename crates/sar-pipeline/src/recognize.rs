@@ -14,14 +14,15 @@ use sar_weights::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::PipelineError;
 use crate::weights::published_sampler;
+use crate::{CodebookSketch, PipelineError};
 
 const KIND: &str = "kind";
 const CONFIG: &str = "config";
 const CLASSES: &str = "classes";
 const SCALES: &str = "scales";
 const SAMPLER: &str = "sampler";
+const CODEBOOK: &str = "codebook";
 
 /// What this project calls the models in its own files.
 const KINDS: [&str; 4] = ["flexvar-tokenizer", "var-tokenizer", "flexvar-backbone", "var-backbone"];
@@ -70,6 +71,8 @@ pub enum Model {
         scales: ScaleSchedule,
         /// How it is sampled.
         sampler: Sampler,
+        /// Some of the codes that it was trained with; none where its file does not say.
+        codebook: Option<CodebookSketch>,
     },
 }
 
@@ -206,7 +209,9 @@ impl Recognized {
             Some(sampler) => sampler,
             None => published_sampler(&config),
         };
-        Ok(Self { located, model: Model::Backbone { config, classes, scales, sampler }, assumed })
+        let codebook = of_metadata(file, CODEBOOK)?;
+        let model = Model::Backbone { config, classes, scales, sampler, codebook };
+        Ok(Self { located, model, assumed })
     }
 
     /// What the user should know of how the file was read: a line each.
@@ -271,12 +276,15 @@ impl Model {
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let fields = match self {
             Self::Tokenizer(config) => vec![(CONFIG, json(config))],
-            Self::Backbone { config, classes, scales, sampler } => vec![
+            Self::Backbone { config, classes, scales, sampler, codebook } => [
                 (CONFIG, json(config)),
                 (CLASSES, json(classes)),
                 (SCALES, json(scales)),
                 (SAMPLER, json(sampler)),
-            ],
+            ]
+            .into_iter()
+            .chain(codebook.as_ref().map(|codebook| (CODEBOOK, json(codebook))))
+            .collect(),
         };
         let kind = (KIND.to_owned(), self.kind().to_owned());
         fields.into_iter().map(|(field, value)| (field.to_owned(), value)).chain([kind]).collect()

@@ -12,8 +12,8 @@ use sar_rollout::{Choice, Guidance, Sampler};
 use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_weights::{WeightsFile, bind, collect};
 
-use crate::PipelineError;
 use crate::recognize::{Known, Model, Recognized, Wanted, notes};
+use crate::{CodebookSketch, PipelineError};
 
 /// Something out of a file, and what the user should know of how it was read.
 #[derive(Clone, Debug)]
@@ -55,6 +55,8 @@ pub struct TrainedBackbone<B: Backend> {
     pub scales: ScaleSchedule,
     /// How it is sampled.
     pub sampler: Sampler,
+    /// Some of the codes that it was trained with; none where nobody says.
+    pub codebook: Option<CodebookSketch>,
 }
 
 /// How the authors sample a model of this family: guidance of 2.5 by FlexVAR's rule, top-k 900 and
@@ -109,12 +111,12 @@ impl<B: Backend> TrainedBackbone<B> {
     ) -> Result<Loaded<Self>, PipelineError> {
         let found = Recognized::of::<B>(&mut file, Wanted::Backbone, known)?;
         let (place, assumed) = (found.located.note(), found.assumed.clone());
-        let Model::Backbone { config, classes, scales, sampler } = found.model else {
+        let Model::Backbone { config, classes, scales, sampler, codebook } = found.model else {
             unreachable!("a backbone was wanted")
         };
         let tensors = found.located.read(file)?;
         let model = bind(Backbone::new(&config, device)?, tensors, &sar_model::LAYOUT)?;
-        let value = Self { model, config, classes, scales, sampler };
+        let value = Self { model, config, classes, scales, sampler, codebook };
         Ok(Loaded { value, place, assumed })
     }
 
@@ -123,15 +125,57 @@ impl<B: Backend> TrainedBackbone<B> {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), PipelineError> {
-        let Self { model, config, classes, scales, sampler } = self;
+        let Self { model, config, classes, scales, sampler, codebook } = self;
         let mut tensors = collect(model, &sar_model::LAYOUT);
         let description = Model::Backbone {
             config: config.clone(),
             classes: classes.clone(),
             scales: scales.clone(),
             sampler: *sampler,
+            codebook: codebook.clone(),
         };
         *tensors.metadata_mut() = description.metadata();
         Ok(tensors.write_safetensors(path)?)
+    }
+
+    /// Checks that a tokenizer has the codes that the backbone was trained with, as far as its file says. The
+    /// paths are those of the tokenizer and the backbone.
+    ///
+    /// # Errors
+    /// If it has another number of codes, or other ones.
+    pub fn check_tokenizer(
+        &self,
+        tokenizer: &TrainedTokenizer<B>,
+        paths: [&Path; 2],
+    ) -> Result<(), PipelineError> {
+        let found = (tokenizer.config.codebook_size, tokenizer.config.codebook_dim);
+        let wanted = (self.config.codebook_size, self.config.codebook_dim);
+        let codebook = tokenizer.model.codebook();
+        let is_other = self.codebook.as_ref().is_some_and(|sketch| !sketch.is_of(codebook));
+        let [tokenizer, backbone] = paths.map(Path::to_owned);
+        if found != wanted {
+            return Err(PipelineError::Apart { tokenizer, backbone, wanted, found });
+        }
+        if is_other {
+            return Err(PipelineError::OtherCodes { tokenizer, backbone });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_family_is_sampled_as_its_authors_do() {
+        let sampler =
+            |guidance, top_p| Sampler { guidance, choice: Choice::Sample { top_k: 900, top_p } };
+        let flexvar = published_sampler(&BackboneConfig::flexvar(16));
+        let rule = Guidance::FlexRamp { scale: 2.5, constant_over: 16 };
+        assert_eq!(flexvar, sampler(rule, 0.95));
+        let of_512px = ScaleSchedule::preset("512px").unwrap();
+        let var = published_sampler(&BackboneConfig::var(36, of_512px));
+        assert_eq!(var, sampler(Guidance::Ramp { scale: 1.5 }, 0.96));
     }
 }

@@ -71,6 +71,7 @@ fn models_of(family: Family, first_scale: FirstScale, scales: &str) -> Models {
         classes: ["a", "b", "c"].map(String::from).to_vec(),
         scales: scales.clone(),
         sampler: SAMPLER,
+        codebook: None,
     };
     let pipeline = Pipeline::new(tokenizer.clone(), backbone.clone(), &device);
     Models { tokenizer: tokenizer.model, backbone: backbone.model, scales, pipeline }

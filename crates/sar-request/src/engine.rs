@@ -118,6 +118,7 @@ impl<B: Backend> Engine for Pipeline<B> {
             classes: Vec::new(),
             scales: backbone.scales.clone(),
             sampler: backbone.sampler,
+            codebook: None,
         };
         let presets = ScaleSchedule::PRESETS.iter().filter(|(name, _)| {
             ScaleSchedule::preset(name).is_ok_and(|scales| self.check_scales(&scales).is_ok())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use axum::http::StatusCode;
+use sar_pipeline::StageId;
 use serde_json::{Map, Value, json};
 
 use crate::answers::Refusal;
@@ -19,7 +20,6 @@ const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.json";
 const LOCK: &str = "run.lock";
 const STOP: &str = "stop";
-const STAGES: [&str; 4] = ["tokenizer", "pretrain", "sar", "control"];
 const PICTURES: [&str; 3] = ["reconstructions.png", "samples-before.png", "samples-after.png"];
 
 /// Runs that are shown.
@@ -107,19 +107,20 @@ impl Run {
         let recipe = text_of(&self.file(RECIPE), LARGEST_RECIPE).unwrap_or_default();
         let recipe: toml::Table = recipe.parse().unwrap_or_default();
         let last = series::last_steps(&self.file(METRICS));
-        let steps_of = |stage: &str| match stage {
+        let steps_of = |stage: StageId| match stage {
             // Its number of steps follows from the loss; it is known once the stage has ended.
-            "control" => None,
-            _ => recipe.get(stage)?.get("steps")?.as_integer(),
+            StageId::Control => None,
+            _ => recipe.get(stage.table())?.get("steps")?.as_integer(),
         };
         let has_control = recipe.get("sar").and_then(|sar| sar.get("control"));
         let has_control = has_control.and_then(toml::Value::as_bool).unwrap_or(false);
-        let is_shown = |stage: &&&str| match **stage {
-            "control" => has_control,
+        let is_shown = |stage: &StageId| match *stage {
+            StageId::Control => has_control,
             stage => steps_of(stage) != Some(0),
         };
-        let stages = STAGES.iter().filter(is_shown).map(|stage| {
-            json!({ "name": stage, "steps": steps_of(stage), "done": last.get(*stage).copied().unwrap_or(0) })
+        let stages = StageId::ALL.into_iter().filter(is_shown).map(|stage| {
+            let done = last.get(stage.name()).copied().unwrap_or(0);
+            json!({ "name": stage.name(), "steps": steps_of(stage), "done": done })
         });
         let pictures = PICTURES.iter().filter(|name| self.file(name).is_file());
         json!({

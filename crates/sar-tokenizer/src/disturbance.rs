@@ -32,7 +32,7 @@ pub struct Disturbance<'a> {
     /// Share of images that lose at least their finest scale, in [0, 1].
     pub dropout: f64,
     /// The stream of each image of the batch.
-    pub images: &'a [SeedTree],
+    pub streams: &'a [SeedTree],
 }
 
 impl Disturbance<'_> {
@@ -61,12 +61,12 @@ impl Disturbance<'_> {
             return indices_n;
         }
         let [n_rows] = indices_n.dims();
-        let n = n_rows / self.images.len();
-        assert_eq!(n * self.images.len(), n_rows, "a stream for each image");
+        let n = n_rows / self.streams.len();
+        assert_eq!(n * self.streams.len(), n_rows, "a stream for each image");
         let allowed = codebook.n_codes(size);
         let (nearest, scale) = (nearest.clamp(1, allowed), size.to_string());
         let (mut rows, mut ranks) = (Vec::new(), Vec::new());
-        for (image, stream) in self.images.iter().enumerate() {
+        for (image, stream) in self.streams.iter().enumerate() {
             let draws = stream.child("perturbation").child(&scale);
             let ranked = draws.child("rank");
             for (token, uniform) in draws.uniforms(n).into_iter().enumerate() {
@@ -98,7 +98,7 @@ impl Disturbance<'_> {
             let drops = scales > 1 && f64::from(draws.uniform(0)) < self.dropout;
             if drops { 1 + draws.child("kept").below(0, scales - 1) } else { scales }
         };
-        self.images.iter().map(kept).collect()
+        self.streams.iter().map(kept).collect()
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
 
     type B = Flex;
 
-    fn streams(n: u64) -> Vec<SeedTree> {
+    fn streams_of(n: u64) -> Vec<SeedTree> {
         (0..n).map(|image| SeedTree::new(3).at(image)).collect()
     }
 
@@ -122,24 +122,24 @@ mod tests {
         Codebook::new(size, 1, Metric::Euclidean, &Default::default()).with_raw(codes)
     }
 
-    fn perturbed(share: f64, nearest: usize, images: &[SeedTree], n: usize) -> Vec<i64> {
+    fn perturbed(share: f64, nearest: usize, streams: &[SeedTree], n: usize) -> Vec<i64> {
         let book = codebook(10);
         // Every latent is at 4.2: its codes by distance are 4, 5, 3, 6, …
-        let z = Tensor::<B, 2>::full([images.len() * n, 1], 4.2, &Default::default());
+        let z = Tensor::<B, 2>::full([streams.len() * n, 1], 4.2, &Default::default());
         let indices = book.nearest(z.clone());
         let perturbation = Perturbation { share, nearest };
-        let disturbance = Disturbance { perturbation, dropout: 0.0, images };
+        let disturbance = Disturbance { perturbation, dropout: 0.0, streams };
         let indices = disturbance.perturbed(&book, z, indices, ScaleSize::square(2));
         indices.into_data().convert::<i64>().into_vec().unwrap()
     }
 
     #[test]
     fn a_share_of_the_codes_becomes_one_of_the_nearest() {
-        let images = streams(4);
-        assert_eq!(perturbed(0.0, 3, &images, 100), [4; 400]);
+        let streams = streams_of(4);
+        assert_eq!(perturbed(0.0, 3, &streams, 100), [4; 400]);
         // The nearest of one is itself.
-        assert_eq!(perturbed(1.0, 1, &images, 100), [4; 400]);
-        let found = perturbed(0.5, 3, &images, 100);
+        assert_eq!(perturbed(1.0, 1, &streams, 100), [4; 400]);
+        let found = perturbed(0.5, 3, &streams, 100);
         let count = |code| found.iter().filter(|found| **found == code).count();
         let (same, others) = (count(4), [count(5), count(3)]);
         assert_eq!(same + others.iter().sum::<usize>(), 400, "{found:?}");
@@ -147,17 +147,17 @@ mod tests {
         assert!((230..300).contains(&same), "{same}");
         assert!(others.iter().all(|n| (45..90).contains(n)), "{others:?}");
         // What becomes of an image does not depend on its batch.
-        assert_eq!(perturbed(0.5, 3, &images[2..3], 100), found[200..300]);
+        assert_eq!(perturbed(0.5, 3, &streams[2..3], 100), found[200..300]);
         // More neighbors than codes are all of them.
-        assert!(perturbed(1.0, 99, &images, 100).contains(&9));
+        assert!(perturbed(1.0, 99, &streams, 100).contains(&9));
     }
 
     #[test]
     fn dropped_images_keep_coarse_scales() {
-        let images = streams(300);
+        let streams = streams_of(300);
         let perturbation = Perturbation { share: 0.0, nearest: 1 };
         let kept = |dropout, scales| {
-            Disturbance { perturbation, dropout, images: &images }.kept_scales(scales)
+            Disturbance { perturbation, dropout, streams: &streams }.kept_scales(scales)
         };
         assert_eq!(kept(0.0, 4), [4; 300]);
         assert_eq!(kept(1.0, 1), [1; 300], "one scale cannot be dropped");

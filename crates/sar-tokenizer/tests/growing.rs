@@ -59,9 +59,9 @@ fn scales_keep_to_their_codes_in_both_families() {
         assert!(found[..20].iter().all(|code| *code < 4), "one token of each image");
         assert!(found[20..100].iter().all(|code| *code < 16));
         assert!(found.iter().any(|code| *code >= 16));
-        let images: Vec<SeedTree> = (0..20).map(|i| SeedTree::new(3).at(i)).collect();
+        let streams: Vec<SeedTree> = (0..20).map(|i| SeedTree::new(3).at(i)).collect();
         let perturbation = Perturbation { share: 1.0, nearest: 64 };
-        let disturbance = Disturbance { perturbation, dropout: 0.0, images: &images };
+        let disturbance = Disturbance { perturbation, dropout: 0.0, streams: &streams };
         let coarse = Tensor::<B, 4>::random(
             [20, 4, 1, 1],
             Distribution::Normal(0.0, 1.0),

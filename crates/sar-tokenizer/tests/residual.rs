@@ -142,9 +142,9 @@ fn what_is_dropped_is_missing_from_the_sum() {
     let h_bchw = tokenizer.encode(pixels);
     let tokens_bl = tokenizer.tokens(h_bchw.clone(), &schedule);
     let canvases = tokenizer.canvases(tokens_bl, &schedule);
-    let images: Vec<SeedTree> = (0..6).map(|image| SeedTree::new(8).at(image)).collect();
+    let streams: Vec<SeedTree> = (0..6).map(|image| SeedTree::new(8).at(image)).collect();
     let perturbation = Perturbation { share: 0.0, nearest: 1 };
-    let disturbance = Disturbance { perturbation, dropout: 0.6, images: &images };
+    let disturbance = Disturbance { perturbation, dropout: 0.6, streams: &streams };
     let scales = schedule.sizes();
     let quantized = tokenizer.quantizer().quantize(h_bchw.clone(), scales, Some(&disturbance));
     let plain = tokenizer.quantizer().quantize(h_bchw, scales, None);

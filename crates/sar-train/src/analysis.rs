@@ -10,7 +10,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_data::{Images, ReadAhead};
 use sar_model::{Backbone, PositionsConfig};
-use sar_pipeline::{Known, PipelineError, TrainedBackbone, TrainedTokenizer, tokenizer_of_run};
+use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer, tokenizer_of_run};
 use sar_rollout::Choice;
 use sar_weights::{WeightsFile, bind};
 use serde::Serialize;
@@ -293,13 +293,8 @@ impl Target {
         let loaded = TrainedBackbone::<B>::load(WeightsFile::open(path)?, &known, device)?;
         // What a file leaves open about classes and scales is the recipe's to say.
         notes(path, loaded.place.into_iter(), observer);
+        loaded.value.check_tokenizer(tokenizer, [&self.tokenizer, path])?;
         let TrainedBackbone { model, config, .. } = loaded.value;
-        let wanted = (config.codebook_size, config.codebook_dim);
-        let found = (tokenizer.config.codebook_size, tokenizer.config.codebook_dim);
-        if wanted != found {
-            let (tokenizer, backbone) = (self.tokenizer.clone(), path.clone());
-            return Err(PipelineError::Apart { tokenizer, backbone, wanted, found }.into());
-        }
         let misfit = |problem: String| TrainError::RunDir { path: path.clone(), problem };
         let (classes, theirs) = (config.classes, images.classes().len());
         if classes != theirs {
@@ -332,7 +327,7 @@ fn subjects_of_run(run: &Path, recipe: &Recipe) -> Result<Vec<Subject>, TrainErr
             true => checkpoint::list(&folder, stage)?,
             false => Vec::new(),
         };
-        let path = run.join(format!("{}.safetensors", stage.weights()));
+        let path = run.join(stage.weights_file());
         let steps = recipe.steps(stage);
         // After how many steps the weights were what the stage ends with.
         let end = match (recipe.output(stage), checkpoints.last()) {

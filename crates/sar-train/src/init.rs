@@ -6,7 +6,7 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use sar_core::{FirstScale, SeedTree};
 use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
-use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer};
+use sar_pipeline::{CodebookSketch, Known, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 use sar_weights::{Layout, NamedTensors, WeightsFile, bind, checksum, collect};
 use serde::Serialize;
@@ -19,6 +19,8 @@ use crate::{StageId, TrainError};
 pub(crate) struct Initial<B: Backend> {
     pub(crate) tokenizer: Tokenizer<B>,
     pub(crate) backbone: Backbone<B>,
+    /// Some of the codes that the backbone was trained with before, where its file says.
+    pub(crate) codebook: Option<CodebookSketch>,
     /// What the user should know of files that were read: a line each.
     pub(crate) notes: Vec<String>,
 }
@@ -27,6 +29,7 @@ pub(crate) struct Initial<B: Backend> {
 pub(crate) struct Given<B: Backend> {
     tokenizer: Option<Tokenizer<B>>,
     backbone: Option<Backbone<B>>,
+    codebook: Option<CodebookSketch>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -46,7 +49,7 @@ impl<B: Backend> Initial<B> {
         classes: &[String],
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        let Given { tokenizer, backbone, notes } = Given::load(recipe, classes, device)?;
+        let Given { tokenizer, backbone, codebook, notes } = Given::load(recipe, classes, device)?;
         let tokenizer = match tokenizer {
             Some(tokenizer) => tokenizer,
             None => {
@@ -58,7 +61,7 @@ impl<B: Backend> Initial<B> {
             Some(backbone) => backbone,
             None => random_backbone(recipe, classes.len(), device)?,
         };
-        Ok(Self { tokenizer, backbone, notes })
+        Ok(Self { tokenizer, backbone, codebook, notes })
     }
 }
 
@@ -101,8 +104,8 @@ impl<B: Backend> Given<B> {
             }
         };
         let config = recipe.backbone_config(classes.len());
-        let backbone = match &recipe.pretrain.init_from {
-            InitFrom::Scratch {} => None,
+        let (backbone, codebook) = match &recipe.pretrain.init_from {
+            InitFrom::Scratch {} => (None, None),
             InitFrom::Weights { path, root, adapt } => {
                 let of_recipe = matches!(config.positions, PositionsConfig::PerToken { .. });
                 let known = Known {
@@ -116,7 +119,12 @@ impl<B: Backend> Given<B> {
                 let loaded = TrainedBackbone::load(WeightsFile::open(path)?, &known, device)?;
                 // What a file leaves open about classes and scales is the recipe's to say.
                 notes.extend(loaded.place.map(|note| format!("{}: {note}", path.display())));
-                let adaptation = Adaptation { classes, config: &config, adapt };
+                // Those of a tokenizer that is still to be trained are known to nobody.
+                let codes = tokenizer.as_ref().filter(|_| recipe.tokenizer.steps == 0);
+                let sketch = loaded.value.codebook.as_ref();
+                let other_codebook =
+                    sketch.zip(codes).is_some_and(|(it, codes)| !it.is_of(codes.codebook()));
+                let adaptation = Adaptation { classes, config: &config, adapt, other_codebook };
                 let fresh = || random_backbone(recipe, classes.len(), device);
                 let (backbone, changes) =
                     adaptation.of(&loaded.value, fresh).map_err(|problem| {
@@ -124,10 +132,10 @@ impl<B: Backend> Given<B> {
                         TrainError::InitFrom { stage: StageId::Pretrain, problem }
                     })?;
                 notes.extend(changes.iter().map(|change| format!("{}: {change}", path.display())));
-                Some(backbone)
+                (Some(backbone), loaded.value.codebook)
             }
         };
-        Ok(Self { tokenizer, backbone, notes })
+        Ok(Self { tokenizer, backbone, codebook, notes })
     }
 }
 
@@ -136,6 +144,8 @@ struct Adaptation<'a> {
     classes: &'a [String],
     config: &'a BackboneConfig,
     adapt: &'a [Adapt],
+    /// Whether the tokenizer has as many codes, and other ones.
+    other_codebook: bool,
 }
 
 /// Classes that a note lists by name.
@@ -188,20 +198,27 @@ impl Adaptation<'_> {
         given: &TrainedBackbone<B>,
         fresh: impl FnOnce() -> Result<Backbone<B>, BackboneConfigError>,
     ) -> Result<(Backbone<B>, Vec<String>), String> {
-        let Self { classes, config, adapt } = self;
+        let Self { classes, config, adapt, other_codebook } = self;
         let theirs = &given.config;
         let may = |part: Adapt| adapt.contains(&part);
         let mut changes = Vec::new();
         let other_classes = self.other_classes(&given.classes, &mut changes)?;
         let codes = |config: &BackboneConfig| (config.codebook_size, config.codebook_dim);
-        let other_codes = codes(theirs) != codes(config);
-        if other_codes && !may(Adapt::Codes) {
+        let other_shape = codes(theirs) != codes(config);
+        let other_codes = other_shape || other_codebook;
+        if other_shape && !may(Adapt::Codes) {
             let ((v, c), (ours_v, ours_c)) = (codes(theirs), codes(config));
             return Err(format!(
                 "was trained on {v} codes of {c} channels, the tokenizer has {ours_v} of {ours_c}; to \
                  keep everything but what depends on the codes, set \
                  pretrain.init_from.adapt = [\"codes\"]"
             ));
+        }
+        if other_codes && !may(Adapt::Codes) {
+            return Err("was trained with other codes than those of tokenizer.init_from; take the \
+                        tokenizer of its run, or, to keep everything but what depends on the codes, set \
+                        pretrain.init_from.adapt = [\"codes\"]"
+                .into());
         }
         let mut same = BackboneConfig {
             classes: config.classes,
@@ -248,7 +265,7 @@ impl Adaptation<'_> {
             |named: &NamedTensors, name: &str| named.get(name).map(|data| data.shape.clone());
         let new: Vec<&str> = OF_CODES
             .into_iter()
-            .filter(|name| shape(&tensors, name) != shape(&random, name))
+            .filter(|name| other_codebook || shape(&tensors, name) != shape(&random, name))
             .collect();
         for name in &new {
             let data = random.get(name).expect("a parameter of the backbone").clone();
@@ -337,10 +354,12 @@ mod tests {
             classes: theirs.clone(),
             scales: theirs_recipe.scales().clone(),
             sampler: theirs_recipe.evaluation.sampler,
+            codebook: None,
         };
         let ours_recipe = recipe("us");
         let config = ours_recipe.backbone_config(ours.len());
-        let adaptation = Adaptation { classes: &ours, config: &config, adapt };
+        let other_codebook = false;
+        let adaptation = Adaptation { classes: &ours, config: &config, adapt, other_codebook };
         let fresh = || random_backbone(&ours_recipe, ours.len(), &device);
         let (model, notes) = adaptation.of(&given, fresh)?;
         let rows = |model: &Backbone<Flex>| -> Vec<Vec<f32>> {
@@ -385,5 +404,52 @@ mod tests {
         assert_eq!(found, [None, None, Some(2)]);
         let (found, notes) = rows(&["0", "1"], &["0", "1"], &[]).unwrap();
         assert_eq!((found, notes), (vec![Some(0), Some(1), Some(2)], Vec::new()));
+    }
+
+    #[test]
+    fn a_backbone_of_another_tokenizer_is_known_by_its_codes() {
+        let (folder, device) = (tempfile::tempdir().unwrap(), Default::default());
+        let file = |name: &str| folder.path().join(format!("{name}.safetensors"));
+        let recipe = Recipe::load("emoji-quick", &["backbone.depth=1".to_owned()]).unwrap();
+        let classes = names(&["cat", "dog"]);
+        let (config, init) = (&recipe.tokenizer.model, recipe.tokenizer.init);
+        let [ours, other] = [1, 2].map(|seed| {
+            let model =
+                sar_tokenizer::init::<Flex>(config, init, SeedTree::new(seed), &device).unwrap();
+            TrainedTokenizer { model, config: config.clone() }
+        });
+        ours.save(&file("ours")).unwrap();
+        other.save(&file("other")).unwrap();
+        let backbone = TrainedBackbone::<Flex> {
+            model: random_backbone(&recipe, classes.len(), &device).unwrap(),
+            config: recipe.backbone_config(classes.len()),
+            classes: classes.clone(),
+            scales: recipe.scales().clone(),
+            sampler: recipe.evaluation.sampler,
+            codebook: Some(CodebookSketch::of(ours.model.codebook())),
+        };
+        backbone.save(&file("backbone")).unwrap();
+        let notes = |tokenizer: &str, adapt: &str| {
+            let from = |name| format!("init_from={{ kind = \"weights\", path = {:?}", file(name));
+            let settings = [
+                "backbone.depth=1".to_owned(),
+                "tokenizer.steps=0".to_owned(),
+                format!("tokenizer.{} }}", from(tokenizer)),
+                format!("pretrain.{}{adapt} }}", from("backbone")),
+            ];
+            let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+            let given = Given::<Flex>::load(&recipe, &classes, &device)?;
+            assert_eq!(given.codebook, backbone.codebook);
+            Ok::<_, TrainError>(given.notes)
+        };
+        let adapt = ", adapt = [\"codes\"]";
+        assert!(notes("ours", "").unwrap().is_empty());
+        assert!(notes("ours", adapt).unwrap().is_empty());
+        let error = notes("other", "").unwrap_err().to_string();
+        for part in ["backbone.safetensors was trained with other codes", "adapt = [\"codes\"]"] {
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+        let said = notes("other", adapt).unwrap().join("\n");
+        assert!(said.contains("new, as the codebook is another: word_embed.weight"), "{said}");
     }
 }

@@ -20,7 +20,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_data::{EpochOrder, Images, Prefetch};
 use sar_exchange::{Group, Share};
-use sar_weights::{NamedTensors, TensorInfo, WeightsFile, write_bytes};
+use sar_weights::{NamedTensors, TensorInfo, WeightsFile, remove_stale_of, write_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -131,7 +131,7 @@ struct Chunks {
 const MOST_OPEN: usize = 128;
 
 /// Which chunks were found as they were written, by length and time of change: they are not read through
-/// again at every start.
+/// again at every start, so that damage that keeps both passes unseen.
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 struct Verified(BTreeMap<String, (u64, u128)>);
 
@@ -216,7 +216,9 @@ impl LatentCache {
         }
         if verified != known && group.leads() {
             let json = serde_json::to_string(&verified).expect("plain values");
-            write_bytes(&folder.join(VERIFIED), json.as_bytes())?;
+            let path = folder.join(VERIFIED);
+            remove_left_of(&path)?;
+            write_bytes(&path, json.as_bytes())?;
         }
         let open = Mutex::default();
         Ok(Self(Arc::new(Chunks { folder, extent, starts, labels, open })))
@@ -388,6 +390,7 @@ fn write_chunk<B: Backend>(
     encode: &(impl Fn(std::ops::Range<usize>) -> Result<Encoded<B>, TrainError> + Sync),
     mut before_each: impl FnMut() -> Result<(), TrainError>,
 ) -> Result<Vec<i64>, TrainError> {
+    remove_left_of(path)?;
     let [c, h, w] = extent.shape_chw;
     let n = records.len();
     let mut bytes = Vec::with_capacity(n * extent.record_bytes() as usize);
@@ -419,6 +422,14 @@ fn write_chunk<B: Backend>(
     Ok(labels)
 }
 
+/// Removes what killed writers of a file left. Other runs may write to the folder meanwhile, though hardly this
+/// file: one on another machine that does so at this moment fails, and goes on when it is resumed.
+fn remove_left_of(path: &Path) -> Result<(), TrainError> {
+    let folder = path.parent().expect("a file of a cache");
+    remove_stale_of(folder, |name| path.file_name() == Some(name.as_ref()))?;
+    Ok(())
+}
+
 fn out_of_sight(path: &Path) -> TrainError {
     TrainError::Ranks(format!(
         "{}: another rank has made it, and it is not to be seen here; latents.folder has to be one folder for all ranks",
@@ -435,6 +446,7 @@ fn start_of_values(path: &Path, extent: Extent, n: usize) -> Result<u64, TrainEr
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, SystemTime};
 
     use burn_flex::Flex;
 
@@ -495,6 +507,50 @@ mod tests {
             assert_eq!(encoded.load(Ordering::Relaxed), before + 80);
             assert_eq!(std::fs::read(&path).unwrap(), good);
         }
+    }
+
+    #[test]
+    fn a_verified_chunk_is_read_through_only_where_its_length_or_time_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let encoded = AtomicUsize::new(0);
+        let n_encoded = || {
+            open(folder.path(), EXTENT, &encoded);
+            encoded.load(Ordering::Relaxed)
+        };
+        assert_eq!(n_encoded(), 80);
+        let path = chunk_path(folder.path(), 0);
+        let good = std::fs::read(&path).unwrap();
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let replace = |content: &[u8], time: SystemTime| {
+            std::fs::write(&path, content).unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 4;
+        let second = Duration::from_secs(1);
+        // What would be seen if it were read through.
+        replace(&flipped, time);
+        assert_eq!(n_encoded(), 80);
+        assert_eq!(std::fs::read(&path).unwrap(), flipped);
+        // Of another time: whole, it is kept; damaged, it is made again.
+        replace(&good, time + second);
+        assert_eq!(n_encoded(), 80);
+        replace(&flipped, time + 2 * second);
+        assert_eq!(n_encoded(), 160);
+        assert_eq!(std::fs::read(&path).unwrap(), good);
+    }
+
+    #[test]
+    fn what_killed_writers_left_of_a_file_is_removed_when_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = ["00000.safetensors", VERIFIED, "00001.safetensors"].map(|name| {
+            let path = folder.path().join(format!(".{name}.4294967295-0.partial"));
+            std::fs::write(&path, "torn").unwrap();
+            path
+        });
+        open(folder.path(), EXTENT, &AtomicUsize::new(0));
+        // There is one chunk; another is another run's.
+        assert_eq!(left.map(|path| path.exists()), [false, false, true]);
     }
 
     #[test]

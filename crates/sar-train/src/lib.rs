@@ -30,8 +30,6 @@ pub mod report;
 pub mod analysis;
 pub mod dynamics;
 
-mod stage_id;
-
 mod checkpoint;
 mod run_dir;
 mod stage;
@@ -63,4 +61,4 @@ pub mod event;
 pub use error::TrainError;
 pub use recipe::{Recipe, RecipeError};
 pub use run::{Execution, train};
-pub use stage_id::StageId;
+pub use sar_pipeline::StageId;

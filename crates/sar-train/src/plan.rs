@@ -199,3 +199,48 @@ fn tokenizer_activations(config: &TokenizerConfig, side: usize) -> u64 {
     // The coarser scale is decoded from a map of at most three quarters of the side.
     floats as u64 * 3 / 2
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn_flex::Flex;
+
+    use super::*;
+
+    fn planned(workers: usize, settings: &[&str]) -> Plan {
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+        plan::<Autodiff<Flex>>(&recipe, workers, &Default::default()).unwrap()
+    }
+
+    /// Floats of an image without a backward pass, whichever are more: four of the largest maps, 32 channels of
+    /// 32 x 32 pixels, for each worker that caches; or of each token 16 rows of the width, 2 rows of scores a
+    /// head, and 2 rows of the 512 logits.
+    #[test]
+    fn an_evaluation_takes_memory_for_each_image_of_its_batch() {
+        const NARROW: [&str; 3] =
+            ["backbone.width=24", "backbone.heads=2", "backbone.schedule.scales=1_2_4"];
+        const CACHED: &str = "latents={ kind = \"cached\", folder = \"latents\", variants = 1, precision = \"full\" }";
+        let narrow_cached = [&NARROW[..], &[CACHED]].concat();
+        let cases: [(&[&str], usize, u64); 4] = [
+            (&[], 3, 130 * (16 * 192 + 2 * 3 * 130 + 2 * 512)),
+            (&NARROW, 3, 4 * 32 * 32 * 32),
+            (&narrow_cached, 1, 4 * 32 * 32 * 32),
+            (&narrow_cached, 3, 3 * 4 * 32 * 32 * 32),
+        ];
+        for (settings, workers, floats) in cases {
+            let plan = |batch_size: &str| {
+                let batch_size = format!("evaluation.batch_size={batch_size}");
+                planned(workers, &[settings, &[batch_size.as_str()]].concat())
+            };
+            let (one, many) = (plan("1"), plan("32"));
+            let parameters = |i: usize| one.stages[i].parameters as u64;
+            assert_eq!(one.evaluation_memory, 4 * (floats + parameters(0) + 2 * parameters(1)));
+            assert_eq!(many.evaluation_memory - one.evaluation_memory, 31 * 4 * floats);
+            // The peak is a stage's until the batch is large.
+            assert!(one.memory > one.evaluation_memory);
+            let most = plan("4096");
+            assert_eq!(most.memory, most.evaluation_memory);
+        }
+    }
+}

@@ -13,7 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{Fingerprint, Images, ReadAhead, UnreadableImage};
 use sar_exchange::{ExchangeError, Group};
-use sar_pipeline::{PipelineError, TrainedBackbone, TrainedTokenizer};
+use sar_pipeline::{CodebookSketch, PipelineError, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 
 use crate::backbone_stage::{BackboneSettings, BackboneStage, LatentSource, Tokens};
@@ -222,7 +222,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let latents = self.cache_latents(&tokenizer)?;
         let source = latents.as_ref().map_or(LatentSource::Online, LatentSource::Cached);
         let tokens = (&tokenizer.model, source);
-        let start = self.whole(initial.backbone);
+        let start = self.whole(initial.backbone, initial.codebook);
         let Trained { model: pretrained, average } =
             self.train_backbone(StageId::Pretrain, tokens, start)?;
         let (before, before_meter) = self.measure("before", &tokenizer.model, &pretrained)?;
@@ -297,8 +297,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         TrainedTokenizer { model: model.folded(), config: self.recipe.tokenizer.model.clone() }
     }
 
-    /// A backbone with what belongs to it.
-    fn whole(&self, model: sar_model::Backbone<Inner<A>>) -> TrainedBackbone<Inner<A>> {
+    /// A backbone with what belongs to it, and the codes that it was trained with.
+    fn whole(
+        &self,
+        model: sar_model::Backbone<Inner<A>>,
+        codebook: Option<CodebookSketch>,
+    ) -> TrainedBackbone<Inner<A>> {
         let classes = self.images.classes().to_vec();
         TrainedBackbone {
             model,
@@ -306,6 +310,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             classes,
             scales: self.scales().clone(),
             sampler: self.recipe.evaluation.sampler,
+            codebook,
         }
     }
 
@@ -407,6 +412,11 @@ impl<A: AutodiffBackend> Run<'_, A> {
             StageId::Pretrain => self.seed.child("teacher"),
             _ => self.seed.child("sar"),
         };
+        // Without a step it is what it was, with other codes perhaps.
+        let codebook = match self.recipe.steps(id) {
+            0 => from.codebook,
+            _ => Some(CodebookSketch::of(tokens.0.codebook())),
+        };
         let task = BackboneStage::<A>::new(
             self.recipe,
             settings,
@@ -418,10 +428,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
         );
         let Trained { model, average } =
             self.train(id, task, BackboneStage::into_learner, |run, model, path| {
-                run.whole(model).save(path)
+                run.whole(model, codebook.clone()).save(path)
             })?;
-        let average = average.map(|average| self.whole(average));
-        Ok(Trained { model: self.whole(model), average })
+        let average = average.map(|average| self.whole(average, codebook.clone()));
+        Ok(Trained { model: self.whole(model, codebook), average })
     }
 
     /// Runs a stage, and writes what its main learner ends with: the weights that the recipe chooses, and
@@ -489,6 +499,6 @@ impl<M: Clone> Chosen<M> {
         let others = others.into_iter().filter_map(move |(what, model)| {
             Some((format!("{name}-{what}.safetensors"), model.as_ref()?))
         });
-        std::iter::once((format!("{name}.safetensors"), &self.output)).chain(others)
+        std::iter::once((id.weights_file(), &self.output)).chain(others)
     }
 }

@@ -86,7 +86,7 @@ impl RunDir {
         fs::create_dir_all(path)
             .map_err(TrainError::io(path, "cannot be made, choose another --run-dir"))?;
         let dir = Self::locked(path)?;
-        dir.make_checkpoints()?;
+        dir.make_ready()?;
         let data = serde_json::to_string_pretty(data).expect("plain values");
         dir.write(DATA, data.as_bytes())?;
         // The last: a folder with a recipe is a run.
@@ -101,11 +101,7 @@ impl RunDir {
             return Err(TrainError::RunDir { path: path.into(), problem });
         }
         let dir = Self::locked(path)?;
-        dir.make_checkpoints()?;
-        // Nobody else writes here: what is not whole was left by a run that was killed.
-        for folder in [&dir.path, &dir.checkpoints()] {
-            remove_stale(folder)?;
-        }
+        dir.make_ready()?;
         let stop = dir.file(STOP);
         if stop.exists() {
             fs::remove_file(&stop).map_err(TrainError::io(&stop, "cannot be removed"))?;
@@ -185,9 +181,15 @@ impl RunDir {
         }
     }
 
-    fn make_checkpoints(&self) -> Result<(), TrainError> {
+    /// Makes the folder of checkpoints, and removes what is not whole: nobody else writes here, it was left by
+    /// a run that was killed.
+    fn make_ready(&self) -> Result<(), TrainError> {
         let path = self.checkpoints();
-        fs::create_dir_all(&path).map_err(TrainError::io(&path, "cannot be made"))
+        fs::create_dir_all(&path).map_err(TrainError::io(&path, "cannot be made"))?;
+        for folder in [&self.path, &path] {
+            remove_stale(folder)?;
+        }
+        Ok(())
     }
 
     /// The folder of checkpoints.
@@ -355,6 +357,16 @@ mod tests {
         metrics.line(&json!({ "stage": b, "step": 20 })).unwrap();
         assert_eq!(left(&mut metrics, b, 10), 3);
         assert_eq!(left(&mut metrics, a, 10), 1);
+    }
+
+    #[test]
+    fn what_a_killed_start_left_is_removed_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(format!(".{DATA}.4294967295-0.partial"));
+        fs::write(&left, "torn").unwrap();
+        let recipe = Recipe::load("emoji-quick", &[]).unwrap();
+        RunDir::create(folder.path(), &recipe, &data()).unwrap();
+        assert!(!left.exists());
     }
 
     #[test]

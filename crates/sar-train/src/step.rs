@@ -265,3 +265,40 @@ where
 
     M::from_inner(model).map(&mut RequireGrad)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    fn value(x: f32) -> Tensor<Flex, 1> {
+        Tensor::from_floats([x], &Default::default())
+    }
+
+    fn losses(parts: &[(&'static str, f32)], scales: &[(usize, f32)]) -> Losses<Flex> {
+        let parts = parts.iter().map(|(name, x)| (*name, value(*x)));
+        let scales = scales.iter().map(|(side, x)| (ScaleSize::square(*side), value(*x)));
+        (parts.collect(), scales.collect())
+    }
+
+    #[test]
+    fn losses_are_folded_by_name_and_by_scale() {
+        let (parts, by_scale) = fold(vec![
+            losses(&[("total", 1.0), ("teacher", 2.0)], &[(1, 10.0), (2, 20.0)]),
+            // In another order, and with what the first had not.
+            losses(
+                &[("teacher", 5.0), ("student", f32::NAN), ("total", 4.0)],
+                &[(2, 1.5), (4, f32::NAN)],
+            ),
+            losses(&[("student", 4.0), ("teacher", 8.0), ("gap", 0.25)], &[(4, 3.0), (1, 0.5)]),
+        ]);
+        let parts: Vec<_> = parts.into_iter().map(|(name, x)| (name, x.into_scalar())).collect();
+        // Over the two, three, two and one that have it.
+        let expected = [("total", 2.5), ("teacher", 5.0), ("student", f32::NAN), ("gap", 0.25)];
+        assert_eq!(format!("{parts:?}"), format!("{expected:?}"));
+        let by_scale: Vec<_> =
+            by_scale.into_iter().map(|(size, x)| (size.height, x.into_scalar())).collect();
+        assert_eq!(format!("{by_scale:?}"), "[(1, 10.5), (2, 21.5), (4, NaN)]");
+    }
+}

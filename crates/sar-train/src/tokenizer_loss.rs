@@ -91,7 +91,7 @@ impl<A: AutodiffBackend> TokenizerObjective<'_, A> {
         let disturbance = Disturbance {
             perturbation: regularization.perturbation,
             dropout: regularization.quantizer_dropout,
-            images: streams,
+            streams,
         };
         let images_bchw = Tensor::<A, 4>::from_inner(images_bchw);
         let features_bchw = model.features(images_bchw.clone());

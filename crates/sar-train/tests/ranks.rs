@@ -1,5 +1,7 @@
 //! Runs of a tiny recipe on several ranks, which are threads here.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -9,24 +11,17 @@ use std::time::Duration;
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
+use common::ADVERSARY;
 use sar_exchange::{Exchange, ExchangeError, Group, threads};
 use sar_train::event::{Event, Observer, Silent};
 use sar_train::{Execution, Recipe, TrainError, train};
 
-/// Every stage adds up gradients, keeps an average, measures and saves.
-const TINY: [&str; 29] = [
-    "data.side=16",
-    "tokenizer.model.channel_multipliers=[1,1]",
-    "tokenizer.model.codebook_size=32",
+/// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
+const MORE: &[&str] = &[
     "tokenizer.steps=5",
     "tokenizer.optimization.batch_size=10",
     "tokenizer.optimization.grad_accum_steps=5",
     "tokenizer.optimization.ema=0.5",
-    "tokenizer.dead_code_restart={ every = 2, until = 5 }",
-    "backbone.depth=2",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=4",
     "pretrain.optimization.batch_size=12",
     "pretrain.optimization.grad_accum_steps=6",
@@ -37,29 +32,17 @@ const TINY: [&str; 29] = [
     "sar.optimization.grad_accum_steps=8",
     "sar.optimization.ema=0.5",
     "sar.objective.transitions=one-random",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
     "log.every=1",
     "log.measure_steps=2",
     "log.measure_images=4",
     "log.checkpoint_steps=2",
 ];
 
-/// An adversary that begins at step 2, and then grows.
-const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
-    8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
-    augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
-    peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
-    \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
-    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
-
 const CACHED: &str =
     "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"full\" }";
 
 fn tiny(more: &[&str]) -> Recipe {
-    let settings = TINY.iter().chain(more).map(|s| (*s).to_owned()).collect::<Vec<_>>();
-    Recipe::load("emoji-quick", &settings).unwrap()
+    common::tiny(MORE, more)
 }
 
 /// Asks its rank to stop after some number of its steps.

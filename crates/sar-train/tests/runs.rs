@@ -1,5 +1,7 @@
 //! Whole runs of a tiny recipe.
 
+mod common;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
+use common::ADVERSARY;
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_exchange::Group;
 use sar_pipeline::{Pipeline, RgbImage, to_png};
@@ -15,42 +18,23 @@ use sar_train::event::{Event, Observer, Silent};
 use sar_train::{Execution, Recipe, TrainError, train};
 use sar_weights::{NamedTensors, WeightsFile};
 
-const TINY: [&str; 18] = [
-    "data.side=16",
-    "tokenizer.model.channel_multipliers=[1,1]",
-    "tokenizer.model.codebook_size=32",
+/// What these runs set beside what every tiny run does.
+const MORE: &[&str] = &[
     "tokenizer.steps=5",
     "tokenizer.optimization.batch_size=4",
-    "tokenizer.dead_code_restart={ every = 2, until = 5 }",
-    "backbone.depth=2",
-    "backbone.width=24",
-    "backbone.heads=2",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=4",
     "pretrain.optimization.batch_size=4",
     "sar.steps=3",
     "sar.optimization.batch_size=4",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
     "log.every=2",
 ];
-
-/// An adversary that begins at step 2, and then grows.
-const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
-    8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
-    augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
-    peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
-    \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
-    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
 
 /// Outputs of 8 px, as 32 px.
 const PERCEPTUAL: &str =
     "tokenizer.loss.perceptual={ kind = \"efficientnet-lite0\", weight = 0.3, enlarge = 4 }";
 
 fn tiny(more: &[&str]) -> Recipe {
-    let settings = TINY.iter().chain(more).map(|s| (*s).to_owned()).collect::<Vec<_>>();
-    Recipe::load("emoji-quick", &settings).unwrap()
+    common::tiny(MORE, more)
 }
 
 fn run(
@@ -181,12 +165,14 @@ fn a_killed_run_goes_back_to_a_whole_checkpoint() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
     fs::write(&newest, bytes).unwrap();
-    fs::write(broken.join("checkpoints/.pretrain-4.safetensors.1-0.partial"), b"torn").unwrap();
+    let torn = broken.join("checkpoints/.pretrain-4.safetensors.4294967295-0.partial");
+    fs::write(&torn, b"torn").unwrap();
 
     let stop = AtomicBool::new(false);
     let mut observer = StopAfter { steps: usize::MAX, stop: &stop, warnings: 0 };
     run(&recipe, &broken, true, &stop, &mut observer).unwrap();
     assert_eq!(observer.warnings, 1);
+    assert!(!torn.exists(), "no process has this number");
     assert_same(&whole, &broken);
 }
 

@@ -2,6 +2,8 @@
 //! went on, asked by a file `stop` in its folder. Where Python has no `tensorboard`, a line says that nothing was tested; the variable
 //! `SAR_TENSORBOARD_PYTHON` names one that has it.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -11,27 +13,21 @@ use burn::backend::Autodiff;
 use burn_flex::Flex;
 use sar_exchange::Group;
 use sar_train::event::{Event, Observer};
-use sar_train::{Execution, Recipe, StageId, TrainError, train};
+use sar_train::{Execution, StageId, TrainError, train};
 use serde_json::Value;
 
-const TINY: [&str; 20] = [
-    "data.side=16",
-    "tokenizer.model.channel_multipliers=[1,1]",
-    "tokenizer.model.codebook_size=32",
+/// What this run sets beside what every tiny run does.
+const MORE: &[&str] = &[
     "tokenizer.steps=4",
     "tokenizer.optimization.batch_size=4",
     "tokenizer.dead_code_restart={ every = 0, until = 0 }",
     "backbone.depth=1",
     "backbone.width=32",
     "backbone.heads=1",
-    "backbone.schedule.scales=1_2_4",
     "pretrain.steps=6",
     "pretrain.optimization.batch_size=4",
     "sar.steps=2",
     "sar.optimization.batch_size=4",
-    "evaluation.samples_per_class=1",
-    "evaluation.bootstrap=100",
-    "evaluation.quality={ kind = \"none\" }",
     "log.every=1",
     "log.measure_steps=2",
     "log.tensorboard=true",
@@ -81,8 +77,7 @@ fn read(folder: &Path) -> Option<Value> {
 fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
-    let settings: Vec<String> = TINY.iter().map(|setting| (*setting).to_owned()).collect();
-    let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+    let recipe = common::tiny(MORE, &[]);
     let go = |resume, until: u64| {
         let stop = AtomicBool::new(false);
         let execution = Execution { resume, workers: 1, stop: &stop, group: &Group::alone() };

@@ -15,10 +15,12 @@ pub(super) struct Cpu {
     model: u32,
     generation: String,
     cores: usize,
+    /// The vector instructions that ours ran with, where these are known.
+    level: Option<String>,
 }
 
 impl Cpu {
-    /// That of this machine.
+    /// That of this machine; at which level ours runs, it says when it does.
     pub(super) fn here() -> Self {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         Self::read(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), cores)
@@ -53,7 +55,12 @@ impl Cpu {
             Some(known) => known.into(),
             None => format!("family {family} model {model}"),
         };
-        Self { vendor: vendor.into(), family, model, generation, cores }
+        Self { vendor: vendor.into(), family, model, generation, cores, level: None }
+    }
+
+    /// The same at a level.
+    pub(super) fn at(&self, level: Option<&str>) -> Self {
+        Self { level: level.map(Into::into), ..self.clone() }
     }
 
     /// That of a row of results, if it says so.
@@ -67,17 +74,18 @@ impl Cpu {
             model: number("model")?.try_into().ok()?,
             generation: text("generation")?,
             cores: number("cores")?.try_into().ok()?,
+            level: text("level"),
         })
     }
 
-    /// As a row of results has it, with the vector instructions that ours ran with.
-    pub(super) fn row(&self, level: Option<&str>) -> Value {
+    /// As a row of results has it.
+    pub(super) fn row(&self) -> Value {
         json!({
             "vendor": self.vendor,
             "family": self.family,
             "model": self.model,
             "generation": self.generation,
-            "level": level,
+            "level": self.level,
             "cores": self.cores,
         })
     }
@@ -97,13 +105,15 @@ impl Cpu {
 
     /// Whether rows of the two stand in one column.
     pub(super) fn compares_with(&self, other: &Self) -> bool {
-        self.kind() == other.kind() && self.cores == other.cores
+        let of = |cpu: &Self| (cpu.kind(), cpu.cores, cpu.level.clone());
+        of(self) == of(other)
     }
 }
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} cores", self.kind(), self.cores)
+        write!(f, "{}, {} cores", self.kind(), self.cores)?;
+        self.level.iter().try_for_each(|level| write!(f, ", {level}"))
     }
 }
 
@@ -171,19 +181,22 @@ pub(super) mod tests {
 
     #[test]
     fn a_row_says_its_cpu() {
-        let here = cpu(ZEN_4, 2);
-        let row = json!({ "cpu": here.row(Some("avx512")) });
+        let here = cpu(ZEN_4, 2).at(Some("avx512"));
+        let row = json!({ "cpu": here.row() });
         assert_eq!(row["cpu"]["level"], "avx512");
         assert_eq!(Cpu::of_row(&row), Some(here));
         assert_eq!(Cpu::of_row(&json!({ "machine": "AMD EPYC, 2 cores" })), None);
     }
 
     #[test]
-    fn other_kinds_and_core_counts_do_not_compare() {
+    fn other_kinds_core_counts_and_levels_do_not_compare() {
         let here = cpu(ZEN_4, 2);
         let genoa_again = "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 24\n";
         assert!(here.compares_with(&cpu(genoa_again, 2)));
         assert!(!here.compares_with(&cpu(ZEN_4, 4)));
         assert!(!here.compares_with(&cpu(SAPPHIRE_RAPIDS, 2)));
+        let [best, forced] = ["avx512", "avx2"].map(|level| here.at(Some(level)));
+        assert!(best.compares_with(&best) && !best.compares_with(&forced));
+        assert_eq!(forced.to_string(), "AMD Zen 4, 2 cores, avx2");
     }
 }

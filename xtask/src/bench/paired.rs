@@ -135,13 +135,13 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     let rows = selected(args)?;
     let ours = build()?;
     let python = python()?;
-    let (cpu, date) = (Cpu::here(), date());
+    let (cpu, date) = (Cpu::here().at(level(&ours)?.as_deref()), date());
     let (commit, machine, pytorch) = (commit(), machine(), torch_version(&python));
     let before = table::newest()?.remove(&cpu.slug()).unwrap_or_default();
     let (mut results, others) = carried(before, &cpu);
     println!("{cpu}");
     for other in others {
-        println!("left out, as it was made on another machine: {other}");
+        println!("left out, as it was made on another machine or at another level: {other}");
     }
     println!(
         "{:<26} {:>9} {:>9} {:>6}  {:>9} {:>9}",
@@ -150,8 +150,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     for row in rows {
         let mut result = measure(row, &ours, &python)?;
         let name = row.name();
-        let level = result.as_object_mut().and_then(|fields| fields.remove("level"));
-        result["cpu"] = cpu.row(level.as_ref().and_then(Value::as_str));
+        result["cpu"] = cpu.row();
         result["name"] = json!(name);
         result["against"] = json!(row.against.title());
         // Of every row: rows of several days stand in one file.
@@ -161,10 +160,9 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
         result["pytorch"] = json!(pytorch);
         row.limit(&mut result);
         println!("{name:<26} {}", line(&result));
-        results.retain(|other| other["name"] != name);
-        results.push(result);
-        let place = |result: &Value| ROWS.iter().position(|row| result["name"] == row.name());
-        results.sort_by_key(place);
+        if !put(&mut results, result) {
+            eprintln!("{name}: failed; the result that was there stays");
+        }
         // After every row: the next one may fail.
         write(&table::file_name(&date, &cpu), &json!({ "rows": results }))?;
     }
@@ -213,6 +211,28 @@ fn missing(results: &[Value]) -> Vec<String> {
     names.filter(|name| results.iter().all(|result| result["name"] != *name)).collect()
 }
 
+/// The vector instructions that ours runs with, if it says so.
+fn level(ours: &Path) -> Result<Option<String>, Failure> {
+    let worker = Worker::start(work(ours, "emoji-teacher-step"))?;
+    let level = worker.level.clone();
+    worker.end()?;
+    Ok(level)
+}
+
+/// Puts a result in the place of the one that has its name, in the order of the rows: of a failure only in the
+/// place of another. Whether it is there.
+fn put(results: &mut Vec<Value>, result: Value) -> bool {
+    let failed = |result: &Value| result.get("failed").is_some();
+    let before = results.iter().find(|other| other["name"] == result["name"]);
+    if failed(&result) && before.is_some_and(|before| !failed(before)) {
+        return false;
+    }
+    results.retain(|other| other["name"] != result["name"]);
+    results.push(result);
+    results.sort_by_key(|result| ROWS.iter().position(|row| result["name"] == row.name()));
+    true
+}
+
 /// Both sides of a row. What PyTorch cannot compile here is a result, too.
 fn measure(row: &Row, ours: &Path, python: &Path) -> Result<Value, Failure> {
     let weights = ours.with_file_name("bench-inception.pth");
@@ -228,16 +248,14 @@ fn measure(row: &Row, ours: &Path, python: &Path) -> Result<Value, Failure> {
     let mut command = work(ours, row.work);
     command.env(INCEPTION, &weights);
     let our_worker = Worker::start(command)?;
-    let levels = [our_worker.level.clone(), theirs.level.clone()];
+    let theirs_level = theirs.level.clone();
     let [(ours_s, ours_mb), (theirs_s, theirs_mb)] = in_turns([our_worker, theirs], row.runs)?;
-    let [level, theirs_level] = levels;
     Ok(json!({
         "ours_s": ours_s,
         "theirs_s": theirs_s,
         "ratio": ours_s / theirs_s,
         "ours_mb": ours_mb,
         "theirs_mb": theirs_mb,
-        "level": level,
         "theirs_level": theirs_level,
         "runs": row.runs,
     }))
@@ -267,7 +285,7 @@ mod tests {
     #[test]
     fn results_of_another_machine_are_not_carried_over() {
         let here = cpu(ZEN_4, 2);
-        let result = |name: &str, cpu: &Cpu| json!({ "name": name, "cpu": cpu.row(None), "must": 9.0, "date": "2026-01-31" });
+        let result = |name: &str, cpu: &Cpu| json!({ "name": name, "cpu": cpu.row(), "must": 9.0, "date": "2026-01-31" });
         let before = vec![
             result("encode-256", &here),
             result("decode-256", &cpu(ZEN_4, 4)),
@@ -288,6 +306,18 @@ mod tests {
         );
         let missing = missing(&kept);
         assert!(missing.len() == ROWS.len() - 1 && missing[0] == "decode-256", "{missing:?}");
+    }
+
+    #[test]
+    fn a_failure_does_not_replace_a_result() {
+        let good = |ratio: f64| json!({ "name": "decode-256", "ratio": ratio });
+        let failed = |name: &str| json!({ "name": name, "failed": "no module pytorch_fid" });
+        let mut results = vec![good(0.5)];
+        assert!(!put(&mut results, failed("decode-256")));
+        assert_eq!(results, [good(0.5)]);
+        assert!(put(&mut results, good(0.6)) && put(&mut results, failed("encode-256")));
+        assert_eq!(results, [failed("encode-256"), good(0.6)]);
+        assert!(put(&mut results, failed("encode-256")) && results.len() == 2);
     }
 
     #[test]

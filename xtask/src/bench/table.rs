@@ -124,12 +124,10 @@ fn machine<'r>(kind: &str, rows: &'r [Value]) -> Result<Machine<'r>, Failure> {
 impl Machine<'_> {
     /// Cores, vector instructions of ours and days.
     fn legend(&self) -> String {
-        let all = |text: fn(&Value) -> &Value| {
-            let texts: BTreeSet<&str> =
-                self.rows.iter().filter_map(|row| text(row).as_str()).collect();
-            texts.into_iter().collect::<Vec<_>>().join(" and ")
-        };
-        format!("{}, {}, {}", self.cpu, all(|row| &row["cpu"]["level"]), all(|row| &row["date"]))
+        let days: BTreeSet<&str> =
+            self.rows.iter().filter_map(|row| row["date"].as_str()).collect();
+        let days = days.into_iter().collect::<Vec<_>>().join(" and ");
+        format!("{}, {days}", self.cpu)
     }
 
     /// Ratios of the time against PyTorch compiled and in bf16, where these are faster than eager: only
@@ -156,10 +154,12 @@ impl Machine<'_> {
         if result["failed"].is_string() {
             return Some(" failed |  |".into());
         }
-        let number = |field: &str| result[field].as_f64().unwrap_or(f64::NAN);
-        let memory = number("ours_mb") / number("theirs_mb");
-        let ratio = number("ratio");
-        Some(format!(" {ratio:.2}{} | {memory:.2} |", self.faster_peers(row)))
+        let ratio = result["ratio"].as_f64().unwrap_or(f64::NAN);
+        // Of what was reported and not measured by this command the memory is not known.
+        let memory = result["ours_mb"].as_f64().zip(result["theirs_mb"].as_f64());
+        let memory =
+            memory.map_or_else(String::new, |(ours, theirs)| format!("{:.2}", ours / theirs));
+        Some(format!(" {ratio:.2}{} | {memory} |", self.faster_peers(row)))
     }
 }
 
@@ -189,7 +189,7 @@ mod tests {
 
     fn result(name: &str, cpu: &Cpu, ratio: f64) -> Value {
         json!({
-            "name": name, "cpu": cpu.row(Some("avx512")), "date": "2026-01-31",
+            "name": name, "cpu": cpu.at(Some("avx512")).row(), "date": "2026-01-31",
             "ratio": ratio, "ours_mb": 50.0, "theirs_mb": 100.0, "theirs_s": 1.0 / ratio,
         })
     }
@@ -202,9 +202,14 @@ mod tests {
         failed["date"] = json!("2026-02-01");
         let faster = result("encode-256-vs-compile", &intel, 1.1);
         let slower = result("encode-256-vs-bf16", &intel, 0.5);
+        let mut reported = result("tokenizer-step", &intel, 1.2);
+        reported["ours_mb"] = Value::Null;
         let newest = BTreeMap::from([
             (amd.slug(), vec![result("encode-256", &amd, 0.6)]),
-            (intel.slug(), vec![result("encode-256", &intel, 0.9), failed, faster, slower]),
+            (
+                intel.slug(),
+                vec![result("encode-256", &intel, 0.9), failed, reported, faster, slower],
+            ),
         ]);
         let expected = "
 `encode`, `decode`: 256 px through the tokenizer; `sample-d16-bN`: N images of 256 px at depth 16; `*-step`: a training step; `sar-*`: \
@@ -217,6 +222,7 @@ Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
 |---|---|---|---|---|---|---|
 | `encode-256` | PyTorch eager | 0.85, 0.65 | 0.60 | 0.50 | 0.90 (compiled 1.10) | 0.50 |
 | `decode-256` | PyTorch eager | 0.85, 0.65 |  |  | failed |  |
+| `tokenizer-step` | PyTorch eager | 1, 0.75 |  |  | 1.20 |  |
 
 ";
         assert_eq!(markdown(&newest).unwrap(), expected);
@@ -231,9 +237,12 @@ Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
         };
         let [a, b] = [("encode-256", &two), ("decode-256", &four)].map(|(n, c)| result(n, c, 1.0));
         let mixed = refused(&two.slug(), vec![a.clone(), b]);
-        assert!(mixed.ends_with("mix machines: AMD Zen 4, 2 cores; AMD Zen 4, 4 cores"), "{mixed}");
+        assert!(
+            mixed.ends_with("mix machines: AMD Zen 4, 2 cores, avx512; AMD Zen 4, 4 cores, avx512"),
+            "{mixed}"
+        );
         let other = refused("intel-ice-lake", vec![a]);
-        assert!(other.ends_with("are of another kind, AMD Zen 4, 2 cores"), "{other}");
+        assert!(other.ends_with("are of another kind, AMD Zen 4, 2 cores, avx512"), "{other}");
         let silent = refused(&two.slug(), vec![json!({ "name": "encode-256" })]);
         assert!(silent.ends_with("\"encode-256\" does not say its CPU"), "{silent}");
     }

@@ -59,6 +59,11 @@ impl Source {
         }
     }
 
+    /// Whether it is an `.npz` file, whose classes have no names.
+    pub(super) fn is_npz(&self) -> bool {
+        matches!(self, Self::Npz(_))
+    }
+
     /// Opens the real images, at the size of those that are compared with them; looks at none yet.
     pub(super) fn open(&self, size: [usize; 2]) -> Result<Opened> {
         match self {
@@ -77,26 +82,19 @@ impl Source {
 
 /// Real images that are there.
 pub(super) struct Opened {
+    name: String,
     kind: Kind,
-    /// None where they are not known.
+    /// None where they are not known; of an `.npz` file their numbers.
     pub(super) classes: Vec<String>,
     /// What the report says of them.
     described: Value,
 }
 
 enum Kind {
-    /// Images with a split, and labels where there are classes.
-    Split {
-        pictures: Pictures,
-        split: Split,
-        labels: Vec<usize>,
-    },
-    Images(Pictures),
+    /// Images with labels where there are classes, and moments that stand for those of their features.
+    Images { pictures: Pictures, split: Split, labels: Vec<usize>, moments: Option<FeatureSet> },
     /// Of their features the moments alone.
-    Moments {
-        name: String,
-        set: FeatureSet,
-    },
+    Moments(FeatureSet),
 }
 
 fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Opened> {
@@ -117,24 +115,21 @@ fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Open
         "classes": classes.len(),
     });
     let pictures = Pictures::of_dataset(name.into(), dataset, all, size)?;
-    let kind = match split.train.is_empty() || split.held_out.is_empty() {
-        true => Kind::Images(pictures),
-        false => Kind::Split { pictures, split, labels },
-    };
-    Ok(Opened { kind, classes, described })
+    let kind = Kind::Images { pictures, split, labels, moments: None };
+    Ok(Opened { name: name.into(), kind, classes, described })
 }
 
 fn of_npz(path: &Path, size: [usize; 2]) -> Result<Opened> {
     let name = path.display().to_string();
-    let classes = Vec::new();
     // Moments that are there are those that published figures are of.
-    if let Some(set) = read_statistics(path)? {
-        eprintln!("{name}: mean and covariance: Fréchet distances alone");
-        let described = json!({ "source": name, "kind": "moments" });
-        return Ok(Opened { kind: Kind::Moments { name, set }, classes, described });
-    }
+    let moments = read_statistics(path)?;
     if Npz::open(path)?.images()?.is_none() {
-        bail!("{name}: has neither images (arr_0) nor mean and covariance (mu, sigma)");
+        let Some(set) = moments else {
+            bail!("{name}: has neither images (arr_0) nor mean and covariance (mu, sigma)");
+        };
+        eprintln!("{name}: mean and covariance: Fréchet distances alone, without a floor");
+        let described = json!({ "source": name, "kind": "moments" });
+        return Ok(Opened { name, kind: Kind::Moments(set), classes: Vec::new(), described });
     }
     let pictures = Pictures::npz(path)?;
     if pictures.size() != size {
@@ -143,8 +138,32 @@ fn of_npz(path: &Path, size: [usize; 2]) -> Result<Opened> {
             "{name}: {w}x{h} px, the images have {width}x{height}; either is resized for the network"
         );
     }
-    let described = json!({ "source": name, "n": pictures.len(), "size": pictures.size() });
-    Ok(Opened { kind: Kind::Images(pictures), classes, described })
+    let n = pictures.len();
+    if moments.is_some() {
+        eprintln!("{name}: Fréchet distances of mu and sigma, all else of its {n} images (arr_0)");
+    }
+    let split = Split::every_tenth(n);
+    let labels = pictures.bare_labels().unwrap_or_default().to_vec();
+    let n_classes = labels.iter().max().map_or(0, |last| last.saturating_add(1));
+    let classes: Vec<String> = match n_classes {
+        0 | 1 => Vec::new(),
+        2.. if n_classes <= n => (0..n_classes).map(|class| class.to_string()).collect(),
+        _ => {
+            let last = n_classes - 1;
+            eprintln!("{name}: no classes: labels (arr_1) go up to {last}, of {n} images");
+            Vec::new()
+        }
+    };
+    let described = json!({
+        "source": name,
+        "n": n,
+        "held_out": split.held_out.len(),
+        "size": pictures.size(),
+        "classes": classes.len(),
+        "moments": moments.is_some().then_some("mu and sigma of the file"),
+    });
+    let kind = Kind::Images { pictures, split, labels, moments };
+    Ok(Opened { name, kind, classes, described })
 }
 
 impl Opened {
@@ -155,26 +174,37 @@ impl Opened {
         keep: Keep,
         device: &B::Device,
     ) -> Result<Real> {
-        let Self { kind, classes, described } = self;
-        let reference = match kind {
-            Kind::Moments { name, set } => {
-                let (found, wanted) = (set.moments().dim(), extractor.dimension());
-                ensure!(
-                    found == wanted,
-                    "--reference {name}: mu and sigma are of {found} features, {} has {wanted}",
-                    extractor.name()
-                );
+        let Self { name, kind, classes, described } = self;
+        if let Kind::Moments(set) | Kind::Images { moments: Some(set), .. } = &kind {
+            let (found, wanted) = (set.moments().dim(), extractor.dimension());
+            ensure!(
+                found == wanted,
+                "--reference {name}: mu and sigma are of {found} features, {} has {wanted}",
+                extractor.name()
+            );
+        }
+        let reference = match (keep, kind) {
+            (_, Kind::Moments(set)) | (Keep::Moments, Kind::Images { moments: Some(set), .. }) => {
                 Reference::of(set)
             }
-            Kind::Images(pictures) => Reference::of(features(&pictures, extractor, keep, device)?),
-            Kind::Split { pictures, split, labels } => {
-                let set = features(&pictures, extractor, keep, device)?;
+            (Keep::Moments, Kind::Images { pictures, .. }) => {
+                Reference::of(features(&pictures, extractor, keep, device)?)
+            }
+            (Keep::Features, Kind::Images { pictures, split, labels, moments }) => {
+                let mut set = features(&pictures, extractor, keep, device)?;
+                if let Some(moments) = moments {
+                    set = set.with_moments(moments);
+                }
                 let labels = (!classes.is_empty()).then_some((labels.as_slice(), classes.len()));
-                match keep {
-                    Keep::Moments => Reference::of(set),
-                    Keep::Features => {
-                        Reference::split(set, [&split.train, &split.held_out], labels)?
-                    }
+                let Split { train, held_out } = &split;
+                if train.is_empty() || held_out.is_empty() {
+                    eprintln!(
+                        "reference {name}: has not both training and held-out images; without them there is no \
+                         floor, no class accuracy, and nothing is said of copies"
+                    );
+                    Reference::of(set)
+                } else {
+                    Reference::split(set, [train, held_out], labels)?
                 }
             }
         };
@@ -188,7 +218,8 @@ fn features<B: Backend>(
     keep: Keep,
     device: &B::Device,
 ) -> Result<FeatureSet> {
-    announce(pictures.len(), extractor, keep);
+    // Training and held-out images are kept apart beside all of them.
+    announce(pictures.len(), 2, extractor, keep);
     let mut progress = Progress::new("reference: looked at", pictures.len());
     let looking = Looking::new(extractor, keep, device);
     FeatureSet::of_pictures(pictures, looking, |n, _| progress.at(n)).context("--reference")

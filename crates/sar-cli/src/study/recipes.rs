@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use sar_train::Recipe;
 use sar_train::recipe::InitFrom;
+use sar_train::{Recipe, StageId};
 
 use super::file::{Arm, Origin, START, Start, Study};
 
@@ -42,20 +42,21 @@ fn set_by_study(from: Origin) -> &'static [&'static str] {
 /// What does nothing in an arm, as it is of a stage that the arm has not, and what to do about it.
 fn idle(from: Origin) -> &'static [(&'static str, &'static str)] {
     const TOKENIZER: (&str, &str) = (
-        "tokenizer",
+        StageId::Tokenizer.name(),
         "the arm has the start's tokenizer; leave it out, or write from = \"images\"",
     );
+    const PRETRAIN: (&str, &str) = (
+        StageId::Pretrain.name(),
+        "the start has been pre-trained; leave it out, set sar.*, or write from = \"scratch\"",
+    );
     const SAR: (&str, &str) = (
-        "sar",
+        StageId::Sar.name(),
         "the arm ends with pre-training; leave it out, set pretrain.*, or write from = \"start\"",
     );
     match from {
         Origin::Start => &[
             TOKENIZER,
-            (
-                "pretrain",
-                "the start has been pre-trained; leave it out, set sar.*, or write from = \"scratch\"",
-            ),
+            PRETRAIN,
             (
                 "backbone.init",
                 "the arm has the start's weights; leave it out, or write from = \"scratch\"",
@@ -127,7 +128,7 @@ impl Study {
     /// The recipe of an arm with some settings.
     fn recipe_with(&self, arm: &Arm, set: &[String], seed: u64, start: &Path) -> Result<Recipe> {
         let [tokenizer, backbone] =
-            ["tokenizer.safetensors", "backbone-pretrain.safetensors"].map(|name| start.join(name));
+            [StageId::Tokenizer, StageId::Pretrain].map(|stage| start.join(stage.weights_file()));
         let mut settings = [self.set.as_slice(), set].concat();
         settings.push(format!("name={}-{}", self.name, arm.name));
         settings.push(format!("seed={seed}"));

@@ -21,10 +21,15 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// None where there is no Chromium.
+    /// None where there is no Chromium, nor what others call the same browser.
     pub(crate) fn start() -> Option<Self> {
+        let names = ["chromium", "chromium-browser", "google-chrome"];
+        names.into_iter().find_map(Self::start_program)
+    }
+
+    fn start_program(program: &str) -> Option<Self> {
         let profile = tempfile::tempdir().unwrap();
-        let mut command = Command::new("chromium");
+        let mut command = Command::new(program);
         command
             .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"])
             .args(["--no-first-run", "--disable-background-networking", "--hide-scrollbars"])

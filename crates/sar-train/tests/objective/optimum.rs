@@ -108,7 +108,7 @@ fn a_student_that_cannot_tell_the_passes_apart_unlearns_what_scales_share() {
         println!("{weight} {target:?}: {found}, {expected}");
         assert!((found - expected).abs() < 0.06, "{weight} {target:?}: {found}, not {expected}");
     }
-    // As published: the start position's absence says that this is the student pass, the two are learnt side by
+    // As published: the start position's absence says that this is the student pass, the two are learned side by
     // side, and what sampling sees is as it was.
     let model = refined(1.0, StudentTarget::GroundTruth, StudentFirstToken::Bare);
     let (start, bare) = (same(&model, &start), same(&model, &bare));

@@ -1,4 +1,4 @@
-//! The stages of a run.
+//! The stages of a run, and the files of their weights.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl StageId {
     pub const ALL: [Self; 4] = [Self::Tokenizer, Self::Pretrain, Self::Sar, Self::Control];
 
     /// Its name in recipes, checkpoints, metrics and reports.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Tokenizer => "tokenizer",
             Self::Pretrain => "pretrain",
@@ -48,6 +48,11 @@ impl StageId {
             Self::Sar => "backbone-sar",
             Self::Control => "backbone-control",
         }
+    }
+
+    /// The file of its weights in the folder of a run.
+    pub fn weights_file(self) -> String {
+        format!("{}.safetensors", self.weights())
     }
 
     /// The stages that follow it.

@@ -1,0 +1,36 @@
+//! What the tests of whole runs have in common.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use sar_train::Recipe;
+
+/// What every tiny run sets: with a few steps a stage it takes seconds.
+const TINY: [&str; 11] = [
+    "data.side=16",
+    "tokenizer.model.channel_multipliers=[1,1]",
+    "tokenizer.model.codebook_size=32",
+    "tokenizer.dead_code_restart={ every = 2, until = 5 }",
+    "backbone.depth=2",
+    "backbone.width=24",
+    "backbone.heads=2",
+    "backbone.schedule.scales=1_2_4",
+    "evaluation.samples_per_class=1",
+    "evaluation.bootstrap=100",
+    "evaluation.quality={ kind = \"none\" }",
+];
+
+/// An adversary that begins at step 2, and then grows.
+pub(crate) const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
+    8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+    augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
+    peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
+    \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
+    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
+
+/// `emoji-quick` with what every tiny run sets, what those of a file do, and then `more`: the last setting of a
+/// key counts.
+pub(crate) fn tiny(of_file: &[&str], more: &[&str]) -> Recipe {
+    let settings = TINY.iter().chain(of_file).chain(more);
+    let settings: Vec<String> = settings.map(|setting| (*setting).to_owned()).collect();
+    Recipe::load("emoji-quick", &settings).unwrap()
+}
