@@ -13,6 +13,8 @@ use crate::device::{self, Device};
 use crate::mpirun;
 use crate::sar::PACKAGE;
 
+const MPIRUN: &str = "mpirun";
+
 /// What a run that was asked to stop ends with.
 const INTERRUPTED: u8 = 130;
 
@@ -30,7 +32,7 @@ pub(crate) fn train(args: &[OsString]) -> Result<Option<Vec<OsString>>, Failure>
     if asked.ranks == 1 {
         return Ok(Some(asked.args));
     }
-    ensure_mpirun()?;
+    ensure_mpirun(MPIRUN)?;
     let sar = build(&asked.args)?;
     launch(&asked, &sar).map(|()| None)
 }
@@ -59,16 +61,15 @@ fn parse(args: &[OsString]) -> Result<Option<Ranks>, Failure> {
     Ok(Some(Ranks { ranks: number, hostfile, restarts, args }))
 }
 
-fn ensure_mpirun() -> Outcome {
-    let mut command = Command::new("mpirun");
+fn ensure_mpirun(program: &str) -> Outcome {
+    let mut command = Command::new(program);
     let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     match found {
         Ok(status) if status.success() => Ok(()),
-        _ => Err(Failure::Check(
-            "--ranks: there is no `mpirun`; install an MPI, such as Debian's openmpi-bin, \
+        _ => Err(Failure::Check(format!(
+            "--ranks: there is no `{program}`; install an MPI, such as Debian's openmpi-bin, \
              libopenmpi-dev, libclang-dev and clang"
-                .into(),
-        )),
+        ))),
     }
 }
 
@@ -91,7 +92,7 @@ fn build(args: &[OsString]) -> Result<PathBuf, Failure> {
 }
 
 fn launcher(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
-    let mut command = Command::new("mpirun");
+    let mut command = Command::new(MPIRUN);
     command.args(["-n", &asked.ranks.to_string()]);
     // More ranks than cores are slow, not wrong; and every rank has threads.
     command.args(["--oversubscribe", "--bind-to", "none"]);
@@ -118,14 +119,16 @@ fn launcher(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
 /// Threads of a rank.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// Starts the run, and where that is asked for, starts it again from its last checkpoint when it fails, as
-/// long as it gets on.
+/// Whether Ctrl-C was heard.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+/// The process of the launcher, 0 while there is none.
+static CHILD: AtomicU32 = AtomicU32::new(0);
+
+/// Starts the run and goes on with it, see [`carry_on`].
 ///
 /// The launcher answers Ctrl-C by killing all ranks within a second. Therefore it does not hear of it: the first is
 /// passed on as SIGUSR1, which it passes on to all ranks, and they write a checkpoint.
 fn launch(asked: &Ranks, sar: &Path) -> Outcome {
-    static STOPPED: AtomicBool = AtomicBool::new(false);
-    static CHILD: AtomicU32 = AtomicU32::new(0);
     let handler = || {
         let name = if STOPPED.swap(true, Ordering::Relaxed) { "-TERM" } else { "-USR1" };
         let child = CHILD.load(Ordering::Relaxed);
@@ -134,11 +137,17 @@ fn launch(asked: &Ranks, sar: &Path) -> Outcome {
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::Check(format!("signals: {error}")))?;
+    carry_on(asked, |args| launcher(asked, sar, args))
+}
+
+/// Starts the run with the launcher of its arguments, and where that is asked for, starts it again from its last
+/// checkpoint when it fails, as long as it gets on.
+fn carry_on(asked: &Ranks, launcher: impl Fn(&[OsString]) -> Command) -> Outcome {
     let run = value_of(&asked.args, "--run-dir").map(PathBuf::from);
     let mut args = asked.args.clone();
     loop {
         let before = run.as_deref().map(checkpoints);
-        let mut command = launcher(asked, sar, &args);
+        let mut command = launcher(&args);
         // In a group of its own it does not hear of Ctrl-C, and may not read from the terminal.
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         #[cfg(unix)]
@@ -147,7 +156,7 @@ fn launch(asked: &Ranks, sar: &Path) -> Outcome {
             Failure::Check(format!("cannot start `{}`: {error}", cargo::shown(&command)))
         })?;
         CHILD.store(child.id(), Ordering::Relaxed);
-        let said = child.stderr.take().map(|said| pass_on(said, child.id(), &CHILD));
+        let said = child.stderr.take().map(|said| pass_on(said, child.id()));
         let status = child.wait().map_err(|error| Failure::Check(format!("mpirun: {error}")))?;
         CHILD.store(0, Ordering::Relaxed);
         // What it started on other machines may hold its stderr longer than it lives.
@@ -178,7 +187,7 @@ const SILENT: &str = "gave no sign of life";
 ///
 /// Where a machine is cut off Open MPI waits for its daemon there for minutes, when all ranks have long ended: it is
 /// killed.
-fn pass_on(said: ChildStderr, launcher: u32, child: &'static AtomicU32) -> Receiver<()> {
+fn pass_on(said: ChildStderr, launcher: u32) -> Receiver<()> {
     let (all, end) = mpsc::channel();
     thread::spawn(move || {
         mpirun::listen(said, |line| {
@@ -186,7 +195,7 @@ fn pass_on(said: ChildStderr, launcher: u32, child: &'static AtomicU32) -> Recei
             if line.contains(SILENT) {
                 thread::spawn(move || {
                     thread::sleep(Duration::from_secs(20));
-                    if child.load(Ordering::Relaxed) == launcher {
+                    if CHILD.load(Ordering::Relaxed) == launcher {
                         let _ =
                             Command::new("kill").args(["-KILL", &launcher.to_string()]).status();
                     }
@@ -272,6 +281,60 @@ mod tests {
         assert!(said("--hostfile h").ends_with("need --ranks"));
         assert!(said("--ranks 1 --hostfile h").ends_with("2 or more"));
         assert!(said("--ranks 2 --restart-on-failure").ends_with("--run-dir"));
+    }
+
+    #[test]
+    fn without_a_launcher_it_says_what_to_install() {
+        let said = ensure_mpirun("/nowhere/mpirun").unwrap_err();
+        let line = said.line().unwrap();
+        assert!(line.starts_with("--ranks: there is no `/nowhere/mpirun`; install"), "{line}");
+        assert!(line.contains("openmpi-bin") && said.code() == 1, "{line}");
+    }
+
+    /// In place of `mpirun` a script that writes down its arguments, and ends the first time as it is told.
+    #[cfg(unix)]
+    #[test]
+    fn a_run_that_fails_and_gets_on_is_started_again() {
+        let folder = env::temp_dir().join(format!("sar-restarts-{}", std::process::id()));
+        let begin =
+            "printf '%s\\n' \"$*\" >> starts\nif [ $(wc -l < starts) -gt 1 ]; then exit 0; fi\n";
+        // The exit code, and the lines that the launcher was started with.
+        let ends = |first: &str, more: &str| {
+            fs::create_dir_all(folder.join("run/checkpoints")).unwrap();
+            fs::write(folder.join("mpirun"), format!("{begin}{first}\n")).unwrap();
+            let line = format!("--ranks 2 --run-dir {} {more}", folder.join("run").display());
+            let asked = parse(&words(&line)).unwrap().unwrap();
+            let outcome = carry_on(&asked, |args| {
+                let mut script = Command::new("sh");
+                script.current_dir(&folder).arg("mpirun");
+                script.args(launcher(&asked, Path::new("/t/sar"), args).get_args());
+                script
+            });
+            let starts = fs::read_to_string(folder.join("starts")).unwrap();
+            fs::remove_dir_all(&folder).unwrap();
+            let starts: Vec<String> = starts.lines().map(String::from).collect();
+            (outcome.err().map(|failure| failure.code()), starts)
+        };
+        let gets_on = "touch run/checkpoints/sar-2.safetensors; exit";
+        let fails = |code: u8| format!("{gets_on} {code}");
+        let (code, starts) = ends(&fails(2), "--restart-on-failure");
+        assert_eq!((code, starts.len()), (None, 2), "{starts:?}");
+        assert!(starts[0].starts_with("-n 2 ") && !starts[0].contains("--resume"), "{starts:?}");
+        assert_eq!(starts[1], format!("{} --resume", starts[0]));
+        // Killed by a signal; and of a run that was resumed already.
+        let (code, starts) = ends(&fails(137), "--restart-on-failure --resume");
+        assert_eq!((code, starts.len()), (None, 2), "{starts:?}");
+        assert_eq!(starts[0], starts[1]);
+        // What was found bad stays bad; who was asked to stop has stopped; nothing new, nobody asked.
+        for (first, more, expected) in [
+            (fails(1), "--restart-on-failure", 1),
+            (fails(INTERRUPTED), "--restart-on-failure", INTERRUPTED),
+            ("exit 2".into(), "--restart-on-failure", 2),
+            (fails(2), "", 2),
+        ] {
+            let (code, starts) = ends(&first, more);
+            assert_eq!((code, starts.len()), (Some(expected), 1), "{first}: {starts:?}");
+        }
     }
 
     #[test]

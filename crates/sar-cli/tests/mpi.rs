@@ -9,6 +9,7 @@ mod program;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -56,21 +57,29 @@ fn start(ranks: Option<usize>, run: &Path, more: &[&str]) -> Child {
     let mut command = match ranks {
         None => Command::new(sar),
         Some(ranks) => {
-            let mut command = Command::new("mpirun");
-            command.args(["--quiet", "--oversubscribe", "--bind-to", "none", "-n"]);
-            command.arg(ranks.to_string()).arg(sar);
+            let mut command = mpirun();
+            command.args(["-n", &ranks.to_string(), sar]);
             command
         }
     };
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    command.env("RAYON_NUM_THREADS", "1");
     command.args(["train", "--run-dir"]).arg(run);
     if run.join("recipe.toml").is_file() {
         command.arg("--resume");
     } else {
         command.args(tiny(MORE));
     }
-    command.args(more);
+    spawn(command.args(more))
+}
+
+fn mpirun() -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--quiet", "--oversubscribe", "--bind-to", "none"]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.env("RAYON_NUM_THREADS", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -232,6 +241,36 @@ fn kill_rounds(folder: &Path, whole: &BTreeMap<String, Vec<u8>>) {
     }
 }
 
+/// It ends with 2 and one line.
+fn assert_refused(child: Child, part: &str) {
+    let output = end(child, part);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(part), "{text}");
+}
+
+/// The same program but for a byte at its end, which does nothing.
+#[test]
+fn ranks_of_two_programs_are_refused() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (run, other) = (folder.path().join("run"), folder.path().join("sar"));
+    let sar = Path::new(env!("CARGO_BIN_EXE_sar"));
+    fs::copy(sar, &other).unwrap();
+    fs::OpenOptions::new().append(true).open(&other).unwrap().write_all(&[0]).unwrap();
+    let mut command = mpirun();
+    for (at, program) in [sar, other.as_path()].into_iter().enumerate() {
+        command.args(if at > 0 { &[":"][..] } else { &[] });
+        command.args(["-n", "1"]).arg(program).args(["train", "--run-dir"]).arg(&run);
+        command.args(tiny(MORE));
+    }
+    assert_refused(spawn(&mut command), "has another program than rank 0 on");
+    assert!(!run.exists());
+}
+
 #[test]
 fn what_is_wrong_is_said_in_a_line() {
     if !has_mpirun() {
@@ -240,11 +279,7 @@ fn what_is_wrong_is_said_in_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let refused = |ranks: usize, run: &Path, more: &[&str], part: &str| {
-        let output = end(start(Some(ranks), run, more), part);
-        let text = text(&output);
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert!(errors.len() == 1 && errors[0].contains(part), "{text}");
+        assert_refused(start(Some(ranks), run, more), part);
     };
     refused(3, &run, &["--recipe", "nothing"], "no built-in recipe of that name");
     refused(2, &run, &["--device", "abacus"], "--device abacus: unknown");

@@ -148,9 +148,29 @@ export function startRuns(model) {
     return make("div", { class: "charts" }, ...panels);
   }
 
-  function byScale({ report }) {
+  /** What every stage measured last by scale: all there is before the report. */
+  function byScaleSoFar(series) {
+    const last = (stage, key) => Object.entries(series[stage] ?? {})
+      .filter(([name]) => name.startsWith(`${key}/`))
+      .map(([name, points]) => [Number(name.slice(key.length + 1)), points[points.length - 1][1]])
+      .sort(([a], [b]) => a - b);
+    const stages = [["pretrain", "pre-training", "b"], ["sar", "SAR", "a"], ["control", "control", "c"], ["tokenizer", "tokenizer", "a"]];
+    const charts = [
+      ["Student loss", "held_out_student_scales"],
+      ["Teacher loss", "held_out_teacher_scales"],
+      ["Perplexity of the codes", "held_out_perplexity"],
+    ].map(([called, key]) => {
+      const lines = stages.map(([stage, name, style]) => ({ name, style, points: last(stage, key) }));
+      const places = lines.flatMap(({ points }) => points.map(([k]) => k));
+      const names = Array.from({ length: Math.max(-1, ...places) + 1 }, (_, k) => `#${k + 1}`);
+      return chart(`${called} by scale so far`, lines, { names });
+    });
+    return charts.some(Boolean) ? make("div", { class: "charts" }, ...charts) : null;
+  }
+
+  function byScale({ report, series }) {
     const held = report?.held_out;
-    if (!held) return null;
+    if (!held) return byScaleSoFar(series);
     const kinds = [["before", "before SAR", "b"], ["after", "after SAR", "a"], ["control", "control", "c"]];
     const names = held.after.by_scale.map(({ scale }) => scale);
     const of = (key) => kinds.filter(([kind]) => held[kind]).map(([kind, name, style]) => ({

@@ -16,6 +16,8 @@ const MOST_BYTES: u64 = 64 << 20;
 const END: u64 = 1 << 20;
 /// Points that a series is thinned to.
 const POINTS: usize = 400;
+/// Values of a list that become series; more than a schedule has scales.
+const PLACES: usize = 64;
 
 /// What files have come to: pages ask every few seconds, and most files stay as they are.
 static STEPS: Known<BTreeMap<String, u64>> = Known::new(1024);
@@ -88,7 +90,8 @@ fn read_steps(path: &Path) -> BTreeMap<String, u64> {
     if is_long { read(MOST_BYTES) } else { read(END) }
 }
 
-/// `{stage: {name: [[step, value], ..]}}`, thinned by means of neighbors.
+/// `{stage: {name: [[step, value], ..]}}`, thinned by means of neighbors; value i of a list is `name/i`, as in
+/// TensorBoard.
 pub(crate) fn read(path: &Path) -> Value {
     SERIES.of(path, || read_series(path))
 }
@@ -100,16 +103,27 @@ fn read_series(path: &Path) -> Value {
             continue;
         };
         let of_stage = stages.entry(stage.to_owned()).or_default();
-        for (name, value) in line.as_object().into_iter().flatten() {
-            if let Some(value) = value.as_f64().filter(|_| name != "step") {
-                of_stage.entry(name.clone()).or_default().push([step, value]);
-            }
+        let fields = line.as_object().into_iter().flatten().filter(|(name, _)| *name != "step");
+        for (name, value) in fields.flat_map(|(name, field)| numbers(name, field)) {
+            of_stage.entry(name).or_default().push([step, value]);
         }
     }
     for points in stages.values_mut().flat_map(BTreeMap::values_mut) {
         *points = thinned(points);
     }
     json!(stages)
+}
+
+/// A number, or those of a list; anything else is none.
+fn numbers(name: &str, field: &Value) -> Vec<(String, f64)> {
+    let named = |name: String, value: &Value| value.as_f64().map(|value| (name, value));
+    match field {
+        Value::Array(values) => {
+            let values = values.iter().enumerate().take(PLACES);
+            values.filter_map(|(i, value)| named(format!("{name}/{i}"), value)).collect()
+        }
+        value => named(name.to_owned(), value).into_iter().collect(),
+    }
 }
 
 fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
@@ -150,6 +164,23 @@ mod tests {
             known.of(&folder.path().join(i.to_string()), || 0);
         }
         assert!(known.files.lock().unwrap().len() <= 2);
+    }
+
+    #[test]
+    fn lists_are_series_by_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let long = vec![1.0; 2 * PLACES];
+        let lines = [
+            json!({ "stage": "sar", "step": 1, "scales": [null, 2.5, [3], "x", 4] }),
+            json!({ "stage": "sar", "step": 3, "scales": [null, 1.5] }),
+            json!({ "stage": "control", "step": 0, "long": long }),
+        ];
+        fs::write(&path, lines.map(|line| line.to_string()).join("\n")).unwrap();
+        let series = read(&path);
+        let scales = json!({ "scales/1": [[1.0, 2.5], [3.0, 1.5]], "scales/4": [[1.0, 4.0]] });
+        assert_eq!(series["sar"], scales);
+        assert_eq!(series["control"].as_object().unwrap().len(), PLACES);
     }
 
     #[test]

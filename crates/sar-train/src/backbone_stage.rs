@@ -150,7 +150,12 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
             BackboneMeasure::TeacherLoss => ("held_out_teacher", teacher),
             BackboneMeasure::StudentLoss => ("held_out_student", student),
         };
-        Ok(Measure { name, value, better: Better::Lower, details: Vec::new() })
+        let [teacher, student] = meter.means_by_scale();
+        let details = vec![
+            ("held_out_teacher_scales", teacher.into()),
+            ("held_out_student_scales", student.into()),
+        ];
+        Ok(Measure { name, value, better: Better::Lower, details })
     }
 
     fn images(&self) -> &Images {

@@ -185,6 +185,15 @@ impl HeldOutMeter {
         [teacher, student]
     }
 
+    /// The same means of each scale, coarse to fine; the student has none at the first.
+    pub(crate) fn means_by_scale(&self) -> [Vec<Option<f64>>; 2] {
+        let of = |losses: &Losses, first: usize| {
+            let mean_at = |k: usize| mean(&losses.per_image(k..k + 1, &self.schedule));
+            (0..self.schedule.len()).map(|k| (k >= first).then(|| mean_at(k))).collect()
+        };
+        [of(&self.teacher, 0), of(&self.student, 1)]
+    }
+
     /// Number of images measured.
     pub(crate) fn images(&self) -> usize {
         self.teacher.0.len()
@@ -326,6 +335,8 @@ mod tests {
         assert_eq!(figures.teacher_loss, (5.0 / 5.0 + 11.0 / 5.0) / 2.0);
         assert_eq!(figures.student_loss, Some(2.0));
         assert_eq!(figures.exposure_gap, Some((1.0 + 0.0) / 2.0));
+        let by_scale = [vec![Some(2.0), Some(1.5)], vec![None, Some(2.0)]];
+        assert_eq!(meter.means_by_scale(), by_scale);
         let mut other = meter.clone();
         other.teacher.0[0] = vec![1.0, 3.0];
         other.student.0[0] = vec![99.0, 4.0];

@@ -107,8 +107,20 @@ fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
+/// A line of a table (`--nocapture`): CRC-32 of all weights and of the metrics.
+fn print_hashes(files: &BTreeMap<String, Vec<u8>>, what: &str) {
+    let hash = |ending: &str| {
+        let mut hasher = crc32fast::Hasher::new();
+        let of_ending = files.iter().filter(|(name, _)| name.ends_with(ending));
+        of_ending.for_each(|(_, bytes)| hasher.update(bytes));
+        hasher.finalize()
+    };
+    println!("{what}: weights {:08x}, metrics {:08x}", hash(".safetensors"), hash(".jsonl"));
+}
+
 fn assert_same(ours: &Path, theirs: &BTreeMap<String, Vec<u8>>, what: &str) {
     let ours = outcome(ours);
+    print_hashes(&ours, what);
     let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&ours), names(theirs), "{what}");
     for ((name, ours), theirs) in ours.iter().zip(theirs.values()) {
@@ -128,6 +140,7 @@ fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) {
     let alone = folder.path().join("alone");
     whole([1, 1], &alone, recipe);
     let alone = outcome(&alone);
+    print_hashes(&alone, "alone");
     for [ranks, workers] in kinds.iter().copied() {
         let what = format!("{ranks} ranks with {workers} workers");
         let dir = folder.path().join(&what);
@@ -317,29 +330,42 @@ fn assert_goes_on(recipe: &Recipe, least_stops: usize) {
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("alone");
     whole([1, 2], &alone, recipe);
-    let pieces = folder.path().join("pieces");
-    let kinds = [(4, 3, 1), (2, 1, 1), (3, 0, 2), (1, 0, 1), (4, 2, 3), (3, 2, 2)];
+    let alone = outcome(&alone);
+    print_hashes(&alone, "alone, with 2 workers");
+    // Ranks, who of them asks to stop, and after how many steps.
+    let once = |ranks: usize| vec![[4, 3, 6], [ranks, 0, usize::MAX]];
+    let often = vec![[4, 3, 1], [2, 1, 1], [3, 0, 2], [1, 0, 1], [4, 2, 3], [3, 2, 2]];
+    for (kinds, least_stops) in [(once(2), 1), (once(3), 1), (often, least_stops)] {
+        let route: Vec<String> = kinds.iter().map(|[ranks, ..]| ranks.to_string()).collect();
+        let what = format!("{} ranks", route.join(" to "));
+        let pieces = folder.path().join(&what);
+        let stops = in_pieces(recipe, &kinds, &pieces);
+        assert!(stops >= least_stops, "{what}: {stops} stops");
+        assert_same(&pieces, &alone, &what);
+    }
+}
+
+/// A run of pieces, over and over in the same order; how often it stopped.
+fn in_pieces(recipe: &Recipe, kinds: &[[usize; 3]], pieces: &Path) -> usize {
     let mut stops = 0;
-    let mut kinds = kinds.into_iter().cycle();
+    let mut kinds = kinds.iter().copied().cycle();
     loop {
-        let (ranks, who, steps) = kinds.next().unwrap();
+        let [ranks, who, steps] = kinds.next().unwrap();
         let outcomes = on_ranks(
             [ranks, 1],
-            &pieces,
+            pieces,
             stops > 0,
             |_| recipe.clone(),
             |rank| (rank == who).then_some(steps),
         );
         if outcomes.iter().all(Result::is_ok) {
-            break;
+            return stops;
         }
         for outcome in outcomes {
             assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
         }
         stops += 1;
     }
-    assert!(stops >= least_stops, "{stops} stops");
-    assert_same(&pieces, &outcome(&alone), "pieces");
 }
 
 #[test]

@@ -127,7 +127,15 @@ fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     }
     assert!(n > 60, "{n} numbers");
     // By scale, and pictures.
-    assert!(found["tokenizer"]["held_out_perplexity/2"].is_array());
+    for (stage, tag) in [
+        ("tokenizer", "held_out_perplexity/2"),
+        ("pretrain", "held_out_teacher_scales/2"),
+        ("sar", "held_out_student_scales/2"),
+    ] {
+        assert!(found[stage][tag].is_array(), "no {tag} of {stage}");
+    }
+    // The student has no loss of its own at the first scale.
+    assert!(found["sar"]["held_out_student_scales/0"].is_null());
     let pictures = found["pictures"].as_object().unwrap();
     assert_eq!(
         pictures.keys().collect::<Vec<_>>(),
