@@ -40,8 +40,7 @@ impl StageId {
         }
     }
 
-    /// The file of its weights, without the ending.
-    pub fn weights(self) -> &'static str {
+    fn weights(self) -> &'static str {
         match self {
             Self::Tokenizer => "tokenizer",
             Self::Pretrain => "backbone-pretrain",
@@ -53,6 +52,11 @@ impl StageId {
     /// The file of its weights in the folder of a run.
     pub fn weights_file(self) -> String {
         format!("{}.safetensors", self.weights())
+    }
+
+    /// The file of others of its weights, such as the `best`, beside it.
+    pub fn other_weights_file(self, what: &str) -> String {
+        format!("{}-{what}.safetensors", self.weights())
     }
 
     /// The stages that follow it.

@@ -150,16 +150,17 @@ impl<B: Backend> TrainedBackbone<B> {
     ) -> Result<(), PipelineError> {
         let found = (tokenizer.config.codebook_size, tokenizer.config.codebook_dim);
         let wanted = (self.config.codebook_size, self.config.codebook_dim);
-        let codebook = tokenizer.model.codebook();
-        let is_other = self.codebook.as_ref().is_some_and(|sketch| !sketch.is_of(codebook));
+        let codes = tokenizer.model.codebook();
         let [tokenizer, backbone] = paths.map(Path::to_owned);
         if found != wanted {
             return Err(PipelineError::Apart { tokenizer, backbone, wanted, found });
         }
-        if is_other {
-            return Err(PipelineError::OtherCodes { tokenizer, backbone });
+        match &self.codebook {
+            Some(sketch) if !sketch.is_of(codes) => {
+                Err(PipelineError::OtherCodes { tokenizer, backbone })
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! A tokenizer and a backbone of two runs are not taken together, though their shapes fit.
 
+mod common;
+
 use std::path::Path;
 
 use burn_flex::Flex;
@@ -9,22 +11,11 @@ use sar_pipeline::{
     CodebookSketch, Known, Pipeline, PipelineError, Recognized, TrainedBackbone, TrainedTokenizer,
     Wanted, published_sampler,
 };
-use sar_tokenizer::{CodebookGrowth, Family, Init, TokenizerConfig, init};
+use sar_tokenizer::CodebookGrowth;
 use sar_weights::{NamedTensors, WeightsFile, cast_floats};
 
 fn tokenizer(seed: u64) -> TrainedTokenizer<Flex> {
-    let config = TokenizerConfig {
-        family: Family::Flexvar,
-        base_channels: 32,
-        channel_multipliers: vec![1],
-        res_blocks: 1,
-        z_channels: 4,
-        codebook_size: 64,
-        codebook_dim: 4,
-        codebook_growth: CodebookGrowth::None {},
-    };
-    let model = init(&config, Init::Torch {}, SeedTree::new(seed), &Default::default()).unwrap();
-    TrainedTokenizer { model, config }
+    common::tokenizer(CodebookGrowth::None {}, seed)
 }
 
 /// A backbone for such a tokenizer.

@@ -1,9 +1,11 @@
 //! A tokenizer's file knows how its codebook grows, which its shapes do not show.
 
+mod common;
+
 use burn_flex::Flex;
-use sar_core::{CodePyramid, ScaleSize, SeedTree};
+use sar_core::{CodePyramid, ScaleSize};
 use sar_pipeline::{Known, TrainedTokenizer};
-use sar_tokenizer::{CodebookGrowth, Family, Init, TokenizerConfig, init};
+use sar_tokenizer::CodebookGrowth;
 use sar_weights::{NamedTensors, WeightsFile};
 
 #[test]
@@ -18,20 +20,10 @@ fn growth_comes_back_from_a_file() {
     for codebook_growth in
         [CodebookGrowth::None {}, CodebookGrowth::Geometric { first: 4, full_side: 4 }]
     {
-        let config = TokenizerConfig {
-            family: Family::Flexvar,
-            base_channels: 32,
-            channel_multipliers: vec![1],
-            res_blocks: 1,
-            z_channels: 4,
-            codebook_size: 64,
-            codebook_dim: 4,
-            codebook_growth,
-        };
-        let model = init::<Flex>(&config, Init::Torch {}, SeedTree::new(1), &device).unwrap();
-        TrainedTokenizer { model, config: config.clone() }.save(&path).unwrap();
+        let saved = common::tokenizer(codebook_growth, 1);
+        saved.save(&path).unwrap();
         let loaded = load().unwrap().value;
-        assert_eq!(loaded.config, config);
+        assert_eq!(loaded.config, saved.config);
         let one = ScaleSize::square(1);
         assert_eq!(loaded.model.n_codes(one), codebook_growth.n_codes(one, 64));
     }

@@ -197,8 +197,8 @@ pub(crate) fn best<T>(
             Err(TrainError::Best { stage, error: Box::new(error) })
         }
         Err(error) => {
-            let name = stage.weights();
-            let message = format!("{error}; while it is so, no {name}-best.safetensors is written");
+            let best = stage.other_weights_file("best");
+            let message = format!("{error}; while it is so, no {best} is written");
             observer.event(&Event::Warning { message: &message });
             Ok(None)
         }

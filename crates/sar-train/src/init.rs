@@ -144,7 +144,7 @@ struct Adaptation<'a> {
     classes: &'a [String],
     config: &'a BackboneConfig,
     adapt: &'a [Adapt],
-    /// Whether the tokenizer has as many codes, and other ones.
+    /// Whether the tokenizer is known to have other codes, of the same shape or not.
     other_codebook: bool,
 }
 
@@ -214,7 +214,7 @@ impl Adaptation<'_> {
                  pretrain.init_from.adapt = [\"codes\"]"
             ));
         }
-        if other_codes && !may(Adapt::Codes) {
+        if other_codebook && !may(Adapt::Codes) {
             return Err("was trained with other codes than those of tokenizer.init_from; take the \
                         tokenizer of its run, or, to keep everything but what depends on the codes, set \
                         pretrain.init_from.adapt = [\"codes\"]"

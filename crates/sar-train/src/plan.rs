@@ -169,10 +169,10 @@ fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
         let weights = F32 * parameters as u64;
         let has_average = recipe.optimization(id).ema > 0.0 && steps > 0;
         let has_best = recipe.log.measures() && steps > 0;
-        files.push((format!("{}.safetensors", id.weights()), weights));
+        files.push((id.weights_file(), weights));
         for (what, is_made) in [("average", has_average), ("best", has_best)] {
             if is_made {
-                files.push((format!("{}-{what}.safetensors", id.weights()), weights));
+                files.push((id.other_weights_file(what), weights));
             }
         }
         if steps > 0 {

@@ -494,11 +494,10 @@ impl<M: Clone> Chosen<M> {
 
     /// The files of a stage's weights.
     fn files(&self, id: StageId) -> impl Iterator<Item = (String, &M)> {
-        let name = id.weights();
         let others = [("last", &self.last), ("best", &self.best), ("average", &self.average)];
-        let others = others.into_iter().filter_map(move |(what, model)| {
-            Some((format!("{name}-{what}.safetensors"), model.as_ref()?))
-        });
+        let others = others
+            .into_iter()
+            .filter_map(move |(what, model)| Some((id.other_weights_file(what), model.as_ref()?)));
         std::iter::once((id.weights_file(), &self.output)).chain(others)
     }
 }
