@@ -180,19 +180,19 @@ fn carry_on(asked: &Ranks, launcher: impl Fn(&[OsString]) -> Command) -> Outcome
     }
 }
 
-/// What a rank says that was waited for in vain, and with it all others end.
-const SILENT: &str = "gave no sign of life";
+/// What ranks say that wait in vain, and with it all end.
+const IN_VAIN: [&str; 2] = ["gave no sign of life", "not all ranks have started within"];
 
 /// Passes on what the launcher says, on a thread, which says when that is all.
 ///
-/// Where a machine is cut off Open MPI waits for its daemon there for minutes, when all ranks have long ended: it is
-/// killed.
+/// Where a machine is cut off Open MPI waits for its daemon there for minutes, when all ranks have long ended, and now
+/// and then for ever where a rank stopped while it started: it is killed.
 fn pass_on(said: ChildStderr, launcher: u32) -> Receiver<()> {
     let (all, end) = mpsc::channel();
     thread::spawn(move || {
         mpirun::listen(said, |line| {
             eprintln!("{line}");
-            if line.contains(SILENT) {
+            if IN_VAIN.iter().any(|what| line.contains(what)) {
                 thread::spawn(move || {
                     thread::sleep(Duration::from_secs(20));
                     if CHILD.load(Ordering::Relaxed) == launcher {

@@ -53,12 +53,16 @@ fn under_way(signs: &mut Vec<Sign>) -> Vec<usize> {
 
 /// Ends the whole job, whatever has become of the launcher.
 fn end_all(world: &SimpleCommunicator) -> ! {
+    end_anyway();
+    world.abort(GIVEN_UP)
+}
+
+/// Ends this process soon: what ends it in order may wait for a launcher that is out of reach, too.
+fn end_anyway() {
     std::thread::spawn(|| {
         std::thread::sleep(Duration::from_secs(5));
-        // The launcher may be out of reach, too.
         std::process::abort();
     });
-    world.abort(GIVEN_UP)
 }
 
 /// The engine, as long as this lives: dropped, it waits for all ranks to drop theirs.
@@ -76,7 +80,9 @@ pub fn start(deadline: Duration) -> Result<(Engine, Group), String> {
     std::thread::spawn(move || {
         if up.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             eprintln!("error: not all ranks have started within {} s", deadline.as_secs());
-            std::process::abort();
+            // By exit, of which the launcher hears; where ranks end by signals that early, Open MPI's may wait for ever.
+            end_anyway();
+            std::process::exit(GIVEN_UP);
         }
     });
     let universe = mpi::initialize().ok_or("MPI was started before")?;
