@@ -46,6 +46,9 @@ pub(crate) fn run(verb: &str, args: &[OsString]) -> Outcome {
 
 const HUB: &str = "test --release --workspace --features sar-cli/hub --bin sar --test hub";
 
+/// What a machine without a GPU can tell; `sar` with it is compiled in the step after.
+const NCCL: &str = "test --release --package sar-exchange --features nccl";
+
 fn steps() -> Result<Vec<Step>, Failure> {
     use Work::{Cargo, Check};
     let clippy = "clippy --workspace --all-targets --release -- --deny warnings";
@@ -64,6 +67,7 @@ fn steps() -> Result<Vec<Step>, Failure> {
         // With the features of all packages nothing of burn is built again.
         Step { name: "hub", work: Cargo(words(HUB)) },
         Step { name: "ranks", work: ranks() },
+        Step { name: "nccl", work: Cargo(words(NCCL)) },
         Step { name: "cuda", work: Cargo(cuda()) },
         Step { name: "wasm", work: wasm() },
         Step { name: "wgpu", work: wgpu()? },
@@ -72,17 +76,22 @@ fn steps() -> Result<Vec<Step>, Failure> {
 
 /// Training on several ranks, through MPI on this machine.
 fn ranks() -> Work {
-    let has = |program: &str| {
-        let mut command = Command::new(program);
-        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    if !["mpirun", "mpicc", "clang"].into_iter().all(has) {
+    if !has_mpi() {
         let why = "no MPI; Debian's is in openmpi-bin, libopenmpi-dev, libclang-dev and clang";
         return Work::Skipped(why);
     }
     // With the features of all packages nothing of burn is built again.
     Work::Cargo(words("test --release --workspace --features sar-cli/mpi --test mpi"))
+}
+
+/// What it takes to build with MPI and to run that.
+fn has_mpi() -> bool {
+    let has = |program: &str| {
+        let mut command = Command::new(program);
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    ["mpirun", "mpicc", "clang"].into_iter().all(has)
 }
 
 /// CUDA code is compiled only: that takes no GPU and no toolkit.
@@ -91,6 +100,10 @@ fn cuda() -> Command {
     command.args(["--package", "sar-conformance", "--test", "cuda"]);
     command.args(["--package", "sar-bench", "--bin", "work"]);
     Device::find("cuda").expect("known").select(&mut command);
+    // Of `sar` it is a part that needs MPI.
+    if has_mpi() {
+        command.args(["--features", "sar-cli/nccl"]);
+    }
     command
 }
 

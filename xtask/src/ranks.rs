@@ -15,6 +15,9 @@ use crate::sar::PACKAGE;
 
 const MPIRUN: &str = "mpirun";
 
+/// Long messages from GPU to GPU, which has to be built in.
+const NCCL: &str = "--nccl";
+
 /// What a run that was asked to stop ends with.
 const INTERRUPTED: u8 = 130;
 
@@ -41,10 +44,12 @@ fn parse(args: &[OsString]) -> Result<Option<Ranks>, Failure> {
     let (ranks, args) = take_value(args, "--ranks")?;
     let (hostfile, args) = take_value(&args, "--hostfile")?;
     let (restarts, args) = device::take_flag(&args, "--restart-on-failure");
+    // `sar` is told, too.
+    let (nccl, _) = device::take_flag(&args, NCCL);
     let usage = |line: String| Err(Failure::Usage(line));
     let Some(ranks) = ranks else {
-        return match hostfile.is_some() || restarts {
-            true => usage("--hostfile and --restart-on-failure need --ranks".into()),
+        return match hostfile.is_some() || restarts || nccl {
+            true => usage("--hostfile, --restart-on-failure and --nccl need --ranks".into()),
             false => Ok(None),
         };
     };
@@ -52,8 +57,12 @@ fn parse(args: &[OsString]) -> Result<Option<Ranks>, Failure> {
     let Some(number) = number.filter(|number| *number > 0) else {
         return usage(format!("--ranks {}: is no number of ranks, 1 or more", ranks.display()));
     };
-    if number == 1 && (hostfile.is_some() || restarts) {
-        return usage("--hostfile and --restart-on-failure need --ranks of 2 or more".into());
+    if number == 1 && (hostfile.is_some() || restarts || nccl) {
+        let line = "--hostfile, --restart-on-failure and --nccl need --ranks of 2 or more";
+        return usage(line.into());
+    }
+    if nccl && device::named(&args) != Some("cuda") {
+        return usage("--nccl: is for GPUs of NVIDIA; name them with --device cuda".into());
     }
     if restarts && value_of(&args, "--run-dir").is_none() {
         return usage("--restart-on-failure: name the run with --run-dir".into());
@@ -76,19 +85,25 @@ fn ensure_mpirun(program: &str) -> Outcome {
 /// Builds `sar` with MPI, in a target directory of its own.
 fn build(args: &[OsString]) -> Result<PathBuf, Failure> {
     let target = cargo::target_dir().join("mpi");
+    cargo::run(&mut building(args, &target))?;
+    Ok(target.join("release").join(format!("sar{}", env::consts::EXE_SUFFIX)))
+}
+
+fn building(args: &[OsString], target: &Path) -> Command {
     let mut command = cargo::cargo(["build", "--release", "--package", PACKAGE, "--bin", "sar"]);
     command.arg("--manifest-path").arg(cargo::root().join("Cargo.toml"));
-    command.args(["--features", "mpi"]).arg("--target-dir").arg(&target);
+    command.args(["--features", "mpi"]).arg("--target-dir").arg(target);
     if let Some(device) =
         device::named(args).and_then(Device::find).filter(|device| device.name != "flex")
     {
         command.args(["--features", device.name]);
     }
-    if args.iter().any(|arg| arg == "--fusion") {
-        command.args(["--features", "fusion"]);
+    for (flag, feature) in [("--fusion", "fusion"), (NCCL, "nccl")] {
+        if args.iter().any(|arg| arg == flag) {
+            command.args(["--features", feature]);
+        }
     }
-    cargo::run(&mut command)?;
-    Ok(target.join("release").join(format!("sar{}", env::consts::EXE_SUFFIX)))
+    command
 }
 
 fn launcher(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
@@ -271,6 +286,8 @@ mod tests {
             "2 Some(\"h\") true --run-dir r"
         );
         assert_eq!(shown("-- --ranks 4"), "none");
+        let nccl = "--nccl --device cuda";
+        assert_eq!(shown(&format!("--ranks 2 {nccl}")), format!("2 None false {nccl}"));
     }
 
     #[test]
@@ -280,6 +297,9 @@ mod tests {
         assert_eq!(said("--ranks"), "--ranks: needs a value");
         assert!(said("--hostfile h").ends_with("need --ranks"));
         assert!(said("--ranks 1 --hostfile h").ends_with("2 or more"));
+        assert!(said("--nccl --device cuda").ends_with("need --ranks"));
+        assert!(said("--ranks 1 --nccl --device cuda").ends_with("2 or more"));
+        assert!(said("--ranks 2 --nccl --device wgpu").ends_with("--device cuda"));
         assert!(said("--ranks 2 --restart-on-failure").ends_with("--run-dir"));
     }
 
@@ -335,6 +355,19 @@ mod tests {
             let (code, starts) = ends(&first, more);
             assert_eq!((code, starts.len()), (Some(expected), 1), "{first}: {starts:?}");
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_built_in() {
+        let features = |line: &str| {
+            let command = building(&words(line), Path::new("/t"));
+            let args: Vec<_> = command.get_args().map(|arg| arg.to_str().unwrap()).collect();
+            let pairs = args.windows(2).filter(|pair| pair[0] == "--features");
+            pairs.map(|pair| pair[1].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(features("--device flex"), ["mpi"]);
+        assert_eq!(features("--device=cuda:1 --fusion"), ["mpi", "cuda", "fusion"]);
+        assert_eq!(features("--nccl --device cuda"), ["mpi", "cuda", "nccl"]);
     }
 
     #[test]

@@ -76,15 +76,28 @@ impl DeviceArg {
         }
     }
 
-    /// Runs a job on the device.
-    pub(crate) fn run<J: Job>(&self, job: J) -> Result<J::Output> {
-        let (name, index) = match self.device.split_once(':') {
-            None => (self.device.as_str(), None),
+    fn name_and_index(&self) -> Result<(&str, Option<usize>)> {
+        match self.device.split_once(':') {
+            None => Ok((self.device.as_str(), None)),
             Some((name, index)) => match index.parse::<u16>() {
-                Ok(index) => (name, Some(usize::from(index))),
+                Ok(index) => Ok((name, Some(usize::from(index)))),
                 Err(_) => bail!("--device {}: '{index}' is not an index", self.device),
             },
-        };
+        }
+    }
+
+    /// The index of the GPU that NCCL is to use.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn cuda_index(&self) -> Result<usize> {
+        match self.name_and_index()? {
+            ("cuda", index) => Ok(index.unwrap_or(0)),
+            _ => bail!("--nccl: is for GPUs of NVIDIA; name them with --device cuda"),
+        }
+    }
+
+    /// Runs a job on the device.
+    pub(crate) fn run<J: Job>(&self, job: J) -> Result<J::Output> {
+        let (name, index) = self.name_and_index()?;
         if index.is_some() && ["flex", "ndarray"].contains(&name) {
             bail!("--device {}: the CPU has no index, write '{name}'", self.device);
         }
@@ -126,22 +139,15 @@ impl DeviceArg {
     /// compiler or the device itself it panics, on this thread or on one of its own.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn ensure_works<B: Backend>(&self, device: &B::Device, needs: &str) -> Result<()> {
-        let first_panic = Arc::new(Mutex::new(None));
-        let seen = Arc::clone(&first_panic);
-        let default_hook = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            let reason = panic.payload_as_str().unwrap_or("no reason given").to_owned();
-            seen.lock().expect("nothing panics with the lock").get_or_insert(reason);
-        }));
-        let sum = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            let sum = Tensor::<B, 1>::from_floats([1.0, 2.0], device) + 1.0;
-            sum.into_data().convert::<f32>().into_vec::<f32>()
-        }));
-        panic::set_hook(default_hook);
+        let (sum, reason) = quietly(|| {
+            panic::catch_unwind(panic::AssertUnwindSafe(|| {
+                let sum = Tensor::<B, 1>::from_floats([1.0, 2.0], device) + 1.0;
+                sum.into_data().convert::<f32>().into_vec::<f32>()
+            }))
+        });
         if matches!(&sum, Ok(Ok(sum)) if *sum == [2.0, 3.0]) {
             return Ok(());
         }
-        let reason = first_panic.lock().expect("nothing panics with the lock").take();
         let reason = reason.unwrap_or_else(|| format!("1 + 1 and 2 + 1 made {sum:?}"));
         bail!("--device {}: {needs}; it said: {}", self.device, one_line(&reason))
     }
@@ -178,6 +184,22 @@ impl DeviceArg {
             ),
         }
     }
+}
+
+/// What `work` makes, and the words of the first panic on any thread, none of which is printed; `work` catches its own.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> (T, Option<String>) {
+    let first_panic = Arc::new(Mutex::new(None));
+    let seen = Arc::clone(&first_panic);
+    let default_hook = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let reason = panic.payload_as_str().unwrap_or("no reason given").to_owned();
+        seen.lock().expect("nothing panics with the lock").get_or_insert(reason);
+    }));
+    let made = work();
+    panic::set_hook(default_hook);
+    let reason = first_panic.lock().expect("nothing panics with the lock").take();
+    (made, reason)
 }
 
 /// The first line that says something, at most 120 characters of it.

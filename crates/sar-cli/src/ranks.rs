@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-#[cfg(not(feature = "mpi"))]
+#[cfg(not(feature = "nccl"))]
 use anyhow::bail;
 use anyhow::{Context, Result};
 use sar_exchange::{Group, launched_ranks};
 
 use crate::Verdict;
+use crate::device::DeviceArg;
+#[cfg(feature = "nccl")]
+use crate::device::quietly;
 
 /// The group of this process, and with it the engine that has to outlive it.
 pub(crate) struct Ranks {
@@ -55,6 +58,24 @@ impl Ranks {
         }
     }
 
+    /// The same ranks, whose long messages go from GPU to GPU. What is wrong all ranks say, or all have heard.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn by_nccl(&self, device: &DeviceArg, deadline: Duration) -> Result<Group> {
+        let gpu = device.cuda_index()?;
+        // Of a library that is not there the error says enough.
+        let (started, _) = quietly(|| sar_exchange::nccl::start(&self.group, gpu, deadline));
+        started.context("--nccl")
+    }
+
+    #[cfg(not(feature = "nccl"))]
+    pub(crate) fn by_nccl(&self, _: &DeviceArg, _: Duration) -> Result<Group> {
+        bail!(
+            "--nccl: not compiled into this binary; use \
+             `cargo xtask train --ranks N --nccl --device cuda`, or build with \
+             `cargo build --release -p sar-cli --features nccl`"
+        )
+    }
+
     /// This rank's part of so many workers.
     pub(crate) fn workers(&self, cores: usize) -> usize {
         (cores / self.here).max(1)
@@ -65,6 +86,12 @@ impl Ranks {
         if self.group.leads() { Err(error) } else { Ok(Verdict::Good) }
     }
 
+    /// An error of this rank alone: among several it says which.
+    pub(crate) fn own(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {
+        let (error, group) = (error.into(), &self.group);
+        if group.is_alone() { error } else { error.context(format!("rank {}", group.rank())) }
+    }
+
     /// What the rank that leads makes, for all of them; where it cannot, its own error there, and its words
     /// elsewhere.
     pub(crate) fn of_leader(&self, make: impl FnOnce() -> Result<String>) -> Result<String> {
@@ -73,5 +100,19 @@ impl Ranks {
             made.inspect_err(|error| self.group.fail(&format!("{error:#}")))
         })?;
         String::from_utf8(bytes).context("what rank 0 has sent is no text")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nccl_is_refused_in_a_line_without_a_gpu_or_the_feature() {
+        let flex = DeviceArg::named("flex".into());
+        let error = Ranks::alone().by_nccl(&flex, Duration::from_secs(9)).unwrap_err().to_string();
+        let to_do = if cfg!(feature = "nccl") { "--device cuda" } else { "--features nccl" };
+        assert!(error.starts_with("--nccl: ") && error.contains(to_do), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::AutodiffBackend;
+use sar_exchange::Group;
 use sar_train::event::{Observer, Silent};
 use sar_train::plan::{Plan, PlannedStage, plan};
 use sar_train::{Execution, Recipe, TrainError, train};
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     /// Among several ranks, how long one may give no sign of life before all end.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     deadline: u64,
+    /// Among several ranks, sends what is long from GPU to GPU with NCCL; it has to be compiled in, and
+    /// was never run.
+    #[arg(long)]
+    nccl: bool,
     #[command(flatten)]
     pub(crate) events: Events,
     #[command(flatten)]
@@ -44,8 +49,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { recipe, run_dir, resume, dry_run, settings, deadline, events, device } = args;
-    let ranks = Ranks::start(Duration::from_secs(deadline))?;
+    let Args { recipe, run_dir, resume, dry_run, settings, deadline, nccl, events, device } = args;
+    let deadline = Duration::from_secs(deadline);
+    let ranks = Ranks::start(deadline)?;
     // What is chosen by looking at folders, one rank chooses for all.
     let chosen = ranks.of_leader(|| {
         let (recipe, run_dir) = choose(recipe, run_dir, resume, &settings)?;
@@ -61,9 +67,16 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         let work = DryRun { recipe, run_dir };
         return if ranks.group.leads() { device.run(work) } else { Ok(Verdict::Good) };
     }
-    let group = ranks.group.clone();
+    let group = match nccl {
+        false => ranks.group.clone(),
+        true => match ranks.by_nccl(&device, deadline) {
+            Ok(group) => group,
+            Err(error) => return ranks.ended(error),
+        },
+    };
     // The engine ends with the last of what it serves.
-    let outcome = device.run(Train { recipe, run_dir, resume, events, ranks: &ranks });
+    let work = Train { recipe, run_dir, resume, events, ranks: &ranks, group: &group };
+    let outcome = device.run(work);
     let outcome = outcome.unwrap_or_else(|error| {
         group.fail(&format!("{error:#}"));
         Err(error)
@@ -169,6 +182,7 @@ struct Train<'r> {
     resume: bool,
     events: Events,
     ranks: &'r Ranks,
+    group: &'r Group,
 }
 
 impl Job for Train<'_> {
@@ -190,12 +204,11 @@ impl Train<'_> {
         workers: usize,
         stop: &AtomicBool,
     ) -> Result<Verdict> {
-        let Self { recipe, run_dir, resume, events, ranks } = self;
+        let Self { recipe, run_dir, resume, events, ranks, group } = self;
         let (mut progress, mut silent) = (Progress::new(events), Silent);
-        let leads = ranks.group.leads();
+        let leads = group.leads();
         let observer: &mut dyn Observer = if leads { &mut progress } else { &mut silent };
-        let execution =
-            Execution { resume, workers: ranks.workers(workers), stop, group: &ranks.group };
+        let execution = Execution { resume, workers: ranks.workers(workers), stop, group };
         let report = match train::<A>(&recipe, &run_dir, execution, &device, observer) {
             Ok(report) => report,
             // The one that leads has heard why, and says it for all.
@@ -214,7 +227,9 @@ impl Train<'_> {
                         events.say(&Said::Stopped { message: &error.to_string() });
                         return Ok(Verdict::Interrupted);
                     }
-                    _ => return Err(error.into()),
+                    // They name the rank, or are about all of them.
+                    TrainError::Exchange(_) | TrainError::Ranks(_) => return Err(error.into()),
+                    _ => return Err(ranks.own(error)),
                 }
                 return Ok(Verdict::Bad);
             }

@@ -8,11 +8,15 @@ mod error;
 mod group;
 mod launched;
 mod share;
+#[cfg(any(feature = "nccl", test))]
+mod split;
 mod threads;
 mod tree;
 
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 
 pub use error::ExchangeError;
 pub use group::{Exchange, Group};

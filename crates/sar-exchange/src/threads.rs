@@ -110,11 +110,14 @@ impl Exchange for Thread {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// What each of three ranks returns.
-    fn on_three<T: Send>(deadline: Duration, work: impl Fn(Group) -> T + Sync + Send) -> Vec<T> {
+    pub(crate) fn on_three<T: Send>(
+        deadline: Duration,
+        work: impl Fn(Group) -> T + Sync + Send,
+    ) -> Vec<T> {
         let ranks = threads(3, deadline);
         std::thread::scope(|scope| {
             let work = &work;
@@ -124,7 +127,7 @@ mod tests {
         })
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    pub(crate) const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     fn messages_come_from_whom_they_are() {
