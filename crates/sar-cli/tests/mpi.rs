@@ -9,12 +9,12 @@ mod program;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use program::tiny;
+use program::{listing, tiny};
 use sar_core::SeedTree;
 
 /// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
@@ -267,13 +267,92 @@ fn kill_rounds(folder: &Path, whole: &BTreeMap<String, Vec<u8>>) {
     }
 }
 
-/// It ends with 2 and one line.
-fn assert_refused(child: Child, run: &Path, part: &str) {
+/// It ends with 2 and one line, which is returned.
+fn assert_refused(child: Child, run: &Path, part: &str) -> String {
     let output = end(child, run, part);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
     let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
     assert!(errors.len() == 1 && errors[0].contains(part), "{text}");
+    errors[0].to_owned()
+}
+
+/// A disk in memory, which only the processes of a shell's own namespace have; the others come to it by way of that
+/// shell's folder in `/proc`. It is gone with the shell.
+struct Disk {
+    shell: Child,
+    said: BufReader<ChildStdout>,
+    place: PathBuf,
+}
+
+impl Disk {
+    /// One of a single page, where such a disk may be had.
+    fn mount(folder: &Path) -> Option<Self> {
+        let folder = folder.canonicalize().unwrap();
+        fs::create_dir(folder.join("disk")).unwrap();
+        // Who may do anything may do the latter where namespaces of users are turned off.
+        let ways = [&["--user", "--map-root-user", "--mount"][..], &["--mount"]];
+        ways.into_iter().find_map(|way| {
+            let mut command = Command::new("unshare");
+            command.args(way).arg("sh").current_dir(&folder).stderr(Stdio::null());
+            let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+            let said = BufReader::new(shell.stdout.take()?);
+            let root = PathBuf::from(format!("/proc/{}/root", shell.id()));
+            let place = root.join(folder.strip_prefix("/").ok()?).join("disk");
+            let mut disk = Self { shell, said, place };
+            disk.mounts("size=4096").then_some(disk)
+        })
+    }
+
+    /// Whether the shell could do so.
+    fn mounts(&mut self, options: &str) -> bool {
+        let shell = self.shell.stdin.as_mut().expect("its input");
+        let asked = writeln!(shell, "mount -t tmpfs -o {options} tmpfs disk; echo $?");
+        let mut code = String::new();
+        asked.is_ok() && self.said.read_line(&mut code).is_ok() && code == "0\n"
+    }
+
+    fn resize(&mut self, bytes: u64) {
+        assert!(self.mounts(&format!("remount,size={bytes}")), "{bytes} bytes");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.shell.wait();
+    }
+}
+
+/// No room for the recipe, for the tokenizer's checkpoints, for those of later stages: all end each time, and it
+/// goes on where it was once there is more.
+#[test]
+fn a_full_disk_ends_all_ranks_and_the_run_goes_on() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut disk) = Disk::mount(folder.path()) else {
+        eprintln!("skipped: unshare cannot be had, or may not mount a disk");
+        return;
+    };
+    let alone = folder.path().join("alone");
+    finish(None, &alone);
+    let whole = outcome(&alone);
+    let files = listing(&alone).into_iter().map(|path| fs::metadata(path).unwrap());
+    let size: u64 = files.filter(|file| file.is_file()).map(|file| file.len()).sum();
+    let run = disk.place.join("run");
+    for (quarters, ranks) in [(0, Some(2)), (1, Some(3)), (2, None), (3, Some(2))] {
+        disk.resize((quarters * size / 4).max(4096));
+        let line = assert_refused(start(ranks, &run, &[]), &run, "No space left on device");
+        println!("{quarters} of 4 quarters: {line}");
+        assert_eq!(line.starts_with("error: rank 0: "), ranks.is_some(), "{line}");
+        assert!(processes(&run).is_empty(), "{line}");
+        let has_begun = run.join("recipe.toml").is_file();
+        assert_eq!(has_begun, quarters > 0, "{line}");
+    }
+    disk.resize(4 * size);
+    finish(Some(3), &run);
+    assert_same(&run, &whole, "a disk that was full");
 }
 
 /// The same program but for a byte at its end, which does nothing.

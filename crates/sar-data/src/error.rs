@@ -169,6 +169,13 @@ pub enum DataError {
         last: usize,
     },
 
+    /// Those that share the search for images cannot go on.
+    #[error("{why}")]
+    Search {
+        /// Their own words.
+        why: String,
+    },
+
     /// A setting is outside its range.
     #[error("{field}: {value} is out of range; choose {allowed}")]
     Setting {

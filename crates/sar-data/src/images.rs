@@ -12,7 +12,7 @@ use crate::put_back::PutBack;
 use crate::unreadable::{FoundUnreadable, Unreadable, list, name};
 use crate::{
     Augmentation, Crop, DataError, DataRecipe, Dataset, EpochOrder, Fingerprint, ImageBatch,
-    LeftOut, Loader, ReadAhead, Split, UnreadableImage,
+    LeftOut, Loader, ReadAhead, Search, Split, UnreadableImage,
 };
 
 /// Opened images; clones are the same.
@@ -91,7 +91,7 @@ pub(crate) struct Item {
 }
 
 impl Images {
-    /// Opens the images of a recipe and tries one of each split; `looked` as in [`ImageSource::open`].
+    /// Opens the images of a recipe and tries one of each split; `search` as in [`ImageSource::open`].
     ///
     /// [`ImageSource::open`]: crate::ImageSource::open
     ///
@@ -104,10 +104,10 @@ impl Images {
     pub fn open(
         recipe: &DataRecipe,
         ahead: ReadAhead,
-        looked: &dyn Fn(),
+        search: &dyn Search,
     ) -> Result<Self, DataError> {
         recipe.validate()?;
-        Self::from_dataset(recipe.source.open(recipe.side, looked)?, recipe, ahead)
+        Self::from_dataset(recipe.source.open(recipe.side, search)?, recipe, ahead)
     }
 
     /// As [`open`](Self::open), with a data set of one's own in place of the recipe's source.
@@ -143,10 +143,10 @@ impl Images {
         ahead: ReadAhead,
         start: &Fingerprint,
         unreadable: &[UnreadableImage],
-        looked: &dyn Fn(),
+        search: &dyn Search,
     ) -> Result<Self, DataError> {
         recipe.validate()?;
-        let dataset = PutBack::new(recipe.source.open(recipe.side, looked)?, unreadable);
+        let dataset = PutBack::new(recipe.source.open(recipe.side, search)?, unreadable);
         Self::prepare(dataset, recipe, ahead, Some(start))
     }
 

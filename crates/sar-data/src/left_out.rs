@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// How many kinds a line names.
 const NAMED: usize = 5;
 
 /// Files, or members of archives, that a source leaves out for one reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// What they are, read after a number: `.heic`, `images beside class folders`.
     pub why: String,
@@ -45,7 +47,7 @@ pub(crate) fn in_one_line(left_out: &[LeftOut]) -> Option<String> {
 }
 
 /// Counts what is left out.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Tally(HashMap<String, LeftOut>);
 
 impl Tally {
@@ -67,6 +69,13 @@ impl Tally {
     /// One more file that is left out for its extension.
     pub(crate) fn add_file(&mut self, path: &Path, shown: impl fmt::Display) {
         self.add(&kind_of(path), shown);
+    }
+
+    /// Adds what was counted of what comes later.
+    pub(crate) fn append(&mut self, later: Self) {
+        for LeftOut { why, count, first } in later.0.into_values() {
+            self.add_many(&why, count, first);
+        }
     }
 
     /// What there is, the most frequent first.
@@ -114,12 +123,15 @@ mod tests {
         }
         tally.add("beside", "f\n.png");
         tally.add_many("none of them", 0, "x");
-        tally.add(".svg", "g.svg");
-        tally.add(".xyz", "h.xyz");
+        let mut later = Tally::default();
+        later.add(".svg", "g.svg");
+        later.add(".jxl", "late.jxl");
+        later.add(".xyz", "h.xyz");
+        tally.append(later);
         let left_out = tally.finish();
-        let first = LeftOut { why: ".jxl".into(), count: 4, first: "b.JXL".into() };
+        let first = LeftOut { why: ".jxl".into(), count: 5, first: "b.JXL".into() };
         assert_eq!(left_out[0], first);
-        let expected = "11 files left out: 4 .jxl (first: b.JXL), 2 .heic (first: a.heic), \
+        let expected = "12 files left out: 5 .jxl (first: b.JXL), 2 .heic (first: a.heic), \
                         1 .svg (first: g.svg), 1 .xyz (first: h.xyz), 1 beside (first: f\\n.png), \
                         2 of 2 other kinds";
         assert_eq!(in_one_line(&left_out).unwrap(), expected);

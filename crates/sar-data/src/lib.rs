@@ -12,6 +12,7 @@ pub mod cifar10;
 pub mod emoji;
 pub mod folder;
 pub mod list;
+pub mod search;
 pub mod shards;
 pub mod source;
 
@@ -59,6 +60,8 @@ pub use loader::{ImageBatch, Loader, ReadAhead};
 pub use order::EpochOrder;
 pub use prefetch::Prefetch;
 pub use recipe::DataRecipe;
+pub use search::Search;
+pub use shard_index::ShardIndex;
 pub use shards::Shards;
 pub use source::{HeldOutFolder, ImageSource};
 pub use split::Split;

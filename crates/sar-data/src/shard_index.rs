@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tar::{Archive, EntryType};
 
@@ -24,8 +25,18 @@ const JSON_LABELS: [&str; 3] = ["label", "cls", "class"];
 /// Why images like `img_22.01.png` belong to no sample.
 pub(crate) const DOTTED: &str = "images with a dot in their names before the extension";
 
+/// What was found in a tar file: its samples, and what belongs to none.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShardIndex {
+    /// In their order.
+    pub(crate) samples: Vec<Found>,
+    /// Whether it has the mark of a tar file's end.
+    pub(crate) has_end: bool,
+    pub(crate) left_out: Tally,
+}
+
 /// A sample: its image, where that lies, and its label as written.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) member: String,
     pub(crate) offset: u64,
@@ -33,17 +44,15 @@ pub(crate) struct Found {
     pub(crate) label: String,
 }
 
-/// The samples of a shard in their order, and whether it has the mark of a tar file's end; what is
-/// not a sample is counted. `looked` hears of every member.
+/// Looks into a shard; `looked` hears of every member.
 ///
 /// # Errors
 /// If the shard cannot be read, is not a whole tar file, or has an image without a label.
 pub(crate) fn index_shard(
     path: &Path,
     has_names: bool,
-    tally: &mut Tally,
     looked: &dyn Fn(),
-) -> Result<(Vec<Found>, bool), DataError> {
+) -> Result<ShardIndex, DataError> {
     let format = |problem: String| DataError::Format { path: path.into(), problem };
     let file = File::open(path).map_err(DataError::io(path))?;
     let length = file.metadata().map_err(DataError::io(path))?.len();
@@ -55,7 +64,7 @@ pub(crate) fn index_shard(
     };
     let budget = Rc::new(Cell::new(MAX_MEMBER_READ));
     let mut archive = Archive::new(Budgeted { file, left: Rc::clone(&budget) });
-    let mut index = Index::new(path, has_names, tally);
+    let mut index = Index::new(path, has_names);
     for entry in archive.entries_with_seek().map_err(no_tar)? {
         looked();
         let mut entry = entry.map_err(no_tar)?;
@@ -81,7 +90,7 @@ pub(crate) fn index_shard(
     }
     let has_end = ends_in_zeros(path, length).map_err(DataError::io(path))?;
     match index.finish() {
-        Ok(found) => Ok((found, has_end)),
+        Ok((samples, left_out)) => Ok(ShardIndex { samples, has_end, left_out }),
         Err(problem) if has_end => Err(format(problem)),
         Err(problem) => {
             Err(format(format!("{problem}; or the file was cut short, it has no mark of its end")))
@@ -158,10 +167,10 @@ struct Image {
 }
 
 /// What was found of a shard so far.
-struct Index<'a> {
+struct Index {
     shard: String,
     has_names: bool,
-    tally: &'a mut Tally,
+    tally: Tally,
     found: Vec<Found>,
     group: Group,
     /// Keys of groups that lack an image or a label, and whether they have an image.
@@ -172,12 +181,12 @@ struct Index<'a> {
     unlabeled: Option<String>,
 }
 
-impl<'a> Index<'a> {
-    fn new(path: &Path, has_names: bool, tally: &'a mut Tally) -> Self {
+impl Index {
+    fn new(path: &Path, has_names: bool) -> Self {
         Self {
             shard: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             has_names,
-            tally,
+            tally: Tally::default(),
             found: Vec::new(),
             group: Group::default(),
             incomplete: HashMap::new(),
@@ -253,7 +262,7 @@ impl<'a> Index<'a> {
         }
     }
 
-    fn finish(mut self) -> Result<Vec<Found>, String> {
+    fn finish(mut self) -> Result<(Vec<Found>, Tally), String> {
         let group = std::mem::take(&mut self.group);
         self.end(group);
         if let Some(key) = self.scattered {
@@ -262,7 +271,7 @@ impl<'a> Index<'a> {
                  its members sorted: tar --sort=name"
             ));
         }
-        self.unlabeled.map_or(Ok(self.found), Err)
+        self.unlabeled.map_or(Ok((self.found, self.tally)), Err)
     }
 }
 

@@ -8,9 +8,9 @@ use crate::braces::expand;
 use crate::decode::{decode, read_part};
 use crate::labels::{read_names, resolve};
 use crate::left_out::{Tally, in_one_line, one_line};
-use crate::shard_index::{DOTTED, Found, index_shard};
+use crate::shard_index::{DOTTED, Found, ShardIndex, index_shard};
 use crate::walk::entries;
-use crate::{DataError, Dataset, LeftOut};
+use crate::{DataError, Dataset, LeftOut, Search};
 
 /// What to do about images whose names hold a dot.
 const RENAME: &str = "rename them, as the key of a sample ends at the first dot of a file name";
@@ -60,30 +60,34 @@ impl Shards {
         Self::find(train, held_out, names, &|| ())
     }
 
-    /// As [`open`](Self::open); `looked` hears of every member.
+    /// As [`open`](Self::open); the search hears of every member, and may share the files with others.
     pub(crate) fn find(
         train: &[PathBuf],
         held_out: Option<&[PathBuf]>,
         names: Option<&Path>,
-        looked: &dyn Fn(),
+        search: &dyn Search,
     ) -> Result<Self, DataError> {
         let names = names.map(read_names).transpose()?;
-        let (mut files, mut samples, mut written) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut files, mut samples, mut written) = (Vec::<PathBuf>::new(), Vec::new(), Vec::new());
         let (mut tally, mut notes) = (Tally::default(), Vec::new());
         let mut index = |paths: &[PathBuf], tally: &mut Tally| {
-            for path in tar_files(paths, tally)? {
-                let (all, has_end) = index_shard(&path, names.is_some(), tally, looked)?;
-                if !has_end {
-                    let path = path.display();
+            let first = files.len();
+            files.extend(tar_files(paths, tally)?);
+            let mut look = |path: &Path| index_shard(path, names.is_some(), &|| search.looked());
+            let mut shard = first;
+            let mut take = |found: ShardIndex| {
+                if !found.has_end {
+                    let path = files[shard].display();
                     notes.push(format!("{path}: has no mark of its end and may be cut short"));
                 }
-                for found in all {
-                    let Found { member, offset, bytes, label } = found;
-                    samples.push(Sample { shard: files.len(), member, offset, bytes });
+                for Found { member, offset, bytes, label } in found.samples {
+                    samples.push(Sample { shard, member, offset, bytes });
                     written.push(label);
                 }
-                files.push(path);
-            }
+                tally.append(found.left_out);
+                shard += 1;
+            };
+            search.indices(&files[first..], &mut look, &mut take)?;
             Ok::<usize, DataError>(samples.len())
         };
         let n = index(train, &mut tally)?;

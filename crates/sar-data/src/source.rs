@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cifar10, DataError, Dataset, Emoji, ImageFolder, ImageList, Shards};
+use crate::{Cifar10, DataError, Dataset, Emoji, ImageFolder, ImageList, Search, Shards};
 
 /// A set of images as a recipe names it; relative paths start at the working directory.
 ///
@@ -65,27 +65,28 @@ pub struct HeldOutFolder {
 impl ImageSource {
     /// Opens the images. Emoji have the side; all others come as they are stored.
     ///
-    /// `looked` hears of every file, line or member that is looked at on the way: of a million, that takes a
-    /// while.
+    /// `search` hears of every file, line or member that is looked at on the way, and may share tar files with
+    /// others; a closure is enough, `&|| ()`.
     ///
     /// # Errors
     /// As [`Emoji::new`], [`ImageFolder::open`], [`ImageList::open`], [`Cifar10::open`] and
-    /// [`Shards::open`].
-    pub fn open(&self, side: u32, looked: &dyn Fn()) -> Result<Box<dyn Dataset>, DataError> {
+    /// [`Shards::open`]; [`DataError::Search`] where the others cannot go on.
+    pub fn open(&self, side: u32, search: &dyn Search) -> Result<Box<dyn Dataset>, DataError> {
+        let looked = || search.looked();
         Ok(match self {
             Self::Emoji {} => Box::new(Emoji::new(side)?),
             Self::Folder { path, held_out } => {
                 let held_out = held_out.as_ref().map(|folder| folder.path.as_path());
-                Box::new(ImageFolder::find(path, held_out, looked)?)
+                Box::new(ImageFolder::find(path, held_out, &looked)?)
             }
             Self::List { path, root, held_out, labels } => {
                 let files = [held_out.as_deref(), labels.as_deref()];
-                Box::new(ImageList::find(path, root, files, looked)?)
+                Box::new(ImageList::find(path, root, files, &looked)?)
             }
             Self::Cifar10 { path } => Box::new(Cifar10::open(path)?),
             Self::Webdataset { shards, held_out, labels } => {
                 let (held_out, labels) = (held_out.as_deref(), labels.as_deref());
-                Box::new(Shards::find(shards, held_out, labels, looked)?)
+                Box::new(Shards::find(shards, held_out, labels, search)?)
             }
         })
     }

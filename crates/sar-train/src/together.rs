@@ -1,5 +1,8 @@
 //! Whether the ranks of a run fit together, and fit its recipe: found out before anything is trained.
 
+use std::fs;
+use std::path::PathBuf;
+
 use sar_exchange::{ExchangeError, Group};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +47,27 @@ pub(crate) fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), Tr
         )));
     }
     Ok(())
+}
+
+/// Checks that all ranks have the same tar files, as far as their names and lengths show.
+///
+/// # Errors
+/// As [`compare`].
+pub(crate) fn compare_files(group: &Group, files: &[PathBuf]) -> Result<(), TrainError> {
+    if group.is_alone() {
+        return Ok(());
+    }
+    let (mut hasher, mut bytes) = (crc32fast::Hasher::new(), 0);
+    for file in files {
+        group.alive();
+        // One that nobody has is named by the rank that is to look into it.
+        let length = fs::metadata(file).map_or(0, |file| file.len());
+        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        hasher.update(&length.to_le_bytes());
+        bytes += length;
+    }
+    let files = format!("{} of {bytes} bytes, {:08x}", files.len(), hasher.finalize());
+    compare(group, &[("set of tar files", files)])
 }
 
 fn host() -> String {
