@@ -33,6 +33,11 @@ fn browser() -> Option<Browser> {
 
 /// In every size and color that people have.
 fn look(browser: &mut Browser, name: &str) {
+    look_at(browser, name, "");
+}
+
+/// As [`look`], where an expression scrolls to.
+fn look_at(browser: &mut Browser, name: &str, place: &str) {
     for (scheme, size, what) in [
         ("dark", PHONE, "phone-dark"),
         ("light", PHONE, "phone-light"),
@@ -44,6 +49,7 @@ fn look(browser: &mut Browser, name: &str) {
         // Nothing is wider than the window.
         let wide = browser.value("document.documentElement.scrollWidth - innerWidth");
         assert!(wide.as_f64().unwrap() <= 0.0, "{name}, {what}: {wide} pixels too wide");
+        browser.value(place);
         browser.look(&format!("{name}-{what}"));
     }
 }
@@ -207,7 +213,13 @@ fn samples_and_edits() {
     let [inside, outside] = serde_json::from_value::<[u32; 2]>(differs).unwrap();
     assert!(inside > 50, "{inside} pixels are new");
     assert_eq!(outside, 0, "the rest is the picture's own");
-    look(&mut browser, "edit");
+    // Picture and result below each other where they are not side by side.
+    let easels = "document.querySelector('.easels')";
+    look_at(
+        &mut browser,
+        "edit",
+        &format!("innerWidth < 600 ? {easels}.scrollIntoView() : scrollTo(0, 0)"),
+    );
 
     // From result to result.
     browser.value("document.querySelector('#go-on').click()");
@@ -330,6 +342,50 @@ fn train(folder: &Path, name: &str, steps: u32) -> std::process::Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// A run from its head on, and its pictures over time below charts.
+fn look_at_run(browser: &mut Browser, name: &str) {
+    look_at(browser, name, "scrollTo(0, 0)");
+    let sheets = "document.querySelector('#run-sheets').getBoundingClientRect()";
+    let below_charts = format!("scrollBy(0, {sheets}.top - 0.36 * innerHeight)");
+    look_at(browser, &format!("{name}-over-time"), &below_charts);
+}
+
+/// What a slider of pictures over time says, to screen readers and to eyes, and the file of its picture.
+fn sheet(browser: &mut Browser, slider: &str) -> ([String; 2], Vec<u8>) {
+    let shown = browser.value(&format!(
+        "(async () => {{
+           const figure = {slider}.closest('figure');
+           const image = figure.querySelector('img');
+           await image.decode();
+           const file = await (await fetch(image.src)).arrayBuffer();
+           const said = [{slider}.getAttribute('aria-valuetext'), figure.querySelector('output').textContent];
+           return [said, [...new Uint8Array(file)]];
+         }})()"
+    ));
+    serde_json::from_value(shown).unwrap()
+}
+
+/// The slider of a stage.
+fn slider(stage: &str, run: &str) -> String {
+    format!("document.querySelector('#run-sheets [aria-label=\"Step, {stage}, {run}\"]')")
+}
+
+/// Runs that take longer than a test, for the eyes: `SAR_RUNS` names their folder.
+#[test]
+fn looks_at_runs_that_are_there() {
+    let Some(runs) = std::env::var_os("SAR_RUNS") else { return };
+    let Some(mut browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let runs = fs::canonicalize(runs).unwrap();
+    let server = Serving::start(folder.path(), &["--runs", runs.to_str().unwrap()]);
+    browser.window(DESKTOP, "light");
+    browser.open(&format!("{}#runs", server.url));
+    browser.until("document.querySelectorAll('#run-sheets img').length > 0");
+    browser.until("[...document.querySelectorAll('.run-pictures img')].every((image) => image.naturalWidth > 0)");
+    look_at_run(&mut browser, "runs-own");
+    well_behaved(&mut browser, &server);
+}
+
 #[test]
 fn watches_a_run_to_its_end_and_stops_another() {
     let Some(mut browser) = browser() else { return };
@@ -346,7 +402,7 @@ fn watches_a_run_to_its_end_and_stops_another() {
     browser.until("document.querySelectorAll('.charts .chart path').length > 0");
     assert!(first.wait().unwrap().success());
     browser.until("document.querySelector('.run-list .state')?.textContent === 'done'");
-    browser.until("document.querySelectorAll('.run-pictures img').length === 3");
+    browser.until("document.querySelectorAll('#run-results .run-pictures img').length === 3");
     browser
         .until("document.querySelector('#run-stage table')?.textContent.includes('exposure gap')");
     browser.until("[...document.querySelectorAll('.run-pictures img')].every((image) => image.naturalWidth > 0)");
@@ -372,6 +428,32 @@ fn watches_a_run_to_its_end_and_stops_another() {
     let value: f64 = value.parse().unwrap();
     assert!((value - last["teacher"].as_f64().unwrap()).abs() < 0.01, "{told} {last}");
 
+    // Pictures over time, by keyboard: a place for each that the run has left.
+    let entries = fs::read_dir(runs.join("first")).unwrap().flatten();
+    let n_sheets =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("sheet-")).count();
+    let places = "[...document.querySelectorAll('#run-sheets figure')]
+        .reduce((n, figure) => n + 1 + Number(figure.querySelector('input')?.max ?? 0), 0)";
+    assert_eq!(browser.value(places), n_sheets);
+    let pretrain = slider("Pre-training", "first");
+    browser.value(&format!("{pretrain}.focus()"));
+    for step in [150, 100, 50] {
+        let (said, file) = sheet(&mut browser, &pretrain);
+        assert_eq!(said, [format!("step {step} of 150"), format!("{step} of 150")]);
+        let path = runs.join(format!("first/sheet-pretrain-{step}.png"));
+        assert!(file == fs::read(path).unwrap(), "the picture of step {step}");
+        browser.key("ArrowLeft");
+    }
+    assert_eq!(browser.value(&format!("{pretrain}.value")), "0", "there is none before");
+    let one = "[...document.querySelectorAll('#run-sheets figure')]
+        .find((figure) => !figure.querySelector('input')).querySelector('output').textContent";
+    assert_eq!(browser.value(one), "30 of 30", "of SAR there is one alone, without a slider");
+    look_at_run(&mut browser, "runs");
+    browser.window(PHONE, "light");
+    let height = format!("{pretrain}.getBoundingClientRect().height");
+    browser.until(&format!("{height} >= 40"));
+    browser.window(DESKTOP, "light");
+
     // Another, stopped with a checkpoint.
     let mut second = train(folder.path(), "second", 100_000);
     browser.until("document.querySelectorAll('.run-list button').length === 2");
@@ -380,6 +462,21 @@ fn watches_a_run_to_its_end_and_stops_another() {
     browser.until(
         "document.querySelector('.run-head')?.textContent.includes('Pre-training ends in about')",
     );
+    // Who looks at an old picture stays there when there is a new one.
+    let pretrain = slider("Pre-training", "second");
+    browser.until(&format!("Number({pretrain}?.max) >= 1"));
+    browser.value(&format!(
+        "(() => {{
+           const slider = {pretrain};
+           slider.focus();
+           slider.value = 0;
+           slider.dispatchEvent(new Event('input'));
+           window.places = Number(slider.max);
+         }})()"
+    ));
+    browser.until(&format!("Number({pretrain}.max) > places"));
+    assert_eq!(browser.value(&format!("document.activeElement === {pretrain}")), true);
+    assert_eq!(sheet(&mut browser, &pretrain).0[1], "50 of 100000");
     look(&mut browser, "runs-live");
     browser.value("(async () => { const stop = [...document.querySelectorAll('.run-head button')][0]; stop.click(); stop.click(); })()");
     assert_eq!(second.wait().unwrap().code(), Some(130));

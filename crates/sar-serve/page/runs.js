@@ -6,6 +6,13 @@ import { chart, short } from "./chart.js";
 const EVERY = 2000;
 const NAMES = { tokenizer: "Tokenizer", pretrain: "Pre-training", sar: "SAR", control: "Control" };
 const STATES = { running: "running", stopping: "stopping", stopped: "stopped", done: "done" };
+/** What the sheets of a stage show. */
+const SHEETS = {
+  tokenizer: "Reconstructions over time: originals above, then every scale, finest first",
+  pretrain: "Samples over time, in pre-training",
+  sar: "Samples over time, in SAR",
+  control: "Samples over time, in the control",
+};
 /** What is worth a chart: the stage, what it is called, its series in training and held out. */
 const CHARTS = [
   ["tokenizer", "loss", "total", null],
@@ -23,7 +30,7 @@ const PICTURES = {
 
 export function startRuns(model) {
   if (!model.runs) return () => {};
-  $("run-stage").replaceChildren();
+  $("run-course").replaceChildren();
   let runs = [];
   let cut = false;
   /** Whether the last question had no answer: that is said once. */
@@ -33,6 +40,8 @@ export function startRuns(model) {
   let [first, second] = [null, null];
   let timer = null;
   const known = new Map();
+  /** The step whose sheet is looked at, by run and stage; without one it is the newest. */
+  const chosen = new Map();
   /** When a stage was how far: for the time to go. */
   const pace = new Map();
 
@@ -206,10 +215,55 @@ export function startRuns(model) {
   }
   const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value == null ? null : value * by]));
 
-  const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map(({ name, url, changed }) =>
-    make("figure", {}, make("a", { href: url, "data-key": url, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, PICTURES[name])),
-      make("figcaption", { class: "hint" }, PICTURES[name]))));
+  /** A picture that opens large. */
+  const linked = ({ url, changed }, alt, key = url) =>
+    make("a", { href: url, "data-key": key, target: "_blank", rel: "noopener" }, picture(`${url}?${changed}`, alt));
 
+  /** What the weights of a stage made, step by step. */
+  function overTime(run, stage) {
+    const sheets = run.sheets.filter((sheet) => sheet.stage === stage);
+    if (!sheets.length) return null;
+    const key = `${run.name} ${stage}`;
+    const steps = run.stages.find(({ name }) => name === stage)?.steps;
+    const last = sheets.length - 1;
+    const output = make("output");
+    const slider = make("input", { type: "range", min: 0, max: last, "aria-label": `Step, ${NAMES[stage]}, ${run.name}`, "data-key": `step ${key}` });
+    const told = ({ step }) => (steps ? `${step} of ${steps}` : String(step));
+    const alt = (sheet) => `${SHEETS[stage]}. Step ${told(sheet)}`;
+    function turn(sheet) {
+      output.textContent = told(sheet);
+      slider.setAttribute("aria-valuetext", `step ${told(sheet)}`);
+    }
+    const found = sheets.findIndex(({ step }) => step === chosen.get(key));
+    slider.value = found < 0 ? last : found;
+    turn(sheets[slider.value]);
+    const link = linked(sheets[slider.value], alt(sheets[slider.value]), `sheet ${key}`);
+    slider.addEventListener("input", () => {
+      const sheet = sheets[slider.value];
+      if (sheet === sheets[last]) chosen.delete(key);
+      else chosen.set(key, sheet.step);
+      turn(sheet);
+      link.href = sheet.url;
+      Object.assign(link.firstChild, { src: `${sheet.url}?${sheet.changed}`, alt: alt(sheet) });
+    });
+    return make("figure", {}, link,
+      make("div", { class: "field" }, make("span", {}, "Step ", output), last ? slider : null),
+      make("figcaption", { class: "hint" }, SHEETS[stage]));
+  }
+  function sheets(run) {
+    const figures = Object.keys(SHEETS).map((stage) => overTime(run, stage)).filter(Boolean);
+    return figures.length ? make("div", { class: "run-pictures sheets" }, ...figures) : null;
+  }
+
+  const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map((one) =>
+    make("figure", {}, linked(one, PICTURES[one.name]), make("figcaption", { class: "hint" }, PICTURES[one.name]))));
+
+  /** Puts parts into a place; whoever is at a button, a picture or a slider there stays at it. */
+  function put(place, ...parts) {
+    const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    place.replaceChildren(...parts.filter(Boolean));
+    if (focused) [...place.querySelectorAll("[data-key]")].find(({ dataset }) => dataset.key === focused)?.focus({ preventScroll: true });
+  }
   function show() {
     const [a, b] = [known.get(first)?.answer, second ? known.get(second)?.answer : null];
     if (!a) return;
@@ -217,11 +271,12 @@ export function startRuns(model) {
       const parts = [a, b].filter(Boolean).map(part);
       return parts.some(Boolean) ? make("div", { class: b ? "run-columns two" : "run-columns" }, ...parts.map((part) => make("div", { class: "run" }, part))) : null;
     };
-    const stage = $("run-stage");
-    // Whoever is at a button or a picture stays there.
-    const focused = stage.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    stage.replaceChildren(...[columns(head), curves(a, b), columns(byScale), columns(figures), columns(pictures)].filter(Boolean));
-    if (focused) [...stage.querySelectorAll("[data-key]")].find(({ dataset }) => dataset.key === focused)?.focus({ preventScroll: true });
+    put($("run-course"), columns(head), curves(a, b));
+    // A slider that somebody drags is made anew only where there is another sheet.
+    const drawn = JSON.stringify([a, b].map((run) => run && [run.name, run.stages.map(({ steps }) => steps), run.sheets]));
+    if ($("run-sheets").dataset.shown !== drawn) put($("run-sheets"), columns(sheets));
+    $("run-sheets").dataset.shown = drawn;
+    put($("run-results"), columns(byScale), columns(figures), columns(pictures));
   }
 
   async function load(name) {
@@ -241,7 +296,9 @@ export function startRuns(model) {
       if (second === first || !runs.some(({ name }) => name === second)) second = null;
       list();
       if (first == null) {
-        $("run-stage").replaceChildren(make("div", { class: "nothing wide" }, make("p", {}, "The folder holds no runs yet.")));
+        put($("run-course"), make("div", { class: "nothing wide" }, make("p", {}, "The folder holds no runs yet.")));
+        for (const id of ["run-sheets", "run-results"]) put($(id));
+        for (const id of ["run-stage", "run-sheets"]) delete $(id).dataset.shown;
         return;
       }
       const wanted = `${first}\n${second}`;

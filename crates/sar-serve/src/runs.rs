@@ -1,7 +1,7 @@
 //! Runs of training, read from their folders while they go on.
 //!
-//! Nothing of a request becomes part of a path: a name has to be that of a folder with a recipe, and a
-//! picture one of a short list.
+//! Nothing of a request leads elsewhere: a name has to be that of a folder with a recipe, and a picture one of
+//! a short list, or a stage's and a step's.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Read;
@@ -24,6 +24,8 @@ const PICTURES: [&str; 3] = ["reconstructions.png", "samples-before.png", "sampl
 
 /// Runs that are shown.
 const MOST_RUNS: usize = 1000;
+/// Sheets of a run that are shown.
+const MOST_SHEETS: usize = 4096;
 /// The largest file that is shown whole.
 const LARGEST: u64 = 32 << 20;
 /// Bytes of a recipe that are read.
@@ -35,6 +37,28 @@ const PNG: &[u8] = b"\x89PNG";
 pub(crate) struct Run {
     name: String,
     path: PathBuf,
+}
+
+/// What the weights of a stage made after a step, drawn while it went on.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Sheet {
+    stage: StageId,
+    step: u64,
+}
+
+impl Sheet {
+    /// The sheet of a file's name.
+    fn named(name: &str) -> Option<Self> {
+        let (stage, step) = name.strip_prefix("sheet-")?.strip_suffix(".png")?.split_once('-')?;
+        let stage = StageId::ALL.into_iter().find(|id| id.name() == stage)?;
+        let sheet = Self { stage, step: step.parse().ok()? };
+        // `+1` and `01` are numbers, too.
+        (sheet.name() == name).then_some(sheet)
+    }
+
+    fn name(&self) -> String {
+        format!("sheet-{}-{}.png", self.stage, self.step)
+    }
 }
 
 /// The runs of a folder, which may be one itself; one more than are shown, if there are.
@@ -123,24 +147,46 @@ impl Run {
             json!({ "name": stage.name(), "steps": steps_of(stage), "done": done })
         });
         let pictures = PICTURES.iter().filter(|name| self.file(name).is_file());
+        let pictures: Vec<Value> = pictures.map(|name| self.address(name)).collect();
         json!({
             "name": self.name,
             "recipe": recipe.get("name").and_then(toml::Value::as_str),
             "state": self.state(),
             "stages": stages.collect::<Vec<_>>(),
-            "pictures": pictures.map(|name| json!({
-                "name": name,
-                "url": format!("/api/runs/{}/pictures/{name}", in_url(&self.name)),
-                "changed": stamp(&self.file(name)).0,
-            })).collect::<Vec<_>>(),
+            "pictures": pictures,
             "changed": stamp(&self.file(METRICS)).0.max(stamp(&self.file(RECIPE)).0),
         })
+    }
+
+    /// Where a picture is found, and when it was made.
+    fn address(&self, name: &str) -> Value {
+        json!({
+            "name": name,
+            "url": format!("/api/runs/{}/pictures/{name}", in_url(&self.name)),
+            "changed": stamp(&self.file(name)).0,
+        })
+    }
+
+    /// Its sheets, in the order in which they were drawn.
+    fn sheets(&self) -> Vec<Sheet> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let sheets = entries.filter_map(|entry| Sheet::named(entry.file_name().to_str()?));
+        let mut sheets: Vec<Sheet> = sheets.take(MOST_SHEETS).collect();
+        sheets.sort();
+        sheets
     }
 
     /// All that is shown of it.
     pub(crate) fn whole(&self) -> Value {
         let mut whole = self.summary();
         whole["series"] = series::read(&self.file(METRICS));
+        let sheet = |sheet: &Sheet| {
+            let mut told = self.address(&sheet.name());
+            told["stage"] = sheet.stage.name().into();
+            told["step"] = sheet.step.into();
+            told
+        };
+        whole["sheets"] = self.sheets().iter().map(sheet).collect();
         let report = json_of(&self.file(REPORT)).unwrap_or_default();
         let parts =
             ["wall_s", "peak_rss_mb", "images", "stages", "tokenizer", "held_out", "quality"];
@@ -159,13 +205,15 @@ impl Run {
             .map(|name| stamp(&self.file(name)))
             .map(|(changed, length)| format!("{changed:x}.{length:x}"))
             .collect();
-        format!("\"{}-{}\"", self.state(), stamps.join("-"))
+        format!("\"{}-{}-{}\"", self.state(), self.sheets().len(), stamps.join("-"))
     }
 
     /// The bytes of a picture.
     pub(crate) fn picture(&self, name: &str) -> Result<Vec<u8>, Refusal> {
         let missing = || Refusal::missing("picture");
-        let name = PICTURES.iter().find(|known| **known == name).ok_or_else(missing)?;
+        if !PICTURES.contains(&name) && Sheet::named(name).is_none() {
+            return Err(missing());
+        }
         let path = self.file(name).canonicalize().map_err(|_| missing())?;
         let folder = self.path.canonicalize().map_err(|_| missing())?;
         // A link that leads elsewhere is none of ours.
@@ -245,6 +293,31 @@ mod tests {
     }
 
     #[test]
+    fn sheets_are_shown_by_stage_and_step() {
+        let folder = folder();
+        let run = find(folder.path(), "my run").unwrap();
+        assert_eq!(run.whole()["sheets"], json!([]));
+        let mut tag = run.tag();
+        // Each is seen, though nothing else has changed.
+        for name in ["sheet-sar-2.png", "sheet-pretrain-10.png", "sheet-pretrain-9.png"] {
+            fs::write(run.file(name), [PNG, name.as_bytes()].concat()).unwrap();
+            assert_ne!(run.tag(), tag, "{name}");
+            tag = run.tag();
+        }
+        let whole = run.whole();
+        let of_all = |field: &str| -> Vec<Value> {
+            whole["sheets"].as_array().unwrap().iter().map(|sheet| sheet[field].clone()).collect()
+        };
+        assert_eq!(of_all("stage"), ["pretrain", "pretrain", "sar"]);
+        assert_eq!(of_all("step"), [9, 10, 2]);
+        let url = "/api/runs/my%20run/pictures/sheet-pretrain-9.png";
+        assert_eq!(whole["sheets"][0]["url"], url);
+        assert_eq!(run.picture("sheet-pretrain-9.png").unwrap(), b"\x89PNGsheet-pretrain-9.png");
+        // The list of all runs does without them.
+        assert_eq!(run.summary()["sheets"], Value::Null);
+    }
+
+    #[test]
     fn folders_that_are_no_runs_hide_none() {
         let folder = folder();
         for i in 0..MOST_RUNS + 5 {
@@ -292,12 +365,32 @@ mod tests {
         for name in ["secret.txt", "../my run/reconstructions.png", "/etc/passwd", "", "run.lock"] {
             assert!(run.picture(name).is_err(), "{name}");
         }
+        // Names that are nearly those of sheets, and files that have them.
+        for name in ["+1", "01", "1.png", "-1", "", " 1", "99999999999999999999", "1-1"] {
+            let name = format!("sheet-sar-{name}.png");
+            fs::write(run.file(&name), PNG).unwrap();
+            assert!(run.picture(&name).is_err(), "{name}");
+        }
+        for name in ["sheet-secret-1.png", "sheet-sar-1.txt", "sheet-SAR-1.png", "sar-1.png"] {
+            fs::write(run.file(name), PNG).unwrap();
+            assert!(run.picture(name).is_err(), "{name}");
+        }
+        assert_eq!(run.whole()["sheets"], json!([]));
+        fs::write(run.file("sheet-sar-1.png"), PNG).unwrap();
+        assert!(run.picture("sheet-sar-1.png").is_ok());
+        for name in ["../my run/sheet-sar-1.png", "./sheet-sar-1.png", "sheet-sar-1.png/"] {
+            assert!(run.picture(name).is_err(), "{name}");
+        }
         fs::write(run.file(PICTURES[1]), "no picture").unwrap();
         assert!(run.picture(PICTURES[1]).is_err());
         #[cfg(unix)]
         {
-            std::os::unix::fs::symlink("/etc/passwd", run.file(PICTURES[2])).unwrap();
-            assert!(run.picture(PICTURES[2]).is_err());
+            // A picture, but none of the run's.
+            fs::write(folder.path().join("no run/other.png"), PNG).unwrap();
+            for name in [PICTURES[2], "sheet-sar-2.png"] {
+                std::os::unix::fs::symlink("../no run/other.png", run.file(name)).unwrap();
+                assert!(run.file(name).is_file() && run.picture(name).is_err(), "{name}");
+            }
         }
     }
 }

@@ -6,12 +6,14 @@ use sar_core::{ScaleSchedule, SeedTree};
 use sar_data::{ImageBatch, Images};
 use sar_exchange::{Group, MicroBatches};
 use sar_model::Backbone;
+use sar_pipeline::RgbImage;
 use sar_tokenizer::Tokenizer;
 
 use crate::TrainError;
 use crate::backbone_loss::backbone_loss;
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
+use crate::figures::sample_sheet;
 use crate::held_out::HeldOutMeter;
 use crate::latents::{LatentBatch, LatentCache};
 use crate::learner::{Learner, Optimization, State};
@@ -156,6 +158,12 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for BackboneStage<'_, A> {
             ("held_out_student_scales", student.into()),
         ];
         Ok(Measure { name, value, better: Better::Lower, details })
+    }
+
+    fn draw(&self) -> Result<RgbImage, TrainError> {
+        let Batches { images, group, .. } = self.batches;
+        let (models, classes) = ((self.tokenizer, self.learner.model()), images.classes().len());
+        Ok(sample_sheet(self.recipe, models, classes, group, self.device))
     }
 
     fn images(&self) -> &Images {

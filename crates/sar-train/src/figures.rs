@@ -1,19 +1,22 @@
 //! What a run measures and draws outside its stages.
 
-use burn::tensor::backend::AutodiffBackend;
-use sar_core::SeedTree;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use sar_core::{ScaleSchedule, SeedTree};
 use sar_eval::TokenizerMeter;
+use sar_exchange::Group;
+use sar_model::Backbone;
 use sar_pipeline::{
     Pipeline, Request, RgbImage, TrainedBackbone, TrainedTokenizer, grid, magnification,
-    reconstructions,
+    reconstructions, to_images,
 };
+use sar_rollout::generate;
 use sar_tokenizer::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::event::Event;
 use crate::held_out::{HeldOut, HeldOutMeter};
-use crate::recipe::EvaluationRecipe;
+use crate::recipe::{EvaluationRecipe, Recipe};
 use crate::report::TokenizerReport;
 use crate::run::{Inner, Run};
 use crate::turns::{HeldOutImages, in_turns};
@@ -21,6 +24,9 @@ use crate::{StageId, TrainError};
 
 /// Rows of a sample sheet: of a thousand classes the first ones say enough.
 const MOST_SAMPLED_CLASSES: usize = 32;
+/// Images of the sheets that are drawn while a stage goes on: they are many.
+const MOST_SAMPLED: usize = 16;
+pub(crate) const MOST_RECONSTRUCTED: usize = 8;
 
 impl<A: AutodiffBackend> Run<'_, A> {
     /// PSNR, SSIM and code use on held-out images, of the tokenizer and of its average.
@@ -65,13 +71,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
         if !self.group.leads() {
             return Ok(());
         }
-        let EvaluationRecipe { reconstructions: n, batch_size, .. } = self.recipe.evaluation;
-        let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
-        for batch in self.images.held_out(n, batch_size) {
-            self.group.alive();
-            originals.extend(batch?.images);
-        }
-        let sheet = reconstructions(tokenizer, &originals, self.scales(), n, self.device);
+        let images = self.held_out(self.recipe.evaluation.reconstructions);
+        let sheet = reconstruction_sheet(tokenizer, images, self.scales(), self.device)?;
         let path = self.journal.dir.write_png("reconstructions.png", &sheet)?;
         self.journal.metrics.picture("reconstructions", &sheet)?;
         self.journal.wrote(&path);
@@ -163,6 +164,49 @@ impl<A: AutodiffBackend> Run<'_, A> {
         };
         in_turns(self.group, parts.len(), draw, take)
     }
+}
+
+/// Rows of held-out originals and their reconstruction at every scale; one rank alone draws it.
+pub(crate) fn reconstruction_sheet<B: Backend>(
+    tokenizer: &Tokenizer<B>,
+    held_out: HeldOutImages<'_>,
+    scales: &ScaleSchedule,
+    device: &B::Device,
+) -> Result<RgbImage, TrainError> {
+    let HeldOutImages { images, group, n, batch } = held_out;
+    let mut originals: Vec<RgbImage> = Vec::with_capacity(n);
+    for batch in images.held_out(n, batch) {
+        group.alive();
+        originals.extend(batch?.images);
+    }
+    Ok(reconstructions(tokenizer, &originals, scales, n, device))
+}
+
+/// A few of the samples that the sheets of a whole run have, class by class in a square; one rank alone
+/// draws it.
+pub(crate) fn sample_sheet<B: Backend>(
+    recipe: &Recipe,
+    (tokenizer, backbone): (&Tokenizer<B>, &Backbone<B>),
+    classes: usize,
+    group: &Group,
+    device: &B::Device,
+) -> RgbImage {
+    let EvaluationRecipe { batch_size, samples_per_class, sampler, .. } = recipe.evaluation;
+    let (root, scales) = (SeedTree::new(recipe.seed), recipe.scales());
+    let classes = classes.min(MOST_SAMPLED);
+    let wanted = wanted(classes, samples_per_class.min(MOST_SAMPLED / classes));
+    let mut images: Vec<RgbImage> = Vec::with_capacity(wanted.len());
+    // Two rows to an image: with its class and without.
+    for part in wanted.chunks(batch_size.div_ceil(2)) {
+        group.alive();
+        let Request { labels, streams, scales, sampler } =
+            Request::of(root, part.iter().copied(), scales.clone(), sampler);
+        let generated = generate(backbone, tokenizer, &labels, &scales, sampler, &streams, device);
+        let canvas_bchw = generated.canvas.expect("a scale has been added");
+        images.extend(to_images(tokenizer.decode(canvas_bchw)));
+    }
+    let columns = (images.len() - 1).isqrt() + 1;
+    grid(&images, columns, 4, magnification(recipe.data.side))
 }
 
 /// Class and number of each of so many samples of every class.

@@ -11,6 +11,7 @@
 //! *-average.safetensors            their averages, where the recipe keeps one
 //! tensorboard/                     metrics.jsonl and pictures for TensorBoard, where the recipe asks for them
 //! latents/                         latents of the tokenizer, where the recipe caches them
+//! sheet-<stage>-<step>.png         what the weights made at each measurement: reconstructions, or samples
 //! reconstructions.png              originals and every scale
 //! samples-before.png, samples-after.png
 //! report.json

@@ -8,6 +8,7 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use sar_data::{FoundUnreadable, Images};
 use sar_exchange::{ExchangeError, Group};
+use sar_pipeline::RgbImage;
 use sar_weights::{NamedTensors, WeightsFile};
 
 use crate::checkpoint::{self, Best, Progress, Saved};
@@ -34,6 +35,9 @@ pub(crate) trait Task<B: Backend> {
     /// How good the weights are on held-out images; it decides which checkpoint is the best. All ranks are
     /// asked at the same time, and answer the same.
     fn measure(&self) -> Result<Measure, TrainError>;
+
+    /// What the weights make, as a sheet for the eyes; the rank that leads alone is asked.
+    fn draw(&self) -> Result<RgbImage, TrainError>;
 
     /// The images that it trains on.
     fn images(&self) -> &Images;
@@ -227,6 +231,9 @@ impl Stage {
                 if measure.beats(best) {
                     best = Some(Best { step: done, value: measure.value });
                 }
+                if group.leads() {
+                    journal.dir.write_png(&format!("sheet-{id}-{done}.png"), &task.draw()?)?;
+                }
             }
             if is_saved {
                 journal.metrics.flush()?;
@@ -417,6 +424,10 @@ mod tests {
         }
 
         fn measure(&self) -> Result<Measure, TrainError> {
+            unreachable!("nothing is measured")
+        }
+
+        fn draw(&self) -> Result<RgbImage, TrainError> {
             unreachable!("nothing is measured")
         }
 
