@@ -217,8 +217,9 @@ def update(model, optimizer, loss):
         optimizer.step()
 
 
-def inception(name):
-    """Features of images through the network of FID, by the package that is named; its random weights go to a file for the other side."""
+def inception(package, n):
+    """Features of n images through the network of FID, by a package, as many at a time as it takes by default; its random weights go to a file
+    for the other side."""
     import pytorch_fid.inception
     import torchvision
 
@@ -227,19 +228,21 @@ def inception(name):
     blank.net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
     pytorch_fid.inception.load_state_dict_from_url = blank
     torch.save(pytorch_fid.inception.fid_inception_v3().state_dict(), path)
-    images = torch.randint(256, (48, 3, 256, 256), dtype=torch.uint8)
-    if name == "inception-pytorch-fid":
-        net = pytorch_fid.inception.InceptionV3([3]).eval()
-        return torch.no_grad()(lambda: net(images.float() / 255)[0])
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    if package == "pytorch-fid":
+        net, most = pytorch_fid.inception.InceptionV3([3]).eval(), 50
+        look = lambda images: net(images.float() / 255)[0]
+    else:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
-    return torch.no_grad()(lambda: net(images))
+        outputs = ["2048", "logits_unbiased"]
+        look, most = FeatureExtractorInceptionV3("inception-v3-compat", outputs, feature_extractor_weights_path=path), 64
+    images = torch.randint(256, (min(n, most), 3, 256, 256), dtype=torch.uint8)
+    return torch.no_grad()(lambda: [look(images[: n - at]) for at in range(0, n, most)])
 
 
 def setup(name):
-    if name.startswith("inception-"):
-        return inception(name)
+    if sizes := re.fullmatch(r"inception-(pytorch-fid|torch-fidelity)(?:-n(\d+))?", name):
+        return inception(sizes[1], int(sizes[2] or 48))
     image = torch.rand(1, 3, 256, 256) * 2 - 1
     if name == "encode-256":
         tokenizer, _ = released(1)

@@ -10,7 +10,7 @@ pub(crate) mod sweep;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_eval::{Extractor, FeatureSet, Keep, Looking, Pictures, Quality};
 use sar_features::InceptionInput;
@@ -25,7 +25,7 @@ use crate::hub::WeightsPath;
 use crate::job::n_images;
 use crate::progress::clock;
 use outputs::{Beside, Outputs};
-use reference::Source;
+use reference::{Source, check_moments, moments_alone, recipe_of};
 use report::Report;
 use samples::{Weights, labels_among};
 use sweep::Sweep;
@@ -67,10 +67,10 @@ This program holds the weights of EfficientNet-Lite0, Copyright (c) 2020 ML Illu
 #[derive(clap::Args)]
 #[command(after_help = NOTES)]
 pub(crate) struct Args {
-    /// The images: a folder, of one with train and val folders the latter, or an .npz file (arr_0). Their
-    /// classes come from class folders, from names as `sar sample` gives them, or from arr_1 [default: samples
-    /// of the weights]
-    #[arg(long, value_name = "DIR|FILE.npz", conflicts_with_all = OF_SAMPLES)]
+    /// The images: a folder, an .npz file (arr_0, or else mu and sigma, and then Fréchet distances alone), or a
+    /// recipe, whose images are squares of its side; of train and val parts the latter. Their classes come from
+    /// class folders, from names as `sar sample` gives them, or from arr_1 [default: samples of the weights]
+    #[arg(long, value_name = "DIR|FILE.npz|RECIPE", conflicts_with_all = OF_SAMPLES)]
     images: Option<PathBuf>,
     #[command(flatten)]
     weights: WeightsArgs,
@@ -87,7 +87,7 @@ pub(crate) struct Args {
     /// these), or a recipe, which means all its images, at the side of the measured ones [default: the recipe
     /// of --run, else the embedded emoji]
     #[arg(long, value_name = "DIR|FILE.npz|RECIPE")]
-    reference: Option<String>,
+    reference: Option<PathBuf>,
     /// Looks through the Inception network of FID instead of EfficientNet-Lite0:
     /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid, torch-fidelity's file, or the graph of ADM's
     /// evaluation, classify_image_graph_def.pb.
@@ -133,7 +133,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     n_images(args.n, 1)?;
     let run = args.weights.run_dir().map(Path::to_owned);
     let what = match args.images {
-        Some(path) => What::Images(open(&path)?),
+        Some(path) => open(&path).context("--images")?,
         None => What::Weights(Box::new(Weights {
             files: args.weights.files()?,
             settings: args.sampler.settings()?,
@@ -141,20 +141,31 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             sweep: args.sweep,
         })),
     };
-    let source = Source::of(args.reference.as_deref(), run.as_deref())?;
+    let source = Source::of_real(args.reference.as_deref(), run.as_deref())?;
     let keep = if args.moments_only { Keep::Moments } else { Keep::Features };
     let Args { inception, protocol, device, .. } = args;
     let inception = inception.map(|path| path.file()).transpose().context("--inception")?;
     device.run(Eval { what, source, keep, inception, protocol, outputs })
 }
 
-/// The images of a folder or an `.npz` file.
-fn open(path: &Path) -> Result<Pictures> {
-    let is_npz = path.extension().is_some_and(|ending| ending == "npz");
-    let pictures = if is_npz { Pictures::npz(path) } else { Pictures::folder(path) };
-    let pictures = pictures.context("--images")?;
+/// Images that are there, or the moments of their features.
+fn open(path: &Path) -> Result<What> {
+    let name = path.display().to_string();
+    if let Some(recipe) = recipe_of(path) {
+        bail!(
+            "{name} is a run: --run {name} samples, --images {} has real images",
+            recipe.display()
+        );
+    }
+    let pictures = match Source::named(path)? {
+        Source::Npz(path) => match moments_alone(&path)? {
+            Some(set) => return Ok(What::Moments { name, set }),
+            None => Pictures::npz(&path)?,
+        },
+        Source::Images { name, source, side } => Pictures::of_source(name, &source, side)?,
+    };
     pictures.notes().iter().for_each(|note| eprintln!("{note}"));
-    Ok(pictures)
+    Ok(What::Images(pictures))
 }
 
 struct Eval {
@@ -169,6 +180,7 @@ struct Eval {
 /// What is measured.
 enum What {
     Images(Pictures),
+    Moments { name: String, set: FeatureSet },
     Weights(Box<Weights>),
 }
 
@@ -207,6 +219,7 @@ impl Eval {
         };
         let Found { report, rows, first } = match &self.what {
             What::Images(pictures) => self.of_images(pictures, &extractor, device)?,
+            What::Moments { name, set } => self.of_moments(name, set, &extractor, device)?,
             What::Weights(weights) => self.of_samples(weights, &extractor, device)?,
         };
         let rows: Vec<(&str, &Quality)> =
@@ -226,7 +239,9 @@ impl Eval {
             write_bytes(path, sweep.plot(&rows, &extractor)?.as_bytes())?;
             wrote(path);
         }
-        if let Some(path) = sheet {
+        if let Some(path) = sheet
+            && !first.shown.is_empty()
+        {
             let (shown, columns) = (&first.shown, first.shown.len().isqrt().max(1));
             save(&grid(shown, columns, 2, magnification(shown[0].width()).min(2)), path)?;
             wrote(path);
@@ -240,7 +255,7 @@ impl Eval {
         extractor: &Extractor<B>,
         device: &B::Device,
     ) -> Result<Found> {
-        let opened = self.source.open(pictures.size())?;
+        let opened = self.source.open(Some(pictures.size()))?;
         let n_classes = opened.classes.len();
         ensure!(
             pictures.len() >= n_classes || self.source.is_npz(),
@@ -256,6 +271,22 @@ impl Eval {
         Ok(Found { report, rows, first })
     }
 
+    fn of_moments<B: Backend>(
+        &self,
+        name: &str,
+        set: &FeatureSet,
+        extractor: &Extractor<B>,
+        device: &B::Device,
+    ) -> Result<Found> {
+        check_moments(name, set, extractor).context("--images")?;
+        let real = self.source.open(None)?.look(extractor, Keep::Moments, device)?;
+        let mut report = Report::new(extractor, &real)?;
+        report.set("images", json!({ "source": name, "kind": "moments" }));
+        let first = Seen { set: set.clone(), labels: None, shown: Vec::new() };
+        let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
+        Ok(Found { report, rows, first })
+    }
+
     fn of_samples<B: Backend>(
         &self,
         weights: &Weights,
@@ -263,7 +294,7 @@ impl Eval {
         device: &B::Device,
     ) -> Result<Found> {
         let pipeline = weights.files.in_precision(weights.files.load::<B>(device)?)?;
-        let opened = self.source.open(weights.size(&pipeline)?)?;
+        let opened = self.source.open(Some(weights.size(&pipeline)?))?;
         let wanted = weights.wanted(&pipeline)?;
         let labels = said(labels_among(pipeline.classes(), &opened.classes, &wanted));
         let real = opened.look(extractor, self.keep, device)?;

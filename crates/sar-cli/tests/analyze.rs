@@ -133,7 +133,10 @@ fn a_run_is_analyzed_before_during_and_after_sar() {
     let drawn = json(folder, "drawn/analysis.json");
     assert_eq!((&drawn["images"], &drawn["rollout"]["kind"]), (&5.into(), &"sample".into()));
 
-    // A damaged checkpoint is left out, damaged weights are an error.
+    // A copy of a checkpoint that a run did not keep is measured; a damaged one is left out, and damaged
+    // weights are an error.
+    let checkpoint = |name: &str| folder.join("run/checkpoints").join(name);
+    fs::copy(checkpoint("control-3.safetensors"), checkpoint("control-2.safetensors")).unwrap();
     let damage = |name: &str| {
         let path = folder.join("run").join(name);
         let bytes = fs::read(&path).unwrap();
@@ -144,6 +147,8 @@ fn a_run_is_analyzed_before_during_and_after_sar() {
     let (table, said) = does(folder, &[&["analyze", "--out", "less"], &quick[..]].concat());
     assert!(said.contains("sar-1.safetensors") && said.contains("left out"), "{said}");
     assert!(!table.contains("sar 1") && table.contains("after:"), "{table}");
+    let copy = "control 2: run/checkpoints/control-2.safetensors, after 2 steps";
+    assert!(table.contains(copy), "{table}");
     damage("backbone-control.safetensors");
     refuses(folder, &quick, &["run/backbone-control.safetensors"]);
 }

@@ -1,5 +1,7 @@
 //! `sar eval`, run as a program.
 
+#[path = "../../sar-features/tests/files/mod.rs"]
+mod networks;
 mod program;
 
 use std::fs;
@@ -91,6 +93,76 @@ fn the_figures_are_those_of_another_program() {
     assert!(found["kid_effnetlite0"].is_null() && found["class_accuracy"].is_null());
 }
 
+/// Waves of three colors, as in `inception.py`.
+fn wave(i: u32, [right, down]: [u32; 2], steps: u32) -> RgbImage {
+    RgbImage::from_fn(44, 36, |x, y| {
+        let along = x * (1 + right * i % 17) + y * (2 + down * i % 13) + 31 * i;
+        Rgb([0, 1, 2].map(|c: u32| {
+            let level = ((along + 60 * c) % 512).abs_diff(256).min(255);
+            (level * (steps - c) / steps) as u8
+        }))
+    })
+}
+
+/// Images of other sides than the network's, with weights of a formula.
+#[test]
+fn inceptions_figures_are_those_of_the_packages() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let real: Vec<RgbImage> = (0..14).map(|i| wave(i, [3, 5], 9)).collect();
+    let drawn: Vec<RgbImage> = (8..20).map(|i| wave(i, [5, 3], 3)).collect();
+    for (folder, images) in [("real", &real), ("drawn", &drawn)] {
+        fs::create_dir(at(folder)).unwrap();
+        for (i, image) in images.iter().enumerate() {
+            image.save(at(folder).join(format!("{i:02}.png"))).unwrap();
+        }
+    }
+    let pixels: Vec<u8> = drawn.into_iter().flat_map(RgbImage::into_raw).collect();
+    npz(&at("drawn.npz"), &[("arr_0.npy", "|u1", "(12, 36, 44, 3)", &pixels)]);
+    let mut weights = networks::inception_weights(networks::noise);
+    weights.write_pth(&at("inception.pth"), "").unwrap();
+
+    let golden = json(&file("inception.json"));
+    let measured = |[images, reference]: [&str; 2], more: &[&str]| {
+        let out = format!("{images}-beside-{reference}.json");
+        let args = ["--images", images, "--reference", reference, "--json", &out];
+        let (table, _) =
+            does(root.path(), &[&args[..], &["--inception", "inception.pth"], more].concat());
+        assert!(table.contains("sFID") && !table.contains("EffNet"), "{table}");
+        json(&at(&out))
+    };
+    let adm = measured(["drawn", "real"], &["--statistics", "moments.npz"]);
+    let other = measured(["drawn.npz", "real"], &["--protocol", "pytorch-fid"]);
+    for (protocol, found) in [("adm", &adm), ("pytorch-fid", &other)] {
+        assert_eq!(found["extractor"]["input"], protocol);
+        assert_eq!((&found["n"], &found["n_reference"]), (&12.into(), &14.into()));
+        let Value::Object(golden) = &golden[protocol] else { panic!("a table") };
+        assert_eq!(golden.len(), 5);
+        for (name, value) in golden {
+            near(&found[name], value, 1e-5);
+        }
+    }
+    // Moments in the place of either set of images.
+    let turned = measured(["real", "moments.npz"], &[]);
+    let moments = measured(["moments.npz", "real"], &[]);
+    for found in [&turned, &moments] {
+        for name in ["fid", "sfid"] {
+            near(&found[name], &adm[name], 1e-5);
+        }
+        for name in ["kid", "precision", "recall", "floor"] {
+            assert!(found[name].is_null(), "{name}: {found}");
+        }
+    }
+    assert!(turned["inception_score"].as_f64().unwrap() > 1.02, "of real images: {turned}");
+    assert!(moments["inception_score"].is_null() && moments["n"].is_null(), "{moments}");
+
+    let name = "Mixed_7c.branch_pool.bn.running_var";
+    weights.remove(name).unwrap();
+    weights.write_pth(&at("less.pth"), "").unwrap();
+    let args = ["--images", "drawn", "--reference", "real", "--inception", "less.pth"];
+    refuses(root.path(), &args, &["--inception", "less.pth", name]);
+}
+
 /// The content of an array of a file, without its header.
 fn content(path: &Path, name: &str) -> Vec<u8> {
     use std::io::Read;
@@ -174,6 +246,93 @@ fn moments_alone_give_the_distance_of_all_features() {
     for name in ["kid_effnetlite0", "mind_effnetlite0", "precision", "memorization", "floor"] {
         assert!(moments[name].is_null(), "{name}: {moments}");
     }
+}
+
+#[test]
+fn moments_are_measured_in_the_place_of_images() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    flat(&at("real"), 12, [32, 32]);
+    npz(&at("a.npz"), &[("arr_0.npy", "|u1", "(14, 32, 32, 3)", &pixels(0, 14))]);
+    let measured = |[images, reference]: [&str; 2], out: &str, more: &[&str]| {
+        let args = ["--images", images, "--reference", reference, "--json", out];
+        let (table, said) = does(root.path(), &[&args[..], more].concat());
+        (json(&at(out)), table, said)
+    };
+    let (all, ..) = measured(["a.npz", "real"], "all.json", &["--statistics", "m.npz"]);
+    let (found, table, said) = measured(["m.npz", "real"], "m.json", &[]);
+    assert!(all["fd_effnetlite0"].as_f64().unwrap() > 1.0, "of other images");
+    near(&found["fd_effnetlite0"], &all["fd_effnetlite0"], 1e-6);
+    // Of fewer real images than features, which is known.
+    assert_eq!((&found["n_reference"], &found["rank_deficient"]), (&12.into(), &true.into()));
+    for name in ["n", "kid_effnetlite0", "mind_effnetlite0", "precision", "memorization", "floor"] {
+        assert!(found[name].is_null(), "{name}: {found}");
+    }
+    assert!(table.contains("KID x1000") && table.contains(" -"), "{table}");
+    for part in ["m.npz: mean and covariance: Fréchet distances alone", "12 images or fewer"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(at("all.png").is_file() && !at("m.png").exists());
+    let (same, ..) = measured(["m.npz", "m.npz"], "same.json", &[]);
+    assert!(same["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3, "{same}");
+    assert_eq!(same["rank_deficient"], false, "{same}");
+
+    let zeros = [0u8; 72];
+    let moments =
+        [("mu.npy", "<f8", "(3,)", &zeros[..24]), ("sigma.npy", "<f8", "(3, 3)", &zeros[..])];
+    npz(&at("three.npz"), &moments);
+    let args = ["--images", "three.npz", "--reference", "real"];
+    let why = "--images: three.npz: mu and sigma are of 3 features, efficientnet-lite0 has 1280";
+    refuses(root.path(), &args, &[why]);
+    npz(&at("half.npz"), &moments[..1]);
+    refuses(root.path(), &["--images", "half.npz"], &["half.npz", "has no array sigma"]);
+}
+
+#[test]
+fn the_images_of_a_recipe_are_measured() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/recipes/emoji-quick.toml");
+    let built_in = fs::read_to_string(built_in).unwrap();
+    let recipe = |folder: &str| {
+        let source = format!("source = {{ kind = \"folder\", path = \"{folder}\" }}");
+        let text = built_in.replace("source = { kind = \"emoji\" }", &source);
+        assert_ne!(text, built_in);
+        fs::write(at(&format!("{folder}.toml")), text).unwrap();
+    };
+    // Larger than the recipe's side, and no squares.
+    flat(&at("photos"), 12, [48, 40]);
+    recipe("photos");
+    flat(&at("split/train"), 8, [32, 32]);
+    flat(&at("split/val"), 3, [32, 32]);
+    recipe("split");
+    let measured = |images: &str| {
+        let out = format!("{images}.json");
+        let args = ["--images", images, "--reference", "photos.toml", "--json", &out];
+        let (_, said) = does(root.path(), &args);
+        (json(&at(&out)), said)
+    };
+    // Real images beside themselves.
+    let (found, said) = measured("photos.toml");
+    assert!(said.contains("recipe emoji-quick: measures all 12 images"), "{said}");
+    assert_eq!((&found["n"], &found["n_reference"]), (&12.into(), &12.into()));
+    assert_eq!(found["images"]["source"], "recipe emoji-quick");
+    assert_eq!(found["images"]["size"], serde_json::json!([32, 32]));
+    assert!(found["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3 && found["recall"] == 1.0);
+    let (found, said) = measured("split.toml");
+    assert!(said.contains("measures 3 held-out images, not 8 that train"), "{said}");
+    assert_eq!(found["n"], 3);
+    assert!(found["fd_effnetlite0"].as_f64().unwrap() > 1.0, "{found}");
+
+    // One that is built in, by its name.
+    let args = ["--images", "emoji-quick", "--reference", "nowhere"];
+    let parts = ["recipe emoji-quick: measures all 1906 images", "--reference: nowhere"];
+    refuses(root.path(), &args, &parts);
+    // A run has both samples and real images.
+    fs::create_dir(at("run")).unwrap();
+    fs::write(at("run/recipe.toml"), &built_in).unwrap();
+    let parts = ["--images: run is a run", "--run run samples", "run/recipe.toml has real images"];
+    refuses(root.path(), &["--images", "run"], &parts);
 }
 
 #[test]
@@ -363,7 +522,7 @@ fn what_cannot_be_measured_is_refused_in_a_line() {
     fs::write(folder.join("text.npz"), "no archive").unwrap();
     fs::write(folder.join("weights.pth"), "no weights").unwrap();
     refuses(folder, &["--images", "empty"], &["empty", "no images"]);
-    refuses(folder, &["--images", "nowhere"], &["nowhere", "no such folder"]);
+    refuses(folder, &["--images", "nowhere"], &["--images: nowhere", "emoji-quick"]);
     refuses(folder, &["--images", "few"], &["4 images, fewer than the 9 classes"]);
     refuses(folder, &["--images", "sizes"], &["5-x-999.png", "40x32", "32x32"]);
     refuses(folder, &["--images", "broken"], &["3-x-900.png", "not a readable image"]);

@@ -42,15 +42,17 @@ enum Others {
 }
 
 impl Pictures {
-    /// The images of a folder, of class folders or all in one; of one with train and val folders the
-    /// latter.
+    /// The images of a source, where it says which ones are held out these alone: as squares of a side in
+    /// pixels ([`Crop::AdmCenter`]), or without one as they are stored, which then have to be of one size.
     ///
     /// # Errors
-    /// If there are none, or the first one cannot be read.
-    pub fn folder(path: &Path) -> Result<Self, EvalError> {
-        let source = ImageSource::Folder { path: path.into(), held_out: None };
-        let dataset: Arc<dyn Dataset> = source.open(0, &|| ())?.into();
-        let name = path.display().to_string();
+    /// If there are none, or the first one cannot be read, or emoji have no side.
+    pub fn of_source(
+        name: String,
+        source: &ImageSource,
+        side: Option<u32>,
+    ) -> Result<Self, EvalError> {
+        let dataset: Arc<dyn Dataset> = source.open(side.unwrap_or_default(), &|| ())?.into();
         let (indices, measured): (Vec<usize>, String) = match dataset.n_train() {
             Some(n_train) => {
                 let held_out = dataset.split().held_out;
@@ -67,15 +69,21 @@ impl Pictures {
         let Some(first) = indices.first() else {
             return Err(EvalError::Unfit { problem: format!("{name}: holds no image out") });
         };
-        let (width, height) = dataset.image(*first)?.dimensions();
+        let (size, others) = match side {
+            Some(side) => ([side as usize; 2], Others::Cropped),
+            None => {
+                let (width, height) = dataset.image(*first)?.dimensions();
+                ([height as usize, width as usize], Others::Refused)
+            }
+        };
         let left_out = dataset.left_out().iter().map(|kind| format!("left out {kind}"));
         let notes = dataset.notes().iter().cloned().chain(left_out).chain([measured]).collect();
         Ok(Self {
             name,
-            size: [height as usize, width as usize],
+            size,
             len: indices.len(),
             notes,
-            origin: Origin::Dataset { dataset, indices, others: Others::Refused },
+            origin: Origin::Dataset { dataset, indices, others },
         })
     }
 
@@ -333,7 +341,9 @@ mod tests {
             }
         }
         let measured = |path: &Path| {
-            let pictures = Pictures::folder(path).unwrap();
+            let source = ImageSource::Folder { path: path.into(), held_out: None };
+            let name = path.display().to_string();
+            let pictures = Pictures::of_source(name, &source, None).unwrap();
             assert_eq!((pictures.size(), pictures.bare_labels()), ([6, 8], None));
             let mut levels = Vec::new();
             let read = pictures.for_each_batch(2, |images| {

@@ -19,7 +19,7 @@ const SEED: u64 = 0;
 /// distances and the inception score only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
-    /// Images.
+    /// Images; 0 where that is not known.
     pub n: usize,
     /// Reference images of the Fréchet distance, where that is known.
     pub n_reference: Option<usize>,

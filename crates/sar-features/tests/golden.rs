@@ -13,7 +13,7 @@ use sar_weights::NamedTensors;
 
 mod files;
 
-use files::{bytes, inception_graph, inception_weights, lpips_weights, vgg_weights};
+use files::{bytes, inception_graph, inception_weights, lpips_weights, noise, vgg_weights};
 
 type A = Autodiff<Flex>;
 
@@ -113,10 +113,7 @@ fn the_perceptual_distance_and_its_gradient() {
 #[test]
 fn vgg_and_lpips_compute_what_the_packages_compute() {
     let (golden, device) = (Golden::read(), Default::default());
-    let vgg = bytes(&vgg_weights(noise));
-    let heads = bytes(&lpips_weights(|shape, seed| {
-        noise(shape, seed, 1.0).into_iter().map(f32::abs).collect()
-    }));
+    let [vgg, heads] = vgg_and_heads();
     let maps = Vgg16::<Flex>::from_bytes(vgg.clone(), &device).unwrap();
     for (i, map) in maps.maps(images([2, 3, 32, 33], 0.0123)).into_iter().enumerate() {
         golden.check(&format!("vgg{i}"), every_61st(map));
@@ -126,6 +123,13 @@ fn vgg_and_lpips_compute_what_the_packages_compute() {
     golden.check("lpips", lpips.distance(x.clone(), y.clone()));
     let gradient = gradient(x, |x| lpips.distance(x, y.clone()));
     golden.check_within(1e-3, "lpips_gradient", gradient);
+}
+
+/// The files of LPIPS.
+fn vgg_and_heads() -> [Vec<u8>; 2] {
+    let heads =
+        lpips_weights(|shape, seed| noise(shape, seed, 1.0).into_iter().map(f32::abs).collect());
+    [bytes(&vgg_weights(noise)), bytes(&heads)]
 }
 
 fn every_61st(x: Tensor<Flex, 4>) -> Tensor<Flex, 1> {
@@ -159,15 +163,6 @@ fn inception_is_given_what_the_programs_of_evaluation_give_it() {
     golden.check("inception_input_pytorch_fid", every_61st(theirs));
 }
 
-/// The fraction of `sin(12.9898 (i + 1) + seed) 43758.5453`, in -scale .. scale.
-fn noise(shape: &[usize], seed: f64, scale: f64) -> Vec<f32> {
-    let value = |i: usize| {
-        let value = (i as f64 * 12.9898 + seed).sin() * 43758.5453;
-        ((2.0 * (value - value.floor()) - 1.0) * scale) as f32
-    };
-    (1..=shape.iter().product()).map(value).collect()
-}
-
 fn gradient(x: Tensor<A, 4>, f: impl Fn(Tensor<A, 4>) -> Tensor<A, 1>) -> Tensor<Flex, 4> {
     let x = x.require_grad();
     let gradients = f(x.clone()).sum().backward();
@@ -197,6 +192,10 @@ fn gradients_are_the_changes_of_values() {
     follow("pooled", x.clone(), |x| (net.pooled(x) * weights_f.clone().unsqueeze()).sum());
     let distance = PerceptualDistance::new(net);
     follow("perceptual", x, |x| distance.distance(x, y.clone()));
+    let [vgg, heads] = vgg_and_heads();
+    let lpips = Lpips::<A>::from_bytes(vgg, heads, &Default::default()).unwrap();
+    let [x, y] = [0.0123, 0.0131].map(|frequency| images([1, 3, 16, 17], frequency));
+    follow("lpips", x, |x| lpips.distance(x, y.clone()));
 }
 
 #[test]

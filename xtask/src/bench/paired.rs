@@ -43,7 +43,7 @@ pub(super) struct Row {
 use Against::{Bf16, Compile, Eager, OurTeacherStep, PytorchFid, TorchFidelity};
 
 #[rustfmt::skip]
-pub(super) const ROWS: [Row; 21] = [
+pub(super) const ROWS: [Row; 23] = [
     Row { work: "encode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
     Row { work: "decode-256", against: Eager, limits: Some([0.85, 0.65]), runs: 15 },
     Row { work: "sample-d16-b1", against: Eager, limits: Some([1.0, 0.7]), runs: 3 },
@@ -57,6 +57,8 @@ pub(super) const ROWS: [Row; 21] = [
     Row { work: "sar-paper-sampled", against: OurTeacherStep, limits: None, runs: 5 },
     Row { work: "inception-pytorch-fid", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 5 },
     Row { work: "inception-torch-fidelity", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 5 },
+    Row { work: "inception-pytorch-fid-n2000", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 3 },
+    Row { work: "inception-torch-fidelity-n2000", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 3 },
     Row { work: "encode-256", against: Compile, limits: None, runs: 15 },
     Row { work: "sample-d16-b1", against: Compile, limits: None, runs: 3 },
     Row { work: "tokenizer-step", against: Compile, limits: None, runs: 31 },
@@ -66,6 +68,9 @@ pub(super) const ROWS: [Row; 21] = [
     Row { work: "tokenizer-step", against: Bf16, limits: None, runs: 31 },
     Row { work: "teacher-step", against: Bf16, limits: None, runs: 7 },
 ];
+
+/// Rows of half an hour each on two cores, which are measured only where they are named.
+const LONG: [&str; 2] = ["inception-pytorch-fid-n2000", "inception-torch-fidelity-n2000"];
 
 /// The limits of peak memory against PyTorch eager.
 pub(super) const MEMORY: [f64; 2] = [0.7, 0.55];
@@ -126,8 +131,8 @@ impl Row {
     }
 }
 
-/// `[NAME]..`: the rows to measure, all of them if none is named; or `--table`, to put the results that
-/// there are, of whatever machines, into the README.
+/// `[NAME]..`: the rows to measure, all but the long ones if none is named; or `--table`, to put the
+/// results that there are, of whatever machines, into the README.
 pub(super) fn run(args: &[OsString]) -> Outcome {
     if args == ["--table"] {
         return table::in_readme();
@@ -144,7 +149,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
         println!("left out, as it was made on another machine or at another level: {other}");
     }
     println!(
-        "{:<26} {:>9} {:>9} {:>6}  {:>9} {:>9}",
+        "{:<30} {:>9} {:>9} {:>6}  {:>9} {:>9}",
         "work", "ours s", "theirs s", "ratio", "ours MB", "theirs MB"
     );
     for row in rows {
@@ -159,7 +164,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
         result["machine"] = json!(machine);
         result["pytorch"] = json!(pytorch);
         row.limit(&mut result);
-        println!("{name:<26} {}", line(&result));
+        println!("{name:<30} {}", line(&result));
         if !put(&mut results, result) {
             eprintln!("{name}: failed; the result that was there stays");
         }
@@ -174,7 +179,7 @@ pub(super) fn run(args: &[OsString]) -> Outcome {
     table::in_readme()
 }
 
-/// The rows that are named.
+/// The rows that are named, or else all but the long ones.
 fn selected(args: &[OsString]) -> Result<Vec<&'static Row>, Failure> {
     let named: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
     let is_named = |row: &&Row| named.iter().any(|name| row.name() == *name);
@@ -182,7 +187,9 @@ fn selected(args: &[OsString]) -> Result<Vec<&'static Row>, Failure> {
         let known = ROWS.each_ref().map(Row::name).join(", ");
         return Err(Failure::Usage(format!("there is no work `{unknown}`; known are {known}")));
     }
-    Ok(ROWS.iter().filter(|row| named.is_empty() || is_named(row)).collect())
+    let is_short = |row: &&Row| !LONG.contains(&row.work);
+    let is_wanted = |row: &&Row| if named.is_empty() { is_short(row) } else { is_named(row) };
+    Ok(ROWS.iter().filter(is_wanted).collect())
 }
 
 /// The earlier results that stay as they are until they are measured again, with the limits of today;
@@ -325,7 +332,12 @@ mod tests {
         let select = |name: &str| selected(&[name.into()]);
         let row = select("encode-256-vs-bf16").unwrap()[0];
         assert!(row.against == Bf16 && row.work == "encode-256");
-        assert_eq!(selected(&[]).unwrap().len(), ROWS.len());
+        let rows = selected(&[]).unwrap();
+        assert_eq!(rows.len(), ROWS.len() - LONG.len());
+        for name in LONG {
+            assert!(rows.iter().all(|row| row.work != name));
+            assert_eq!(select(name).unwrap()[0].work, name);
+        }
         assert!(select("encode-256-vs-jax").is_err());
         let mut names = ROWS.each_ref().map(Row::name);
         names.sort();

@@ -179,25 +179,29 @@ pub(super) fn write(name: &str, table: &Value) -> Outcome {
     fs::write(&path, text).map_err(|error| Failure::Check(format!("{}: {error}", path.display())))
 }
 
-/// A Python that has torch: the system's, or one in a virtual environment that is made here.
+/// What is compared with: torch, and the packages that measure images, as pip calls them.
+const PACKAGES: [&str; 5] = ["torch", "torchvision", "numpy", "pytorch-fid", "torch-fidelity"];
+
+/// A Python that has torch: the system's, or one with all packages in a virtual environment that is
+/// made here.
 pub(super) fn python() -> Result<PathBuf, Failure> {
-    let has_torch = |python: &Path| {
+    let has = |python: &Path, modules: &str| {
         let mut command = Command::new(python);
-        command.args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let import = format!("import {modules}");
+        command.args(["-c", &import]).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
     let system = PathBuf::from("python3");
-    if has_torch(&system) {
+    if has(&system, "torch") {
         return Ok(system);
     }
     let environment = cargo::target_dir().join("pytorch");
     let python = environment.join("bin/python");
-    if !has_torch(&python) {
+    if !has(&python, &PACKAGES.join(", ").replace('-', "_")) {
         println!("python3 has no torch: installing it in {}", environment.display());
         cargo::run(Command::new(&system).args(["-m", "venv"]).arg(&environment))?;
-        cargo::run(
-            Command::new(&python).args(["-m", "pip", "install", "--quiet", "torch", "numpy"]),
-        )?;
+        let mut install = Command::new(&python);
+        cargo::run(install.args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
     }
     Ok(python)
 }

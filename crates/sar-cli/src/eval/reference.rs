@@ -12,9 +12,14 @@ use serde_json::{Value, json};
 
 use super::{Progress, announce};
 
-/// Where real images come from.
+/// The side of the embedded emoji as they are.
+const EMOJI_SIDE: u32 = 64;
+
+/// Where images come from.
 pub(super) enum Source {
-    Images { name: String, source: ImageSource },
+    /// A folder, or the source of a recipe with the side of its images.
+    Images { name: String, source: ImageSource, side: Option<u32> },
+    /// Images, moments of features, or both.
     Npz(PathBuf),
 }
 
@@ -25,37 +30,39 @@ pub(super) struct Real {
     pub(super) described: Value,
 }
 
+/// The recipe in the folder of a run.
+pub(super) fn recipe_of(run: &Path) -> Option<PathBuf> {
+    let path = run.join("recipe.toml");
+    path.is_file().then_some(path)
+}
+
 impl Source {
-    /// What was said, else the images of the run, else the embedded emoji.
-    pub(super) fn of(said: Option<&str>, run: Option<&Path>) -> Result<Self> {
-        let recipe = |name: &str| -> Result<Self> {
-            let recipe = Recipe::load(name, &[]).context("--reference")?;
-            let name = format!("recipe {}", recipe.name);
-            Ok(Self::Images { name, source: recipe.data.source })
-        };
-        let of_run = |run: &Path| run.join("recipe.toml");
-        match said {
-            Some(text) => {
-                let path = Path::new(text);
-                if path.extension().is_some_and(|ending| ending == "npz") {
-                    Ok(Self::Npz(path.into()))
-                } else if of_run(path).is_file() {
-                    recipe(&of_run(path).to_string_lossy())
-                } else if path.is_dir() {
-                    let source = ImageSource::Folder { path: path.into(), held_out: None };
-                    Ok(Self::Images { name: text.into(), source })
-                } else {
-                    recipe(text)
-                }
+    /// An `.npz` file, a folder, or a recipe by its name or file.
+    pub(super) fn named(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|ending| ending == "npz") {
+            return Ok(Self::Npz(path.into()));
+        }
+        let name = path.to_string_lossy().into_owned();
+        if path.is_dir() {
+            let source = ImageSource::Folder { path: path.into(), held_out: None };
+            return Ok(Self::Images { name, source, side: None });
+        }
+        let recipe = Recipe::load(&name, &[])?;
+        let (name, data) = (format!("recipe {}", recipe.name), recipe.data);
+        Ok(Self::Images { name, source: data.source, side: Some(data.side) })
+    }
+
+    /// Real images: what was said, where a run means its recipe, else those of the run that is measured, else
+    /// the embedded emoji.
+    pub(super) fn of_real(said: Option<&Path>, run: Option<&Path>) -> Result<Self> {
+        let said = said.map(|path| recipe_of(path).unwrap_or_else(|| path.into()));
+        match said.or_else(|| recipe_of(run?)) {
+            Some(path) => Self::named(&path).context("--reference"),
+            None => {
+                let name = "embedded emoji".to_owned();
+                eprintln!("reference: the {name}; --reference names others");
+                Ok(Self::Images { name, source: ImageSource::Emoji {}, side: Some(EMOJI_SIDE) })
             }
-            None => match run.map(of_run).filter(|path| path.is_file()) {
-                Some(path) => recipe(&path.to_string_lossy()),
-                None => {
-                    let name = "embedded emoji".to_owned();
-                    eprintln!("reference: the {name}; --reference names others");
-                    Ok(Self::Images { name, source: ImageSource::Emoji {} })
-                }
-            },
         }
     }
 
@@ -64,20 +71,46 @@ impl Source {
         matches!(self, Self::Npz(_))
     }
 
-    /// Opens the real images, at the size of those that are compared with them; looks at none yet.
-    pub(super) fn open(&self, size: [usize; 2]) -> Result<Opened> {
-        match self {
-            Self::Npz(path) => of_npz(path, size).context("--reference"),
-            Self::Images { name, source } => {
-                let [height, width] = size;
-                ensure!(
-                    height == width || !matches!(source, ImageSource::Emoji {}),
-                    "--reference: emoji are squares, the images have {width}x{height} px"
-                );
-                of_dataset(name, source, size).context("--reference")
+    /// Opens the real images, at the size of those that are compared with them, where there is one; looks at
+    /// none yet.
+    pub(super) fn open(&self, size: Option<[usize; 2]>) -> Result<Opened> {
+        let opened = match self {
+            Self::Npz(path) => of_npz(path, size),
+            Self::Images { name, source, side } => {
+                let size = size.or(side.map(|side| [side as usize; 2]));
+                of_dataset(name, source, size)
             }
-        }
+        };
+        opened.context("--reference")
     }
+}
+
+/// The moments in an `.npz` file that has no images.
+pub(super) fn moments_alone(path: &Path) -> Result<Option<FeatureSet>> {
+    if Npz::open(path)?.images()?.is_some() {
+        return Ok(None);
+    }
+    let name = path.display();
+    let Some(set) = read_statistics(path)? else {
+        bail!("{name}: has neither images (arr_0) nor mean and covariance (mu, sigma)");
+    };
+    eprintln!("{name}: mean and covariance: Fréchet distances alone, without a floor");
+    Ok(Some(set))
+}
+
+/// Checks that moments are of the features of a network.
+pub(super) fn check_moments<B: Backend>(
+    name: &str,
+    set: &FeatureSet,
+    extractor: &Extractor<B>,
+) -> Result<()> {
+    let (found, wanted) = (set.moments().dim(), extractor.dimension());
+    ensure!(
+        found == wanted,
+        "{name}: mu and sigma are of {found} features, {} has {wanted}",
+        extractor.name()
+    );
+    Ok(())
 }
 
 /// Real images that are there.
@@ -97,8 +130,19 @@ enum Kind {
     Moments(FeatureSet),
 }
 
-fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Opened> {
-    let dataset: Arc<dyn Dataset> = source.open(size[0] as u32, &|| ())?.into();
+fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Result<Opened> {
+    if let (ImageSource::Emoji {}, Some([height, width])) = (source, size) {
+        ensure!(height == width, "emoji are squares, the images have {width}x{height} px");
+    }
+    let side = size.map_or(0, |[height, _]| height as u32);
+    let dataset: Arc<dyn Dataset> = source.open(side, &|| ())?.into();
+    let size = match size {
+        Some(size) => size,
+        None => {
+            let (width, height) = dataset.image(0)?.dimensions();
+            [height as usize, width as usize]
+        }
+    };
     dataset.notes().iter().for_each(|note| eprintln!("{note}"));
     let all: Vec<usize> = (0..dataset.len()).collect();
     let labels: Vec<usize> = all.iter().map(|i| dataset.label(*i)).collect();
@@ -119,21 +163,16 @@ fn of_dataset(name: &str, source: &ImageSource, size: [usize; 2]) -> Result<Open
     Ok(Opened { name: name.into(), kind, classes, described })
 }
 
-fn of_npz(path: &Path, size: [usize; 2]) -> Result<Opened> {
+fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
     let name = path.display().to_string();
-    // Moments that are there are those that published figures are of.
-    let moments = read_statistics(path)?;
-    if Npz::open(path)?.images()?.is_none() {
-        let Some(set) = moments else {
-            bail!("{name}: has neither images (arr_0) nor mean and covariance (mu, sigma)");
-        };
-        eprintln!("{name}: mean and covariance: Fréchet distances alone, without a floor");
+    if let Some(set) = moments_alone(path)? {
         let described = json!({ "source": name, "kind": "moments" });
         return Ok(Opened { name, kind: Kind::Moments(set), classes: Vec::new(), described });
     }
-    let pictures = Pictures::npz(path)?;
-    if pictures.size() != size {
-        let ([h, w], [height, width]) = (pictures.size(), size);
+    // Moments that are there are those that published figures are of.
+    let (pictures, moments) = (Pictures::npz(path)?, read_statistics(path)?);
+    if let Some([height, width]) = size.filter(|size| *size != pictures.size()) {
+        let [h, w] = pictures.size();
         eprintln!(
             "{name}: {w}x{h} px, the images have {width}x{height}; either is resized for the network"
         );
@@ -176,12 +215,7 @@ impl Opened {
     ) -> Result<Real> {
         let Self { name, kind, classes, described } = self;
         if let Kind::Moments(set) | Kind::Images { moments: Some(set), .. } = &kind {
-            let (found, wanted) = (set.moments().dim(), extractor.dimension());
-            ensure!(
-                found == wanted,
-                "--reference {name}: mu and sigma are of {found} features, {} has {wanted}",
-                extractor.name()
-            );
+            check_moments(&name, set, extractor).context("--reference")?;
         }
         let reference = match (keep, kind) {
             (_, Kind::Moments(set)) | (Keep::Moments, Kind::Images { moments: Some(set), .. }) => {

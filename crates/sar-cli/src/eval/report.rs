@@ -80,10 +80,11 @@ impl Report {
     pub(super) fn add(&mut self, seen: &Seen, real: &Real, settings: Value) -> Result<Quality> {
         let quality = real.reference.compare(&seen.set, seen.labels.as_deref())?;
         if quality.rank_deficient && self.results.is_empty() {
+            let fewest = count(&quality).into_iter().chain(quality.n_reference).min();
             eprintln!(
                 "{} images or fewer than features: the Fréchet distance is far too large, and compares \
                  with those of as many images only",
-                quality.n
+                fewest.expect("a number that is too small")
             );
         }
         let mut result = figures(self.kind, &quality);
@@ -107,6 +108,11 @@ impl Report {
     }
 }
 
+/// The number of images, where it is known.
+fn count(quality: &Quality) -> Option<usize> {
+    (quality.n > 0).then_some(quality.n)
+}
+
 fn figures(kind: Kind, quality: &Quality) -> Map<String, Value> {
     let [frechet, kernel, sliced] = kind.keys();
     let subsets = quality.kernel_of_subsets.map(|(of, size)| {
@@ -116,7 +122,7 @@ fn figures(kind: Kind, quality: &Quality) -> Map<String, Value> {
     let mut put = |name: &str, value: Value| {
         fields.insert(name.into(), value);
     };
-    put("n", json!(quality.n));
+    put("n", json!(count(quality)));
     put("n_reference", json!(quality.n_reference));
     put(frechet, json!(quality.frechet));
     put("rank_deficient", json!(quality.rank_deficient));
@@ -149,7 +155,8 @@ pub(super) fn table<B: Backend>(
     lines[0].extend(shown(kind, None).into_iter().map(|(name, _)| name.to_owned()));
     let floor = floor.map(|floor| ("held-out real", floor));
     for (name, quality) in rows.iter().copied().chain(floor) {
-        let mut line = vec![name.to_owned(), quality.n.to_string()];
+        let n = count(quality).map_or_else(|| "-".into(), |n| n.to_string());
+        let mut line = vec![name.to_owned(), n];
         line.extend(shown(kind, Some(quality)).into_iter().map(|(_, value)| value));
         lines.push(line);
     }

@@ -18,6 +18,15 @@ pub(crate) fn bytes(tensors: &NamedTensors) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
+/// Values of a formula: the fraction of `sin(12.9898 (i + 1) + seed) 43758.5453`, in -scale .. scale.
+pub(crate) fn noise(shape: &[usize], seed: f64, scale: f64) -> Vec<f32> {
+    let value = |i: usize| {
+        let value = (i as f64 * 12.9898 + seed).sin() * 43758.5453;
+        ((2.0 * (value - value.floor()) - 1.0) * scale) as f32
+    };
+    (1..=shape.iter().product()).map(value).collect()
+}
+
 /// The convolutions of VGG16, from shape, seed and scale: weights of variance 2 / fan in, where
 /// values are even in -scale .. scale.
 pub(crate) fn vgg_weights(values: impl Fn(&[usize], f64, f64) -> Vec<f32>) -> NamedTensors {
