@@ -7,6 +7,7 @@
 //! inside.
 
 mod batch_norm;
+mod content;
 mod convolution;
 mod load;
 
@@ -21,4 +22,4 @@ pub use distance::PerceptualDistance;
 pub use efficientnet::{EfficientNetLite0, MAP_CHANNELS, MIN_SIDE, WEIGHTS};
 pub use inception::{Inception, InceptionFeatures, InceptionInput};
 pub use lpips::Lpips;
-pub use vgg::Vgg16;
+pub use vgg::{MIN_SIDE as VGG_MIN_SIDE, Vgg16};

@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_weights::{Anchor, Layout, WeightsError, WeightsFile};
 
 use crate::Vgg16;
+use crate::content::check_values;
 use crate::convolution::waiting;
 use crate::distance::{mean_over_positions, squared_differences, total};
 use crate::load::load;
@@ -26,6 +27,18 @@ const LAYOUT: Layout = Layout {
     ],
     ignored: &[],
 };
+
+/// What the weights of a map add up to in version 0.1. Those of version 0.0 have the same names and shapes.
+const SUMS: [(&str, f64); 5] = [
+    ("the sum of lin0", 6.9260),
+    ("the sum of lin1", 8.8583),
+    ("the sum of lin2", 17.5150),
+    ("the sum of lin3", 51.5213),
+    ("the sum of lin4", 47.0349),
+];
+
+const ADVICE: &str =
+    "give lpips/weights/v0.1/vgg.pth of the PyPI package lpips, or a copy of its weights";
 
 /// The learned perceptual distance LPIPS-VGG.
 ///
@@ -56,19 +69,21 @@ impl<B: Backend> Lpips<B> {
     pub const MIN_SIDE: usize = MIN_SIDE;
 
     /// Reads the network from torchvision's file, see [`Vgg16::open`], and the weights of its channels
-    /// from `lpips/weights/v0.1/vgg.pth` of the PyPI package `lpips`.
+    /// from `lpips/weights/v0.1/vgg.pth` of the PyPI package `lpips`, or from a copy of it in any format.
     ///
     /// # Errors
-    /// If a file cannot be read, or if a tensor is missing, misshapen, not finite or not part of what
-    /// the file should hold.
+    /// If a file cannot be read, if a tensor is missing, misshapen, not finite or not part of what
+    /// the file should hold, or if the weights are not those of version 0.1.
     pub fn open(vgg: &Path, weights: &Path, device: &B::Device) -> Result<Self, WeightsError> {
-        Self::load(Vgg16::open(vgg, device)?, WeightsFile::open(weights)?, device)
+        let lpips = Self::load(Vgg16::open(vgg, device)?, WeightsFile::open(weights)?, device)?;
+        check_values(weights, lpips.sums(), ADVICE)?;
+        Ok(lpips)
     }
 
-    /// As [`open`](Self::open), from the bytes of the files.
+    /// As [`open`](Self::open), from the bytes of the files, whose weights may be of any training.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open), but for the last.
     pub fn from_bytes(
         vgg: Vec<u8>,
         weights: Vec<u8>,
@@ -84,6 +99,13 @@ impl<B: Backend> Lpips<B> {
         let heads = load(released, file, &ANCHOR, &LAYOUT)?.heads;
         let weights = heads.into_iter().map(|head| head.weight.val().detach()).collect();
         Ok(Self { vgg, weights })
+    }
+
+    /// What the weights of each map add up to, and should.
+    fn sums(&self) -> Vec<(&'static str, f64, f64)> {
+        let sum = |weight: &Tensor<B, 4>| -> f64 { weight.to_data().iter::<f64>().sum() };
+        let sums = SUMS.into_iter().zip(&self.weights);
+        sums.map(|((name, released), weight)| (name, sum(weight), released)).collect()
     }
 
     /// The distance of each image from its counterpart, with gradients for either.

@@ -10,14 +10,15 @@ use burn::tensor::module::max_pool2d;
 use burn::tensor::{Tensor, backend::Backend};
 use sar_weights::{Anchor, Layout, WeightsError, WeightsFile};
 
+use crate::content::{check_hash, check_values};
 use crate::convolution::{Convolution, waiting};
 use crate::load::load;
 
 /// Channels and convolutions of the stages; before every stage but the first the sides are halved.
 pub(crate) const STAGES: [(usize, usize); 5] = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)];
 
-/// The smallest side of an image that is left with one position after the last halving.
-pub(crate) const MIN_SIDE: usize = 16;
+/// The smallest side of an image that VGG16 takes: one position is left after its last halving.
+pub const MIN_SIDE: usize = 16;
 
 /// Mean and deviation of ImageNet's red, green and blue, for pixels in [-1, 1], as LPIPS rounds them.
 const MEAN: [f32; 3] = [-0.030, -0.088, -0.188];
@@ -36,6 +37,20 @@ const LAYOUT: Layout = Layout {
         "classifier.6.bias",
     ],
 };
+
+/// The SHA-256 of torchvision's file begins so, and its name, vgg16-397923af.pth, says it.
+const SHA256: &str = "397923af";
+
+/// The first weights there. Those of torchvision's other file of the same shapes, for pixels of another range,
+/// and of Caffe's are others.
+const FIRST: [(&str, f64); 3] = [
+    ("features.0.weight[0, 0, 0, 0]", -0.5537),
+    ("features.0.weight[0, 0, 0, 1]", 0.1427),
+    ("features.0.weight[0, 0, 0, 2]", 0.5290),
+];
+
+const ADVICE: &str =
+    "give torchvision's vgg16-397923af.pth (IMAGENET1K_V1), or a copy of its weights";
 
 /// The convolutions of VGG16 without its classifier.
 #[derive(Module, Debug)]
@@ -57,31 +72,26 @@ struct Layer<B: Backend> {
 
 impl<B: Backend> Vgg16<B> {
     /// Reads the weights from the file of torchvision's `vgg16` (`IMAGENET1K_V1`), whose classifier is
-    /// passed over.
+    /// passed over, or from a copy of it in any format. A file that has the name of torchvision's has to be that
+    /// one to the bit.
     ///
     /// # Errors
-    /// If the file cannot be read, or if a tensor is missing, misshapen, not finite or not part of the
-    /// network.
+    /// If the file cannot be read, if a tensor is missing, misshapen, not finite or not part of the
+    /// network, or if the first numbers are those of another training.
     pub fn open(path: &Path, device: &B::Device) -> Result<Self, WeightsError> {
-        Self::load(WeightsFile::open(path)?, device)
+        check_hash(path, SHA256)?;
+        let released = Released::load(WeightsFile::open(path)?, device)?;
+        check_values(path, released.first(), ADVICE)?;
+        Ok(released.into_stages())
     }
 
-    /// As [`open`](Self::open), from the bytes of a file.
+    /// As [`open`](Self::open), from the bytes of a file, which may be of any training.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open), but for the last.
     pub fn from_bytes(bytes: Vec<u8>, device: &B::Device) -> Result<Self, WeightsError> {
-        Self::load(WeightsFile::from_bytes("vgg16", bytes)?, device)
-    }
-
-    fn load(file: WeightsFile, device: &B::Device) -> Result<Self, WeightsError> {
-        let mut layers =
-            load(Released::new(device), file, &ANCHOR, &LAYOUT)?.features.into_iter().flatten();
-        let stage = |(_, n)| {
-            let layers = layers.by_ref().take(n);
-            layers.map(|layer| Convolution::new(layer.weight.val(), layer.bias.val(), 1)).collect()
-        };
-        Ok(Self { stages: STAGES.into_iter().map(stage).collect() })
+        let file = WeightsFile::from_bytes("vgg16", bytes)?;
+        Ok(Released::load(file, device)?.into_stages())
     }
 
     /// The map at the end of every stage, behind its activation: `relu1_2`, `relu2_2`, `relu3_3`,
@@ -117,6 +127,27 @@ impl<B: Backend> Vgg16<B> {
 }
 
 impl<B: Backend> Released<B> {
+    fn load(file: WeightsFile, device: &B::Device) -> Result<Self, WeightsError> {
+        load(Self::new(device), file, &ANCHOR, &LAYOUT)
+    }
+
+    /// The first weights, as they are and as they should be.
+    fn first(&self) -> Vec<(&'static str, f64, f64)> {
+        let layer = self.features[0].as_ref().expect("a convolution");
+        let row = layer.weight.val().slice([0..1, 0..1, 0..1, 0..3]).into_data();
+        let numbers = FIRST.into_iter().zip(row.iter::<f64>());
+        numbers.map(|((name, released), found)| (name, found, released)).collect()
+    }
+
+    fn into_stages(self) -> Vgg16<B> {
+        let mut layers = self.features.into_iter().flatten();
+        let stage = |(_, n)| {
+            let layers = layers.by_ref().take(n);
+            layers.map(|layer| Convolution::new(layer.weight.val(), layer.bias.val(), 1)).collect()
+        };
+        Vgg16 { stages: STAGES.into_iter().map(stage).collect() }
+    }
+
     fn new(device: &B::Device) -> Self {
         let mut features = Vec::new();
         let mut c_in = 3;

@@ -86,6 +86,55 @@ fn lpips() {
     check(&whole, ["lin0.model.1.weight", "lin4.model.1.weight"], load);
 }
 
+/// All names and shapes are right.
+#[test]
+fn weights_of_other_trainings_are_no_lpips() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, tensors: &NamedTensors| {
+        let path = folder.path().join(name);
+        tensors.write_safetensors(&path).unwrap();
+        path
+    };
+    let heads = |name: &str, sums: [f32; 5]| {
+        let values = |shape: &[usize], seed: f64| {
+            let n = shape.iter().product::<usize>();
+            vec![sums[(seed - 100.0) as usize] / n as f32; n]
+        };
+        write(name, &lpips_weights(values))
+    };
+    let vgg = |name: &str, first: [f32; 3]| {
+        let values = |shape: &[usize], seed: f64, _: f64| {
+            let mut values = vec![0.01; shape.iter().product()];
+            if seed == 0.0 {
+                values[..3].copy_from_slice(&first);
+            }
+            values
+        };
+        write(name, &vgg_weights(values))
+    };
+    let open = |vgg: &Path, heads: &Path| {
+        let lpips = Lpips::<Flex>::open(vgg, heads, &Default::default());
+        lpips.map(drop).map_err(|error| error.to_string())
+    };
+    // As bf16 rounds torchvision's.
+    let rounded = vgg("copy.safetensors", [-71.0 / 128.0, 73.0 / 512.0, 135.0 / 256.0]);
+    let released = heads("heads.pth", [6.926, 8.8583, 17.515, 51.5213, 47.0349]);
+    assert_eq!(open(&rounded, &released), Ok(()));
+    // What the file of version 0.0 adds up to.
+    let older = heads("v0.0.pth", [3.6416, 1.9601, 1.1231, 20.1063, 25.6896]);
+    let torchvision = folder.path().join("vgg16-397923af.pth");
+    std::fs::copy(&rounded, &torchvision).unwrap();
+    let other = vgg("other.pth", [0.25, 0.125, 0.5]);
+    for (vgg, heads, said) in [
+        (&rounded, &older, "v0.0.pth: the sum of lin0 is 3.6416, and 6.9260"),
+        (&other, &released, "other.pth: features.0.weight[0, 0, 0, 0] is 0.2500, and -0.5537"),
+        (&torchvision, &released, "vgg16-397923af.pth: its SHA-256 begins with"),
+    ] {
+        let error = open(vgg, heads).unwrap_err();
+        assert!(error.contains(said) && !error.contains('\n'), "{error}");
+    }
+}
+
 #[test]
 fn inception() {
     let mut whole = inception_weights(|shape, _, _| vec![0.5; shape.iter().product()]);

@@ -101,6 +101,46 @@ mod tests {
     }
 
     #[test]
+    fn gradients_are_the_changes_of_losses() {
+        type Loss = fn(Tensor<A, 2>, Tensor<A, 2>) -> Tensor<A, 1>;
+        // What a loss holds still is not moved.
+        let losses: [(&str, Loss, [bool; 2]); 3] = [
+            ("codebook", codebook, [false, true]),
+            ("commitment", commitment, [true, false]),
+            ("entropy", entropy, [true, true]),
+        ];
+        let device = Default::default();
+        // So near to each other that the entropy's assignments are open: 0.07 to 0.75.
+        let z = Tensor::<A, 2>::from_floats([[0.06, -0.02], [0.0, 0.08], [-0.05, 0.03]], &device);
+        let q = Tensor::<A, 2>::from_floats([[0.1, 0.0], [-0.03, 0.09], [-0.08, -0.04]], &device);
+        let sides = [z, q];
+        for (name, loss, moves) in losses {
+            let tracked = sides.clone().map(Tensor::require_grad);
+            let gradients = loss(tracked[0].clone(), tracked[1].clone()).backward();
+            for side in (0..2).filter(|side| moves[*side]) {
+                let gradient = tracked[side].grad(&gradients).unwrap();
+                let gradient = gradient.into_data().into_vec::<f32>().unwrap();
+                let largest = gradient.iter().fold(0f32, |largest, g| largest.max(g.abs()));
+                assert!(largest > 0.0, "{name}: no gradient");
+                for (at, found) in gradient.iter().enumerate() {
+                    let value = |by: f32| {
+                        let mut step = [0f32; 6];
+                        step[at] = by;
+                        let step = Tensor::<A, 1>::from_floats(step, &device).reshape([3, 2]);
+                        let mut moved = sides.clone();
+                        moved[side] = moved[side].clone() + step;
+                        let [z, q] = moved;
+                        loss(z, q).into_scalar()
+                    };
+                    let change = (value(1e-3) - value(-1e-3)) / 2e-3;
+                    let apart = (found - change).abs();
+                    assert!(apart < 1e-3 * largest, "{name}, {side}: {found} for {change}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn entropy_is_lowest_for_certain_and_even_use() {
         let device = Default::default();
         let codes = Tensor::<Flex, 2>::from_floats([[1.0, 0.0], [-1.0, 0.0]], &device);

@@ -37,6 +37,11 @@ impl<M> Ema<M> {
     }
 
     /// The same average with other values.
+    pub(crate) fn map(self, edit: impl FnOnce(M) -> M) -> Self {
+        Self { decay: self.decay, average: edit(self.average) }
+    }
+
+    /// As [`map`](Self::map), where that can fail.
     pub(crate) fn try_map<E>(self, edit: impl FnOnce(M) -> Result<M, E>) -> Result<Self, E> {
         Ok(Self { decay: self.decay, average: edit(self.average)? })
     }

@@ -301,6 +301,16 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         }
     }
 
+    /// Changes the average of the weights, if there is one, beside the weights themselves.
+    pub(crate) fn edit_average(
+        &mut self,
+        edit: impl FnOnce(M::InnerModule, &M::InnerModule) -> M::InnerModule,
+    ) {
+        let model = self.model.as_ref().expect("there between updates");
+        let edit = |average| edit(average, model);
+        self.average = self.average.take().map(|average| average.map(edit));
+    }
+
     /// What it ends with.
     pub fn into_trained(self) -> Trained<M::InnerModule> {
         let model = self.model.expect("there between updates");

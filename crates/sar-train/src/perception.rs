@@ -1,10 +1,11 @@
 //! The perceptual term of a tokenizer's loss: how far apart images and reconstructions are in the eyes of
-//! a frozen network.
+//! a frozen network, or by their structure.
 //!
 //! Networks halve their input four or five times: below some size their last maps have no position, and
 //! an output that is too small is left to the terms of pixels. So are the coarse scales of a direct
 //! tokenizer, whose outputs are of a few pixels; what they show is an average of colors, of which a network
-//! that was trained on photographs knows nothing.
+//! that was trained on photographs knows nothing. Structure is compared in windows of 11 px, and in smaller ones
+//! it is another measure.
 //!
 //! Shapes: b batch, h height, w width.
 
@@ -12,36 +13,52 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_core::{Filter, ScaleSize, resample};
 use sar_eval::Distance;
 use sar_features::{EfficientNetLite0, Lpips, PerceptualDistance, WEIGHTS};
+use sar_loss::ssim::ssim;
 use sar_weights::WeightsError;
 
 use crate::recipe::Perceptual;
 
-/// A frozen network, and how images are shown to it.
+/// What compares images with reconstructions beside their pixels.
 #[derive(Clone, Debug)]
 pub struct Perception<B: Backend> {
-    distance: Distance<B>,
+    eyes: Eyes<B>,
     weight: f64,
-    enlarge: usize,
+    /// Of the outputs that it looks at.
+    min_side: usize,
+}
+
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for each training, built once")]
+enum Eyes<B: Backend> {
+    /// A frozen network, and how many times their size images are enlarged to before it looks.
+    Network(Distance<B>, usize),
+    /// One minus the structural similarity.
+    Structure,
 }
 
 impl<B: Backend> Perception<B> {
-    /// The network that a recipe names; none if it names none.
+    /// What a recipe names; none if it names none.
     ///
     /// # Errors
     /// If its files cannot be read or are not what they should be.
+    ///
+    /// # Panics
+    /// As [`Perceptual::min_side`].
     pub fn open(recipe: &Perceptual, device: &B::Device) -> Result<Option<Self>, WeightsError> {
-        Ok(match recipe {
-            Perceptual::None {} => None,
+        let (eyes, weight) = match recipe {
+            Perceptual::None {} => return Ok(None),
             Perceptual::EfficientNetLite0 { weight, enlarge } => {
                 let net = EfficientNetLite0::from_bytes(WEIGHTS.to_vec(), device)?;
                 let distance = Distance::EfficientNetLite0(PerceptualDistance::new(net));
-                Some(Self { distance, weight: *weight, enlarge: *enlarge })
+                (Eyes::Network(distance, *enlarge), *weight)
             }
             Perceptual::Lpips { weight, enlarge, vgg, channel_weights } => {
                 let distance = Distance::LpipsVgg(Lpips::open(vgg, channel_weights, device)?);
-                Some(Self { distance, weight: *weight, enlarge: *enlarge })
+                (Eyes::Network(distance, *enlarge), *weight)
             }
-        })
+            Perceptual::Ssim { weight } => (Eyes::Structure, *weight),
+        };
+        Ok(Some(Self { eyes, weight, min_side: recipe.min_side() }))
     }
 
     /// What the mean distance is multiplied with in the loss.
@@ -49,8 +66,8 @@ impl<B: Backend> Perception<B> {
         self.weight
     }
 
-    /// The mean distance of reconstructions from what they should be; none where they are too small
-    /// for the network.
+    /// The mean distance of reconstructions from what they should be; none where they are smaller than
+    /// [`Perceptual::min_side`].
     ///
     /// # Shapes
     /// - `output_bchw`, `target_bchw`: `[b, 3, h, w]`, pixels in [-1, 1]
@@ -61,13 +78,18 @@ impl<B: Backend> Perception<B> {
         target_bchw: Tensor<B, 4>,
     ) -> Option<Tensor<B, 1>> {
         let [_, _, h, w] = output_bchw.dims();
-        let shown = ScaleSize { height: h * self.enlarge, width: w * self.enlarge };
-        if shown.height.min(shown.width) < self.distance.min_side() {
+        if h.min(w) < self.min_side {
             return None;
         }
-        let [output, target] =
-            [output_bchw, target_bchw].map(|x| resample(x, shown, Filter::Linear));
-        self.distance.between(output, target).map(Tensor::mean)
+        match &self.eyes {
+            Eyes::Network(distance, enlarge) => {
+                let shown = ScaleSize { height: h * enlarge, width: w * enlarge };
+                let [output, target] =
+                    [output_bchw, target_bchw].map(|x| resample(x, shown, Filter::Linear));
+                distance.between(output, target).map(Tensor::mean)
+            }
+            Eyes::Structure => Some(-ssim(output_bchw, target_bchw).mean() + 1.0),
+        }
     }
 }
 
@@ -82,9 +104,12 @@ mod tests {
 
     type A = Autodiff<Flex>;
 
-    fn perception(enlarge: usize) -> Perception<A> {
-        let recipe = Perceptual::EfficientNetLite0 { weight: 0.3, enlarge };
-        Perception::open(&recipe, &Default::default()).unwrap().unwrap()
+    fn open(recipe: &Perceptual) -> Option<Perception<A>> {
+        Perception::open(recipe, &Default::default()).unwrap()
+    }
+
+    fn network(enlarge: usize) -> Perception<A> {
+        open(&Perceptual::EfficientNetLite0 { weight: 0.3, enlarge }).unwrap()
     }
 
     fn images(seed: u64, [h, w]: [usize; 2]) -> Tensor<A, 4> {
@@ -93,15 +118,34 @@ mod tests {
         Tensor::from_data(TensorData::new(values, [2, 3, h, w]), &Default::default())
     }
 
+    /// A step along the gradient g for the output changes the distance by |g|^2 times the step. No pixel
+    /// moves by more than `largest`.
+    #[track_caller]
+    fn follow(perception: &Perception<A>, [output, target]: [Tensor<A, 4>; 2], largest: f32) {
+        let at = |output| perception.distance(output, target.clone()).unwrap();
+        let leaf = output.clone().require_grad();
+        let gradients = at(leaf.clone()).backward();
+        let g = leaf.grad(&gradients).unwrap();
+        let by = largest / g.clone().abs().max().into_scalar();
+        let moved = |by: f32| {
+            f64::from(at(output.clone() + Tensor::from_inner(g.clone() * by)).into_scalar())
+        };
+        let square = f64::from(g.clone().square().sum().into_scalar());
+        let ratio = (moved(by) - moved(-by)) / (2.0 * f64::from(by) * square);
+        assert!((ratio - 1.0).abs() < 0.02, "{ratio} of the change expected");
+    }
+
     #[test]
     fn what_is_too_small_has_no_term() {
-        let distance =
-            |enlarge, sides| perception(enlarge).distance(images(1, sides), images(2, sides));
-        assert!(distance(1, [31, 64]).is_none() && distance(2, [15, 64]).is_none());
-        assert!(distance(1, [32, 40]).is_some() && distance(2, [16, 20]).is_some());
-        assert!(
-            Perception::<A>::open(&Perceptual::None {}, &Default::default()).unwrap().is_none()
-        );
+        let distance = |perception: Perception<A>, sides| {
+            perception.distance(images(1, sides), images(2, sides))
+        };
+        let of = |enlarge, sides| distance(network(enlarge), sides);
+        assert!(of(1, [31, 64]).is_none() && of(2, [15, 64]).is_none());
+        assert!(of(1, [32, 40]).is_some() && of(2, [16, 20]).is_some());
+        let of = |sides| distance(open(&Perceptual::Ssim { weight: 0.3 }).unwrap(), sides);
+        assert!(of([10, 64]).is_none() && of([11, 12]).is_some());
+        assert!(open(&Perceptual::None {}).is_none());
     }
 
     #[test]
@@ -116,19 +160,25 @@ mod tests {
             .distance(large(output.clone()), large(target.clone()))
             .mean()
             .into_scalar();
-        let perception = perception(2);
-        let at = |output| perception.distance(output, target.clone()).unwrap();
-        assert!((at(output.clone()).into_scalar() - expected).abs() < 1e-6);
-        // A step along the gradient g changes it by |g|^2 times the step.
-        let leaf = output.clone().require_grad();
-        let gradients = at(leaf.clone()).backward();
-        let g = leaf.grad(&gradients).unwrap();
-        let by = 1e-2 / g.clone().abs().max().into_scalar();
-        let moved = |by: f32| {
-            f64::from(at(output.clone() + Tensor::from_inner(g.clone() * by)).into_scalar())
-        };
-        let square = f64::from(g.clone().square().sum().into_scalar());
-        let ratio = (moved(by) - moved(-by)) / (2.0 * f64::from(by) * square);
-        assert!((ratio - 1.0).abs() < 0.02, "{ratio} of the change expected");
+        let perception = network(2);
+        let found = perception.distance(output.clone(), target.clone()).unwrap();
+        assert!((found.into_scalar() - expected).abs() < 1e-6);
+        follow(&perception, [output, target], 1e-2);
+    }
+
+    #[test]
+    fn without_a_network_it_is_what_the_structures_have_not_in_common() {
+        let perception = open(&Perceptual::Ssim { weight: 0.3 }).unwrap();
+        assert_eq!(perception.weight(), 0.3);
+        let (output, other) = (images(1, [12, 14]), images(2, [12, 14]));
+        // Half of it is the image.
+        let target = (output.clone() + other) / 2.0;
+        let found = perception.distance(output.clone(), target.clone()).unwrap().into_scalar();
+        let of_each = ssim(output.clone(), target.clone()).into_data().into_vec::<f32>().unwrap();
+        let expected = 1.0 - (of_each[0] + of_each[1]) / 2.0;
+        assert!((found - expected).abs() < 1e-6 && found > 0.1, "{found}, not {expected}");
+        let same = perception.distance(output.clone(), output.clone()).unwrap().into_scalar();
+        assert!(same.abs() < 1e-6, "{same}");
+        follow(&perception, [output, target], 2e-3);
     }
 }

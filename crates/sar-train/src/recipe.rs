@@ -99,6 +99,9 @@ pub enum Output {
     Best,
     /// Their average over the steps.
     Average,
+    /// The same of a tokenizer, but for its codebook, which is that of the last step: a code that got a new
+    /// place would be averaged with the place that it left.
+    AverageButCodebook,
 }
 
 /// The backbone.
@@ -218,8 +221,8 @@ pub struct LogRecipe {
     pub checkpoint_steps: u64,
     /// Minutes between checkpoints; 0: no matter how many. Each stage ends with one.
     pub checkpoint_minutes: f64,
-    /// Steps between measurements on held-out images, each with a checkpoint, the best of which is
-    /// kept; 0 never measures.
+    /// Steps between measurements on held-out images, each with a sheet of what the weights make and with a
+    /// checkpoint, the best of which is kept; 0 never measures.
     pub measure_steps: u64,
     /// Held-out images that such a measurement takes, from all over the split.
     pub measure_images: usize,
@@ -459,6 +462,7 @@ mod tests {
     #[test]
     fn published_recipes_hold_the_published_settings() {
         for (name, depth, peak) in [
+            ("flexvar-tokenizer-in256", 16, 4.7e-5),
             ("flexvar-d16-in256", 16, 4.7e-5),
             ("sar-d16-in256", 16, 4.7e-5),
             ("sar-d20-in256", 20, 4.2e-5),
@@ -477,6 +481,55 @@ mod tests {
             assert!((lr.at(0, n) / peak - 1.0).abs() < 0.03, "{name}: {}", lr.at(0, n));
             let last = if depth == 24 { 2.4e-6 } else { 3e-5 };
             assert!((lr.at(n - 1, n) / last - 1.0).abs() < 1e-3, "{name}: {}", lr.at(n - 1, n));
+        }
+    }
+
+    #[test]
+    fn recipes_of_var_hold_the_published_settings() {
+        for name in ["var-tokenizer-in256", "var-d16-in256"] {
+            let recipe = Recipe::load(name, &[]).unwrap();
+            let scales = ScaleSchedule::preset("256px").unwrap();
+            assert_eq!(recipe.backbone_config(1000), BackboneConfig::var(16, scales), "{name}");
+            assert_eq!(recipe.tokenizer.model, TokenizerConfig::var(), "{name}");
+            assert_eq!(recipe.backbone.init, Init::published(16), "{name}");
+            let PretrainRecipe { steps, optimization, regularization, .. } = recipe.pretrain;
+            // 200 epochs of 1281167 images, of which four are the warm-up.
+            assert_eq!((steps, optimization.batch_size), (200 * (1281167 / 768), 768), "{name}");
+            let rates = [0, steps / 50, steps - 1].map(|step| optimization.lr.at(step, steps));
+            for (rate, expected) in rates.into_iter().zip([1.5e-6, 3e-4, 3e-5]) {
+                assert!((rate / expected - 1.0).abs() < 1e-6, "{name}: {rate}");
+            }
+            assert!((regularization.drop_path_rate - 0.1 * 16.0 / 24.0).abs() < 1e-6, "{name}");
+        }
+    }
+
+    #[test]
+    fn recipes_of_tokenizers_hold_the_published_settings() {
+        let of = |name| Recipe::load(name, &[]).unwrap().tokenizer;
+        let perceptual = Perceptual::Lpips {
+            weight: 1.0,
+            enlarge: 1,
+            vgg: "released/vgg16-397923af.pth".into(),
+            channel_weights: "released/lpips-vgg.pth".into(),
+        };
+        for (recipe, [l1, weight, start, warmup], is_adaptive) in [
+            // From step 20,000 on.
+            (of("flexvar-tokenizer-in256"), [0.0, 0.5, 20_000.0, 0.0], false),
+            // From 22 % of the steps on, over 2 %.
+            (of("var-tokenizer-in256"), [0.2, 0.4, 0.22 * 417e3, 0.02 * 417e3], true),
+        ] {
+            let TokenizerLoss { l1: found, l2, codebook, commitment, entropy, .. } = recipe.loss;
+            let found = [found, l2, codebook, commitment, entropy];
+            assert_eq!(found, [l1, 1.0, 1.0, 0.25, 0.0]);
+            assert_eq!(recipe.loss.perceptual, perceptual);
+            assert_eq!(recipe.optimization.ema, 0.9999);
+            let Adversary::Discriminator { weight: w, adaptive, start: s, warmup_steps, .. } =
+                recipe.adversary
+            else {
+                panic!("no adversary");
+            };
+            assert_eq!((w, adaptive), (weight, is_adaptive));
+            assert_eq!((s, warmup_steps), (start as u64, warmup as u64));
         }
     }
 

@@ -31,6 +31,7 @@ use crate::report::{HeldOutReport, ImageCounts, Paired, Report, peak_rss_mb};
 use crate::run_dir::{Metrics, RunDir};
 use crate::stage::{Clock, Journal, Stage, Task};
 use crate::tokenizer_stage::TokenizerStage;
+use crate::turns::SharedSearch;
 use crate::{StageId, TrainError, recipe, together};
 
 pub(crate) type Inner<A> = <A as AutodiffBackend>::InnerBackend;
@@ -114,16 +115,17 @@ fn train_together<A: AutodiffBackend>(
         Ok(serde_json::to_vec(&known).expect("plain values"))
     })?;
     // Of a million files that takes minutes, on one machine more than on another.
-    let alive = || group.alive();
+    let search = SharedSearch::new(group);
     let images = match resume {
         true => {
             let (data, unreadable): (Fingerprint, Vec<UnreadableImage>) =
                 serde_json::from_slice(&known)
                     .map_err(|_| ExchangeError::Unexpected { rank: 0 })?;
-            Images::reopen(&recipe.data, ahead, &data, &unreadable, &alive)?
+            Images::reopen(&recipe.data, ahead, &data, &unreadable, &search)
         }
-        false => Images::open(&recipe.data, ahead, &alive)?,
+        false => Images::open(&recipe.data, ahead, &search),
     };
+    let images = images.map_err(|error| search.why(error))?;
     let initial = Initial::load(recipe, images.classes(), device)?;
     if !group.is_alone() {
         let data = format!(
@@ -485,7 +487,7 @@ impl<M: Clone> Chosen<M> {
             (Output::Best, average, Some(best)) => {
                 Self { output: best, last: Some(last), best: None, average }
             }
-            (Output::Average, Some(average), best) => {
+            (Output::Average | Output::AverageButCodebook, Some(average), best) => {
                 Self { output: average, last: Some(last), best, average: None }
             }
             (_, average, best) => Self { output: last, last: None, best, average },

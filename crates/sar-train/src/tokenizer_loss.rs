@@ -299,3 +299,67 @@ pub fn restart_dead_codes<B: Backend>(
     let v = counts.len();
     book.with_raw(Tensor::from_data(TensorData::new(raw, [v, c]), &device))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn_flex::Flex;
+    use sar_tokenizer::Perturbation;
+
+    use super::*;
+    use crate::recipe::Perceptual;
+
+    type A = Autodiff<Flex>;
+
+    /// A step along the gradient g changes the loss by |g|^2 times the step: errors of colors as they
+    /// are, and along axes of which the lesser ones count more.
+    #[test]
+    fn gradients_of_errors_of_pixels_are_the_changes_of_their_losses() {
+        let images = |frequency: f32| {
+            let pixels: Vec<f32> = (1..=120).map(|i| (i as f32 * frequency).sin() * 0.9).collect();
+            Tensor::<A, 4>::from_data(TensorData::new(pixels, [2, 3, 4, 5]), &Default::default())
+        };
+        // No error is so small that the step changes its sign.
+        let (output, target) = (images(0.37), images(0.61));
+        let covariance = [[0.5, 0.3, 0.2], [0.3, 0.4, 0.25], [0.2, 0.25, 0.45]];
+        let axes = ColorAxes::of_covariance(covariance);
+        let schedule = "1_2".parse().unwrap();
+        let regularization = TokenizerRegularization {
+            quantizer_dropout: 0.0,
+            perturbation: Perturbation { share: 0.0, nearest: 1 },
+        };
+        for (l1, l2) in [(1.0, 0.0), (0.0, 1.0)] {
+            for (colors, color_power) in [(None, 0.0), (Some(axes), 0.5)] {
+                let loss = TokenizerLoss {
+                    color_power,
+                    l1,
+                    l2,
+                    perceptual: Perceptual::None {},
+                    codebook: 0.0,
+                    commitment: 0.0,
+                    entropy: 0.0,
+                    coarse: 0.0,
+                    coarse_scales: 1,
+                };
+                let objective = TokenizerObjective {
+                    schedule: &schedule,
+                    loss: &loss,
+                    regularization: &regularization,
+                    perception: None,
+                };
+                let value =
+                    |output: Tensor<A, 4>| objective.image_loss(colors, output, target.clone()).0;
+                let leaf = output.clone().require_grad();
+                let gradients = value(leaf.clone()).backward();
+                let g = leaf.grad(&gradients).unwrap();
+                let step = 5e-3 / g.clone().abs().max().into_scalar();
+                let moved = |by: f32| {
+                    value(output.clone() + Tensor::from_inner(g.clone() * by)).into_scalar()
+                };
+                let square = g.clone().square().sum().into_scalar();
+                let ratio = (moved(step) - moved(-step)) / (2.0 * step * square);
+                assert!((ratio - 1.0).abs() < 1e-3, "{loss:?}: {ratio} of the change expected");
+            }
+        }
+    }
+}

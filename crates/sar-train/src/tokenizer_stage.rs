@@ -7,16 +7,18 @@ use sar_data::{ImageBatch, Images};
 use sar_exchange::{ExchangeError, Group, MicroBatches};
 use sar_loss::histogram_entropy;
 use sar_model::Precision;
+use sar_pipeline::RgbImage;
 use sar_tokenizer::{ColorAxes, ColorMoments, Tokenizer};
 use sar_weights::NamedTensors;
 
 use crate::adversary::{Adversary, Leaf, Pair};
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
+use crate::figures::{MOST_RECONSTRUCTED, reconstruction_sheet};
 use crate::k_means::k_means;
 use crate::learner::{Learner, State};
 use crate::perception::Perception;
-use crate::recipe::{Colors, DeadCodeRestart, InitFrom, Recipe, TokenizerRecipe};
+use crate::recipe::{Colors, DeadCodeRestart, InitFrom, Output, Recipe, TokenizerRecipe};
 use crate::stage::{Better, Learned, Measure, Stepped, Task};
 use crate::step::Accumulated;
 use crate::tokenizer_loss::{
@@ -66,8 +68,14 @@ impl<'a, A: AutodiffBackend> TokenizerStage<'a, A> {
         })
     }
 
+    /// The learner of a stage that is through.
     pub(crate) fn into_learner(self) -> Learner<A, Tokenizer<A>> {
-        self.learner
+        let Self { recipe, mut learner, .. } = self;
+        if recipe.tokenizer.output == Output::AverageButCodebook {
+            learner
+                .edit_average(|average, model| average.with_codebook(|_| model.codebook().clone()));
+        }
+        learner
     }
 
     /// The second half of a step: updates of the tokenizer and, where it has judged, of its adversary.
@@ -340,6 +348,13 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
             ("held_out_perplexity", perplexity.into()),
         ];
         Ok(Measure { name, value: figures.psnr_db, better, details })
+    }
+
+    fn draw(&self) -> Result<RgbImage, TrainError> {
+        let evaluation = &self.recipe.evaluation;
+        let n = evaluation.reconstructions.min(MOST_RECONSTRUCTED);
+        let images = self.batches.held_out(n, evaluation.batch_size);
+        reconstruction_sheet(self.learner.model(), images, self.recipe.scales(), self.device)
     }
 
     fn images(&self) -> &Images {

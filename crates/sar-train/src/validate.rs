@@ -64,6 +64,7 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
     let Init { adaln_gamma } = *init;
     at_least_zero(adaln_gamma, "backbone.init.adaln_gamma")?;
     of_sizes(data.side as usize, tokenizer.model.downsampling(), schedule)?;
+    of_eyes(tokenizer, schedule)?;
 
     let PretrainRecipe { steps, init_from, monitor: _, output, optimization, regularization } =
         pretrain;
@@ -174,6 +175,7 @@ fn of_tokenizer(tokenizer: &TokenizerRecipe, log: &LogRecipe) -> Result<(), Prob
             at_least_zero(*weight, "tokenizer.loss.perceptual.weight")?;
             in_range(*enlarge, 1, MOST_ENLARGED, "tokenizer.loss.perceptual.enlarge")?;
         }
+        Perceptual::Ssim { weight } => at_least_zero(*weight, "tokenizer.loss.perceptual.weight")?,
     }
     of_adversary(adversary, *steps)?;
     let TokenizerRegularization { quantizer_dropout, perturbation } = *regularization;
@@ -343,6 +345,27 @@ fn of_sizes(side: usize, downsampling: usize, schedule: &TrainingSchedule) -> Re
     }
 }
 
+/// What looks at outputs beside their pixels can look at the largest at least; scales whose outputs are too
+/// small for it go without.
+fn of_eyes(tokenizer: &TokenizerRecipe, schedule: &TrainingSchedule) -> Result<(), Problem> {
+    let last = schedule.fixed().last();
+    let side = last.height.min(last.width) * tokenizer.model.downsampling();
+    let sees = |least: usize, field: &str| {
+        check(
+            tokenizer.steps == 0 || side >= least,
+            field,
+            &format!("needs outputs of {least} px, and those of the last scale have {side}"),
+        )
+    };
+    sees(tokenizer.loss.perceptual.min_side(), "tokenizer.loss.perceptual")?;
+    match &tokenizer.adversary {
+        Adversary::None {} => Ok(()),
+        Adversary::Discriminator { discriminator, .. } => {
+            sees(discriminator.min_side(), "tokenizer.adversary.discriminator")
+        }
+    }
+}
+
 fn of_steps(stage: &str, steps: u64, init_from: &InitFrom) -> Result<(), Problem> {
     let given = matches!(init_from, InitFrom::Weights { .. });
     check(
@@ -362,7 +385,12 @@ fn of_output(
     let (made, needs) = match output {
         Output::Last => (true, ""),
         Output::Best => (log.measures(), "needs measurements: set log.measure_steps"),
-        Output::Average => (optimization.ema > 0.0, "needs an average: set optimization.ema"),
+        Output::AverageButCodebook if stage != "tokenizer" => {
+            (false, "average-but-codebook is of tokenizers: choose average")
+        }
+        Output::Average | Output::AverageButCodebook => {
+            (optimization.ema > 0.0, "needs an average: set optimization.ema")
+        }
     };
     check(made, &format!("{stage}.output"), needs)
 }
@@ -551,6 +579,8 @@ mod tests {
             ("pretrain.regularization.class_dropout_prob=1", "class_dropout_prob"),
             ("pretrain.steps=0", "pretrain.steps"),
             ("sar.output=average", "sar.output"),
+            ("sar.output=average-but-codebook", "sar.output"),
+            ("tokenizer.output=average-but-codebook", "tokenizer.output"),
             ("sar.objective.weight=-0.1", "sar.objective.weight"),
             ("evaluation.sampler.choice.top_p=95", "evaluation.sampler.choice.top_p"),
             ("evaluation.sampler.guidance.scale=-1", "evaluation.sampler.guidance.scale"),
@@ -575,6 +605,42 @@ mod tests {
         ] {
             let error = Recipe::load("emoji-quick", &[setting.into()]).unwrap_err();
             assert!(error.field.contains(field), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_largest_outputs_have_to_be_large_enough_for_what_looks_at_them() {
+        let network = "{ kind = \"efficientnet-lite0\", weight = 0.3, enlarge = 1 }";
+        let enlarged = "{ kind = \"efficientnet-lite0\", weight = 0.3, enlarge = 2 }";
+        let structure = "{ kind = \"ssim\", weight = 0.3 }";
+        let discriminator = "{ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = 8, \
+                             layers = 2 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+                             augmentation = [], lecam = 0.0, lr = { peak = 1e-3, warmup_steps = 0.0, \
+                             warmup_from = 1.0, end = 1.0, decay = { kind = \"cosine\" } }, weight_decay = { \
+                             start = 0.0, end = 0.0 }, adamw = { beta1 = 0.5, beta2 = 0.9, eps = 1e-8 }, \
+                             max_grad_norm = 1.0 }";
+        let (perceptual, adversary) = ("tokenizer.loss.perceptual", "tokenizer.adversary");
+        // A token is four pixels.
+        for (scales, field, value, least) in [
+            ("1_2_7", perceptual, network, Some(32)),
+            ("1_2_8", perceptual, network, None),
+            ("1_2_3", perceptual, enlarged, Some(16)),
+            ("1_2_4", perceptual, enlarged, None),
+            ("1_2", perceptual, structure, Some(11)),
+            ("1_2_3", perceptual, structure, None),
+            ("1_2", adversary, discriminator, Some(12)),
+            ("1_2_3", adversary, discriminator, None),
+        ] {
+            let settings =
+                [format!("backbone.schedule.scales={scales}"), format!("{field}={value}")];
+            match (Recipe::load("emoji-quick", &settings), least) {
+                (Ok(_), None) => {}
+                (Err(error), Some(least)) => {
+                    assert!(error.field.starts_with(field), "{error}");
+                    assert!(error.problem.contains(&format!("outputs of {least} px")), "{error}");
+                }
+                (result, _) => panic!("{scales}, {value}: {:?}", result.err()),
+            }
         }
     }
 

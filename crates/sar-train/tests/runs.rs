@@ -130,6 +130,51 @@ fn a_run_that_stops_often_ends_like_one_that_never_does() {
 }
 
 #[test]
+fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let settings = [
+        "log.measure_steps=2",
+        "log.measure_images=4",
+        "evaluation.reconstructions=3",
+        "sar.control=false",
+    ];
+    run_undisturbed(&tiny(&settings), &dir);
+    let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("sheet-")).collect();
+    names.sort();
+    let expected =
+        ["pretrain-2", "pretrain-4", "sar-2", "sar-3", "tokenizer-2", "tokenizer-4", "tokenizer-5"];
+    assert_eq!(names, expected.map(|name| format!("sheet-{name}.png")));
+
+    let read = |name: &str| image::open(dir.join(name)).unwrap().into_rgb8();
+    // Images of 16 px, magnified 4 times, with gaps of 4.
+    let tile = |sheet: &RgbImage, column: u32, row: u32| {
+        let (x, y) = (4 + 68 * column, 4 + 68 * row);
+        image::imageops::crop_imm(sheet, x, y, 64, 64).to_image()
+    };
+    // The last ones are of the weights that a stage ends with: one sample of each of nine classes, in a square.
+    for (sheet, whole) in
+        [("sheet-pretrain-4.png", "samples-before.png"), ("sheet-sar-3.png", "samples-after.png")]
+    {
+        let (sheet, whole) = (read(sheet), read(whole));
+        assert_eq!((sheet.dimensions(), whole.dimensions()), ((208, 208), (72, 616)));
+        for i in 0..9 {
+            assert!(tile(&sheet, i % 3, i / 3) == tile(&whole, 0, i), "sample {i}");
+        }
+    }
+    let [first, last] = [2, 5].map(|step| read(&format!("sheet-tokenizer-{step}.png")));
+    let whole = read("reconstructions.png");
+    assert_eq!((last.dimensions(), whole.dimensions()), ((208, 276), (208, 276)));
+    for i in 0..3 {
+        assert!(tile(&last, i, 0) == tile(&whole, i, 0), "original {i}");
+        assert!(tile(&first, i, 0) == tile(&last, i, 0), "original {i}");
+        assert!(tile(&first, i, 1) != tile(&last, i, 1), "reconstruction {i} stays as it was");
+    }
+}
+
+#[test]
 fn a_run_in_f16_resumes_with_its_loss_scale() {
     let folder = tempfile::tempdir().unwrap();
     // A student term so heavy that its gradients overflow at the first scales of the loss.
@@ -432,6 +477,28 @@ fn a_stage_ends_with_the_weights_that_the_recipe_names() {
     let pipeline =
         Pipeline::<Flex>::load(tokenizer, backbone, &known, &Default::default()).unwrap();
     assert!(pipeline.notes().is_empty());
+}
+
+#[test]
+fn an_average_can_leave_the_codebook_out() {
+    const CODES: &str = "quantize.embedding.weight";
+    let folder = tempfile::tempdir().unwrap();
+    let run = |output: &str| {
+        let dir = folder.path().join(output);
+        let output = format!("tokenizer.output={output}");
+        let settings =
+            ["tokenizer.optimization.ema=0.5", "sar.steps=1", "sar.control=false", &output];
+        run_undisturbed(&tiny(&settings), &dir);
+        move |name: &str| NamedTensors::read(&dir.join(name)).unwrap()
+    };
+    let (last, chosen) = (run("last"), run("average-but-codebook"));
+    let average = last("tokenizer-average.safetensors");
+    let (last, chosen) = (last("tokenizer.safetensors"), chosen("tokenizer.safetensors"));
+    assert_ne!(last.get(CODES), average.get(CODES), "codes did not move");
+    for (name, data) in chosen.iter() {
+        let expected = if name == CODES { &last } else { &average };
+        assert!(expected.get(name) == Some(data), "{name}");
+    }
 }
 
 /// What a run said.

@@ -10,6 +10,7 @@ use super::*;
 use crate::optim::AdamWConfig;
 use crate::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
+use crate::step::trainable;
 
 type B = Flex;
 type A = Autodiff<Flex>;
@@ -213,6 +214,50 @@ fn the_adaptive_weight_makes_both_gradients_of_the_last_layer_alike() {
     assert!(change(10).abs() < 1e-7);
     let (quarter, whole) = (change(11), change(14));
     assert!((quarter / whole - 0.25).abs() < 0.02, "{quarter} of {whole}");
+}
+
+/// An output that is too small for the discriminator has the losses of an image alone, and is not learned
+/// from; larger ones of the same step are judged.
+#[test]
+fn what_is_too_small_is_not_judged() {
+    let group = Group::alone();
+    let (recipe, seed, device) = (recipe(0.8, false), SeedTree::new(3), Default::default());
+    let run = (&group, Wire::F32);
+    let adversary = Adversary::<A>::new(&recipe, &optimization(), run, seed, &device).unwrap();
+    let judge = adversary.unwrap().judge(100).unwrap();
+    assert_eq!(judge.frozen.min_side(), 6);
+    let schedule: ScaleSchedule = "1_2_4_8".parse().unwrap();
+    let objective = TokenizerObjective {
+        schedule: &schedule,
+        loss: &TokenizerLoss { coarse_scales: 3, ..LOSS },
+        regularization: &REGULARIZATION,
+        perception: None,
+    };
+    let streams = [0, 1].map(SeedTree::new);
+    let model = trainable::<A, Tokenizer<A>>(tokenizer());
+    let (made, _) = objective.reconstruct(&model, pixels(), &streams, SeedTree::new(1));
+    let mut sides: Vec<usize> = made.iter().map(|made| made.output_bchw.dims()[2]).collect();
+    for (made, side) in made.iter().zip(&sides) {
+        let is_judged = *side >= 6;
+        assert_eq!(judge.pair(made, &streams).is_some(), is_judged, "{side} px");
+        let colors = model.colors();
+        let at = judge.leaf(&objective, colors, made, &streams).settle();
+        let (surrogate, value, parts) = judge.combined(colors, made, at);
+        let has_part = parts.iter().any(|(name, _)| *name == "adversarial");
+        assert_eq!(has_part, is_judged, "{side} px");
+        // Beside those of the image alone.
+        let leaf = Tensor::<A, 4>::from_inner(made.output_bchw.clone().inner()).require_grad();
+        let (alone, _) = objective.image_loss(colors, leaf.clone(), made.target_bchw.clone());
+        let apart = (value - alone.clone().inner()).abs().into_scalar();
+        let gradients = alone.backward();
+        let expected = (leaf.grad(&gradients).unwrap() * made.output_bchw.clone().inner()).sum();
+        let turned = (surrogate.inner() - expected).abs().into_scalar();
+        for apart in [apart, turned] {
+            assert_eq!(apart > 1e-6, is_judged, "{side} px: {apart}");
+        }
+    }
+    sides.sort_unstable();
+    assert_eq!(sides, [2, 4, 8, 16]);
 }
 
 /// It learns to tell what it is shown, and remembers its averages.

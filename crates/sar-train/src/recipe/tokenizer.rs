@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use sar_discriminator::DiscriminatorConfig;
 use sar_discriminator::augment::Augmentation;
+use sar_loss::ssim::SSIM_WINDOW;
 use sar_tokenizer::{Perturbation, TokenizerConfig};
 use serde::{Deserialize, Serialize};
 
@@ -87,9 +88,9 @@ pub struct TokenizerLoss {
     pub coarse_scales: usize,
 }
 
-/// The perceptual term of a tokenizer's loss. Images are enlarged (linear) before the network looks:
-/// those that it was trained on were larger than many that a tokenizer is trained on. A scale whose enlarged
-/// output is smaller than what the network can look at has no such term.
+/// The perceptual term of a tokenizer's loss. Images are enlarged (linear) before a network looks:
+/// those that it was trained on were larger than many that a tokenizer is trained on. A scale whose output is
+/// smaller than [`min_side`](Self::min_side) has no such term.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -115,6 +116,27 @@ pub enum Perceptual {
         /// The weights of the channels, `vgg.pth` of the package `lpips`.
         channel_weights: PathBuf,
     },
+    /// One minus the structural similarity, [`sar_loss::ssim()`]: no network and no weights.
+    Ssim {
+        /// Weight of the mean.
+        weight: f64,
+    },
+}
+
+impl Perceptual {
+    /// The smallest side of an output that has the term, in pixels of the output: below it a network's last
+    /// map would have no position, or no window of the structural similarity would be whole.
+    ///
+    /// # Panics
+    /// If images are enlarged 0 times.
+    pub fn min_side(&self) -> usize {
+        match self {
+            Self::None {} => 0,
+            Self::EfficientNetLite0 { enlarge, .. } => sar_features::MIN_SIDE.div_ceil(*enlarge),
+            Self::Lpips { enlarge, .. } => sar_features::VGG_MIN_SIDE.div_ceil(*enlarge),
+            Self::Ssim { .. } => SSIM_WINDOW,
+        }
+    }
 }
 
 /// What a tokenizer's training makes harder than it is, so that its decoder forgives mistakes.
