@@ -61,7 +61,7 @@ impl Ranks {
     /// The same ranks, whose long messages go from GPU to GPU. What is wrong all ranks say, or all have heard.
     #[cfg(feature = "nccl")]
     pub(crate) fn by_nccl(&self, device: &DeviceArg, deadline: Duration) -> Result<Group> {
-        let gpu = device.cuda_index()?;
+        let gpu = device.cuda_index().inspect_err(|error| self.group.fail(&error.to_string()))?;
         // Of a library that is not there the error says enough.
         let (started, _) = quietly(|| sar_exchange::nccl::start(&self.group, gpu, deadline));
         started.context("--nccl")
@@ -69,11 +69,11 @@ impl Ranks {
 
     #[cfg(not(feature = "nccl"))]
     pub(crate) fn by_nccl(&self, _: &DeviceArg, _: Duration) -> Result<Group> {
-        bail!(
-            "--nccl: not compiled into this binary; use \
-             `cargo xtask train --ranks N --nccl --device cuda`, or build with \
-             `cargo build --release -p sar-cli --features nccl`"
-        )
+        let why = "--nccl: not compiled into this binary; use \
+                   `cargo xtask train --ranks N --nccl --device cuda`, or build with \
+                   `cargo build --release -p sar-cli --features nccl`";
+        self.group.fail(why);
+        bail!(why)
     }
 
     /// This rank's part of so many workers.

@@ -172,8 +172,9 @@ fn serve(
     let _ = replies.send(Ok(Buffers { sent: empty()?, received: empty()? }));
     while let Ok(mut job) = jobs.recv() {
         if let Err(broken) = job.work(&comm, deadline) {
-            // Before the buffers, which may wait for what is under way.
-            drop(comm);
+            // Before the buffers, which may wait for what is under way. It panics where it cannot be ended; what broke
+            // says more.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(comm)));
             return Err(broken);
         }
         let _ = replies.send(Ok(job.buffers));

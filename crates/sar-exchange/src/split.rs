@@ -49,7 +49,8 @@ pub(crate) fn all_made<T>(
     let message = [&[kind][..], &said[..]].concat();
     let (mut kinds, mut all) = (Vec::new(), Vec::new());
     for (rank, message) in group.all_gather(&message)?.iter().enumerate() {
-        let (kind, said) = message.split_first().ok_or(ExchangeError::Unexpected { rank })?;
+        let known = message.split_first().filter(|(kind, _)| **kind <= IN_VAIN);
+        let (kind, said) = known.ok_or(ExchangeError::Unexpected { rank })?;
         kinds.push(*kind);
         all.push(said.to_vec());
     }

@@ -24,9 +24,18 @@ use crate::{StageId, TrainError};
 
 /// Rows of a sample sheet: of a thousand classes the first ones say enough.
 const MOST_SAMPLED_CLASSES: usize = 32;
-/// Images of the sheets that are drawn while a stage goes on: they are many.
+/// Images of the sheets that are drawn while a stage goes on: they are many, and so small.
 const MOST_SAMPLED: usize = 16;
-pub(crate) const MOST_RECONSTRUCTED: usize = 8;
+const MOST_RECONSTRUCTED: usize = 8;
+/// Pixels of such a sheet of reconstructions, about.
+const MOST_PIXELS: usize = 1 << 20;
+
+/// Held-out images on each sheet of reconstructions that is drawn while a stage goes on.
+pub(crate) fn reconstructed(recipe: &Recipe) -> usize {
+    let column = (recipe.data.side as usize).pow(2) * (recipe.scales().len() + 1);
+    let most = (MOST_PIXELS / column).clamp(1, MOST_RECONSTRUCTED);
+    recipe.evaluation.reconstructions.min(most)
+}
 
 impl<A: AutodiffBackend> Run<'_, A> {
     /// PSNR, SSIM and code use on held-out images, of the tokenizer and of its average.
@@ -179,7 +188,7 @@ pub(crate) fn reconstruction_sheet<B: Backend>(
         group.alive();
         originals.extend(batch?.images);
     }
-    Ok(reconstructions(tokenizer, &originals, scales, n, device))
+    Ok(reconstructions(tokenizer, &originals, scales, batch, device))
 }
 
 /// A few of the samples that the sheets of a whole run have, class by class in a square; one rank alone

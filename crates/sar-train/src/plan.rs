@@ -10,9 +10,8 @@ use sar_weights::{ParameterInfo, parameters};
 use crate::init::Given;
 use crate::latents::Extent;
 use crate::learner::Optimization;
-use crate::perception::Perception;
 use crate::recipe::Recipe;
-use crate::run::check_precision;
+use crate::run::{check_precision, perception_of};
 use crate::{StageId, TrainError};
 
 /// The plan of a run.
@@ -80,7 +79,7 @@ pub fn plan<A: AutodiffBackend>(
     check_precision::<A>(recipe, device)?;
     let images = Images::open(&recipe.data, ReadAhead::default(), &|| ())?;
     let notes = Given::<A::InnerBackend>::load(recipe, images.classes(), device)?.notes;
-    Perception::<A>::open(&recipe.tokenizer.loss.perceptual, device)?;
+    perception_of::<A>(recipe, device)?;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
     let n_tokenizer = {

@@ -512,12 +512,20 @@ mod tests {
             vgg: "released/vgg16-397923af.pth".into(),
             channel_weights: "released/lpips-vgg.pth".into(),
         };
-        for (recipe, [l1, weight, start, warmup], is_adaptive) in [
+        // Of so many of ImageNet's images, epochs and images a step.
+        let steps = |epochs: u64, batch: usize| (epochs * (1_281_167 / batch as u64), batch);
+        for (recipe, length, [l1, weight, start, warmup], is_adaptive) in [
             // From step 20,000 on.
-            (of("flexvar-tokenizer-in256"), [0.0, 0.5, 20_000.0, 0.0], false),
+            (of("flexvar-tokenizer-in256"), steps(40, 128), [0.0, 0.5, 20_000.0, 0.0], false),
             // From 22 % of the steps on, over 2 %.
-            (of("var-tokenizer-in256"), [0.2, 0.4, 0.22 * 417e3, 0.02 * 417e3], true),
+            (
+                of("var-tokenizer-in256"),
+                steps(250, 768),
+                [0.2, 0.4, 0.22 * 417e3, 0.02 * 417e3],
+                true,
+            ),
         ] {
+            assert_eq!((recipe.steps, recipe.optimization.batch_size), length);
             let TokenizerLoss { l1: found, l2, codebook, commitment, entropy, .. } = recipe.loss;
             let found = [found, l2, codebook, commitment, entropy];
             assert_eq!(found, [l1, 1.0, 1.0, 0.25, 0.0]);

@@ -100,7 +100,7 @@ fn train_together<A: AutodiffBackend>(
         together::compare(group, &values)?;
     }
     let (path, ahead) = (dir, ReadAhead::default());
-    let perception = Perception::<A>::open(&recipe.tokenizer.loss.perceptual, device)?;
+    let perception = perception_of::<A>(recipe, device)?;
     let mut opened = None;
     let known = group.from_rank(0, || {
         if !resume {
@@ -182,6 +182,17 @@ pub(crate) fn check_precision<A: AutodiffBackend>(
     match wire.is_supported::<A::InnerBackend>(device) {
         true => Ok(()),
         false => Err(TrainError::Wire(wire)),
+    }
+}
+
+/// What looks at reconstructions beside their pixels; nothing where no tokenizer is trained.
+pub(crate) fn perception_of<A: AutodiffBackend>(
+    recipe: &Recipe,
+    device: &A::Device,
+) -> Result<Option<Perception<A>>, TrainError> {
+    match recipe.tokenizer.steps {
+        0 => Ok(None),
+        _ => Ok(Perception::open(&recipe.tokenizer.loss.perceptual, device)?),
     }
 }
 

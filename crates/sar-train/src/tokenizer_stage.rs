@@ -14,7 +14,7 @@ use sar_weights::NamedTensors;
 use crate::adversary::{Adversary, Leaf, Pair};
 use crate::batches::Batches;
 use crate::checkpoint::Saved;
-use crate::figures::{MOST_RECONSTRUCTED, reconstruction_sheet};
+use crate::figures::{reconstructed, reconstruction_sheet};
 use crate::k_means::k_means;
 use crate::learner::{Learner, State};
 use crate::perception::Perception;
@@ -351,9 +351,8 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
     }
 
     fn draw(&self) -> Result<RgbImage, TrainError> {
-        let evaluation = &self.recipe.evaluation;
-        let n = evaluation.reconstructions.min(MOST_RECONSTRUCTED);
-        let images = self.batches.held_out(n, evaluation.batch_size);
+        let n = reconstructed(self.recipe);
+        let images = self.batches.held_out(n, self.recipe.evaluation.batch_size);
         reconstruction_sheet(self.learner.model(), images, self.recipe.scales(), self.device)
     }
 

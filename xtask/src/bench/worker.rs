@@ -182,8 +182,7 @@ pub(super) fn write(name: &str, table: &Value) -> Outcome {
 /// What is compared with: torch, and the packages that measure images, as pip calls them.
 const PACKAGES: [&str; 5] = ["torch", "torchvision", "numpy", "pytorch-fid", "torch-fidelity"];
 
-/// A Python that has torch: the system's, or one with all packages in a virtual environment that is
-/// made here.
+/// A Python that has all packages: the system's, or one in a virtual environment that is made here.
 pub(super) fn python() -> Result<PathBuf, Failure> {
     let has = |python: &Path, modules: &str| {
         let mut command = Command::new(python);
@@ -192,13 +191,14 @@ pub(super) fn python() -> Result<PathBuf, Failure> {
         command.status().is_ok_and(|status| status.success())
     };
     let system = PathBuf::from("python3");
-    if has(&system, "torch") {
+    let modules = PACKAGES.join(", ").replace('-', "_");
+    if has(&system, &modules) {
         return Ok(system);
     }
     let environment = cargo::target_dir().join("pytorch");
     let python = environment.join("bin/python");
-    if !has(&python, &PACKAGES.join(", ").replace('-', "_")) {
-        println!("python3 has no torch: installing it in {}", environment.display());
+    if !has(&python, &modules) {
+        println!("python3 lacks {modules}: installing them in {}", environment.display());
         cargo::run(Command::new(&system).args(["-m", "venv"]).arg(&environment))?;
         let mut install = Command::new(&python);
         cargo::run(install.args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
