@@ -170,7 +170,7 @@ fn objective(name: &str) -> Option<Objective> {
         "sar-paper-argmax" => paper,
         "sar-paper-sampled" => match released {
             Objective::Sar { predictions, .. } => with(paper, predictions),
-            Objective::TeacherForcing => unreachable!("the preset is SAR"),
+            _ => unreachable!("the preset is SAR"),
         },
         _ => return None,
     })

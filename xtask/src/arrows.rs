@@ -105,7 +105,7 @@ const TABLE: &[Row] = &[
     Row { package: "sar-train", ours: LIBRARIES.split_at(17).0, burn: Burn::Generic },
     Row { package: "sar-parity", ours: &["sar-core", "sar-weights", "sar-tokenizer", "sar-model", "sar-loss", "sar-rollout", "sar-train"], burn: Burn::Generic },
     Row { package: "sar-selfcheck", ours: &["sar-core", "sar-kernels", "sar-model", "sar-rollout"], burn: Burn::Generic },
-    Row { package: "sar-request", ours: &["sar-core", "sar-model", "sar-rollout", "sar-pipeline"], burn: Burn::Generic },
+    Row { package: "sar-request", ours: &["sar-core", "sar-rollout", "sar-pipeline"], burn: Burn::Generic },
     Row { package: "sar-serve", ours: &["sar-data", "sar-pipeline", "sar-request"], burn: Burn::Generic },
     // A library without a backend, and beside it the tests of the backends.
     Row { package: "sar-conformance", ours: LIBRARIES, burn: Burn::Backends },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::AutodiffBackend;
-use sar_rollout::Choice;
+use sar_rollout::{Choice, Filters};
 use sar_train::analysis::{Analysis, Analyzed, Settings, Target};
 use sar_train::dynamics::ScaleDynamics;
 use sar_train::{Recipe, StageId};
@@ -125,7 +125,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         gradient_images: gradient_images.unwrap_or(GRADIENT_IMAGES.min(held_out)),
         choice: match (rollout, evaluation.sampler.choice) {
             (Rollout::Argmax, _) => Choice::Argmax,
-            (Rollout::Sampled, Choice::MoreSmooth { top_k, top_p }) => {
+            (Rollout::Sampled, choice) if choice.mixes() => {
+                let Filters { top_k, top_p } = choice.filters();
                 Choice::Sample { top_k, top_p }
             }
             (Rollout::Sampled, choice) => choice,

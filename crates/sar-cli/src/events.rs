@@ -134,6 +134,7 @@ impl<'a> Said<'a> {
             Event::Wrote { path } => Self::Wrote { path: path.to_string_lossy() },
             Event::Note { message } => Self::Note { message },
             Event::Warning { message } => Self::Warning { message },
+            _ => return None,
         })
     }
 }

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 #[cfg(feature = "flex")]
 use sar_kernels::CpuLevel;
-use sar_model::{BackboneConfig, BackboneShape, PositionsConfig, Precision};
+use sar_model::{BackboneConfig, BackboneShape, Precision};
 use sar_pipeline::{Known, MadeWith, Model, Origin, Recognized, Wanted};
-use sar_rollout::Choice;
+use sar_rollout::{Choice, Filters};
 use sar_tokenizer::{CodebookGrowth, Family, TokenizerConfig};
 use sar_train::{Recipe, StageId};
 use sar_weights::{Checksum, Format, TensorInfo, Unreadable, WeightsFile};
@@ -124,12 +124,11 @@ fn again(origin: &Origin, weights: &str) -> String {
         Some(_) => format!("--class=#{label}"),
         None => "--unconditional".into(),
     };
+    let Filters { top_k, top_p } = job.sampler.choice.filters();
     let choice = match job.sampler.choice {
         // Only weights can say it; what is said beside would draw.
         Choice::Argmax => String::new(),
-        Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => {
-            format!(" --top-k {top_k} --top-p {top_p}")
-        }
+        _ => format!(" --top-k {top_k} --top-p {top_p}"),
     };
     let mut text = format!(
         "sar sample{weights} {class} --n {} --batch {} --seed {} --guidance {}{choice} --scales {}",
@@ -139,7 +138,7 @@ fn again(origin: &Origin, weights: &str) -> String {
         job.sampler.guidance.scale(),
         job.scales,
     );
-    if matches!(job.sampler.choice, Choice::MoreSmooth { .. }) {
+    if job.sampler.choice.mixes() {
         text += " --more-smooth";
     }
     if job.made_with.precision != Precision::F32 {
@@ -292,11 +291,7 @@ fn line(path: &Path) -> Result<String> {
 
 fn weights(file: &WeightsFile, summary: &Summary, checksum: Checksum, all: bool) {
     row("kind", &summary.kind);
-    let format = match file.format() {
-        Format::Safetensors => "safetensors",
-        Format::Pth => ".pth",
-    };
-    row("format", format!("{format}, {}", size(file.n_bytes())));
+    row("format", format!("{}, {}", file.format(), size(file.n_bytes())));
     row("checksum", said(checksum, file.format()));
     row(
         "parameters",
@@ -317,7 +312,7 @@ fn weights(file: &WeightsFile, summary: &Summary, checksum: Checksum, all: bool)
     for (field, value) in file.metadata() {
         println!("  {} = {}", one_line(field), one_line(value));
     }
-    for Unreadable { name, what } in file.unreadable() {
+    for Unreadable { name, what, .. } in file.unreadable() {
         row("unreadable", format!("{} is {what}", one_line(name)));
     }
     println!("\ntensors");
@@ -442,10 +437,6 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
                 visibility,
                 first_scale,
             } = shape;
-            let positions = match positions {
-                PositionsConfig::Grid { side } => format!("a grid of {side}x{side}"),
-                PositionsConfig::PerToken { scales } => format!("of every token of {scales}"),
-            };
             let yes = |yes: &bool| if *yes { "yes" } else { "no" }.to_owned();
             vec![
                 ("depth", depth.to_string()),
@@ -458,18 +449,19 @@ fn model_fields(model: &Model) -> Vec<(&'static str, String)> {
                 ("qk_l2_norm", yes(qk_l2_norm)),
                 ("sees", visibility.to_string()),
                 ("first scale", first_scale.to_string()),
-                ("positions", positions),
+                ("positions", positions.to_string()),
                 ("scales", scales.to_string()),
             ]
         }
+        _ => Vec::new(),
     }
 }
 
 fn said(checksum: Checksum, format: Format) -> &'static str {
     match (checksum, format) {
         (Checksum::Absent, _) => "none in the file",
-        (Checksum::Verified, Format::Safetensors) => "matches",
         (Checksum::Verified, Format::Pth) => "matches, of every storage",
+        (Checksum::Verified, _) => "matches",
     }
 }
 

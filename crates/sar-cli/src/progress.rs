@@ -140,16 +140,15 @@ impl Observer for Progress {
                 let time = clock(Duration::from_secs_f64(wall_s));
                 eprintln!("{name}: done in {time}, {rate:.1} images/s  {}", stage.losses);
             }
-            Event::Latents { done, of } => {
-                if self.last_latents.elapsed() >= LINE_EVERY {
-                    self.last_latents = Instant::now();
-                    self.line(&format!("{done} of {of} latents"));
-                }
+            Event::Latents { done, of } if self.last_latents.elapsed() >= LINE_EVERY => {
+                self.last_latents = Instant::now();
+                self.line(&format!("{done} of {of} latents"));
             }
             Event::Working { what } => self.line(what),
             Event::Note { message } => self.line(message),
             Event::Wrote { path } => self.line(&format!("wrote {}", path.display())),
             Event::Warning { message } => self.line(&format!("warning: {message}")),
+            _ => {}
         }
     }
 }

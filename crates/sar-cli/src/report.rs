@@ -147,7 +147,7 @@ type Shown = (f64, [f64; 2]);
 
 /// Teacher loss, student loss, gap; the latter two not for a first scale.
 fn figures(figures: &Figures) -> [Option<Shown>; 3] {
-    let Figures { teacher_loss, student_loss, exposure_gap, intervals } = figures;
+    let Figures { teacher_loss, student_loss, exposure_gap, intervals, .. } = figures;
     [
         Some((*teacher_loss, intervals.teacher_loss)),
         student_loss.zip(intervals.student_loss),
@@ -423,6 +423,8 @@ pub(crate) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -445,11 +447,12 @@ mod tests {
     #[test]
     fn the_weakest_color_is_one_that_there_is() {
         let line = |shares: &[Option<f64>]| {
-            let color = |share: &Option<f64>| TokenizerColor {
-                axis: [1.0, 0.0, 0.0],
-                deviation: 0.1,
-                psnr_db: 20.0,
-                error_share: *share,
+            let color = |share: &Option<f64>| -> TokenizerColor {
+                let axis = [1.0, 0.0, 0.0];
+                let color = json!({
+                    "axis": axis, "deviation": 0.1, "psnr_db": 20.0, "error_share": share
+                });
+                serde_json::from_value(color).unwrap()
             };
             colors(&shares.iter().map(color).collect::<Vec<_>>())
         };

@@ -355,7 +355,7 @@ impl Seen {
     }
 }
 
-fn left_out(LeftOut { why, count, first }: &LeftOut) -> Value {
+fn left_out(LeftOut { why, count, first, .. }: &LeftOut) -> Value {
     json!({ "why": why, "count": count, "first": first })
 }
 

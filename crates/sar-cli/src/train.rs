@@ -142,8 +142,16 @@ fn shown(recipe: &Recipe, run_dir: &Path, plan: &Plan) -> String {
         head[0], head[1], head[2], head[3], head[4], head[5], head[6]
     );
     for stage in &plan.stages {
-        let PlannedStage { id, steps, batch_size, grad_accum_steps, parameters, epochs, memory } =
-            stage;
+        let PlannedStage {
+            id,
+            steps,
+            batch_size,
+            grad_accum_steps,
+            parameters,
+            epochs,
+            memory,
+            ..
+        } = stage;
         if *steps == 0 {
             text += &format!("{id:<10}{:>9}  keeps {parameters} given parameters\n", 0);
             continue;

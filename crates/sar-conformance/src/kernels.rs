@@ -144,6 +144,7 @@ fn pixel(filter: Filter, map: &[f32], from: [usize; 2], to: [usize; 2], at: [usi
             let pixels = taps(0).flat_map(|(y, a)| taps(1).map(move |(x, b)| (y, x, a * b)));
             pixels.map(|(y, x, weight)| weight * value(y, x)).sum::<f64>() / total
         }
+        _ => panic!("no law of {filter:?}"),
     }
 }
 

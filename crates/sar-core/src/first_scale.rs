@@ -37,6 +37,7 @@ pub enum FirstScale {
 /// The share of masked tokens, drawn for each image and step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MaskShare {
     /// Normal of mean 1 and deviation 0.25, truncated to [0.7, 1] (published).
     TruncatedNormal,

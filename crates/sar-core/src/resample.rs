@@ -18,6 +18,7 @@ use crate::ScaleSize;
 
 /// How values between samples are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Filter {
     /// Adaptive average pooling, down and up: mean over `floor(i in/out) .. ceil((i+1) in/out)`.
     Area,
@@ -75,6 +76,7 @@ pub(crate) fn area_window(i: usize, n_in: usize, n_out: usize) -> Range<usize> {
 
 /// How the samples of two sizes lie on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Grid {
     /// The outer edges meet: sample i of the new ones is at `(i + 1/2) in/out - 1/2`. PyTorch's
     /// `interpolate` with `align_corners = false`.

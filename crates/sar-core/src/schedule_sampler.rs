@@ -21,6 +21,7 @@ pub struct SidePool {
 /// How the schedule of a training step is chosen: one draw per micro-batch and rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum TrainingSchedule {
     /// The same schedule at every step.
     Fixed {
@@ -81,6 +82,15 @@ impl TrainingSchedule {
     pub fn fixed(&self) -> &ScaleSchedule {
         match self {
             Self::Fixed { scales } | Self::Random { scales, .. } => scales,
+        }
+    }
+
+    /// The most tokens that a step has.
+    pub fn most_tokens(&self) -> usize {
+        let fixed = self.fixed().n_tokens();
+        match self {
+            Self::Fixed { .. } => fixed,
+            Self::Random { max_tokens, .. } => fixed.max(*max_tokens),
         }
     }
 

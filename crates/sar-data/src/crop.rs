@@ -39,6 +39,7 @@ pub enum Crop {
 
 /// An image that [`Crop::Exact`] refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WrongSize {
     /// Its width.
     pub width: u32,

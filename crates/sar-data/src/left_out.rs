@@ -11,6 +11,7 @@ const NAMED: usize = 5;
 
 /// Files, or members of archives, that a source leaves out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LeftOut {
     /// What they are, read after a number: `.heic`, `images beside class folders`.
     pub why: String,

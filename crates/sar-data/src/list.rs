@@ -37,6 +37,7 @@ const BLANK: [char; 3] = [' ', '\t', '\r'];
 
 /// A line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListEntry {
     /// The line, counted from 1.
     pub line: usize,

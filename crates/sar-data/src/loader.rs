@@ -42,6 +42,7 @@ impl ReadAhead {
 
 /// Images of one step, on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct ImageBatch {
     /// 8-bit images of one size.
     pub images: Vec<RgbImage>,

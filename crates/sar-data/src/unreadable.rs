@@ -13,6 +13,7 @@ const NAMED: usize = 3;
 /// An image that a run found unreadable, as it was when the run started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct UnreadableImage {
     /// Its place in the data set.
     pub index: usize,
@@ -28,6 +29,7 @@ pub struct UnreadableImage {
 
 /// An image that was found unreadable, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FoundUnreadable {
     /// Its place in the data set.
     pub index: usize,

@@ -30,6 +30,7 @@ pub enum DiscriminatorConfig {
 /// A configuration of a discriminator that cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
+#[non_exhaustive]
 pub struct DiscriminatorConfigError {
     /// The offending field.
     pub field: &'static str,

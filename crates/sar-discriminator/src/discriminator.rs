@@ -18,6 +18,7 @@ pub const LAYOUT: Layout = Layout { renames: &[], ignored: &[] };
 /// Tells images of the data from those of a decoder.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "one for each training, built once")]
+#[non_exhaustive]
 pub enum Discriminator<B: Backend> {
     /// Convolutions alone.
     PatchGan(PatchGan<B>),

@@ -10,6 +10,7 @@ const AT_A_TIME: usize = 4;
 
 /// A network with its distance. Values of different networks do not compare.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Distance<B: Backend> {
     /// Over the maps of EfficientNet-Lite0, all channels alike.
     EfficientNetLite0(PerceptualDistance<B>),

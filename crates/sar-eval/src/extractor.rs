@@ -27,6 +27,7 @@ enum Network<B: Backend> {
 
 /// What a network says of some images, one row after the other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Extracted {
     /// Features of the images.
     pub pooled: Vec<f32>,
@@ -73,8 +74,7 @@ impl<B: Backend> Extractor<B> {
     pub fn input(&self) -> &'static str {
         match self.network {
             Network::EfficientNetLite0(_) => "bilinear to 160 px",
-            Network::Inception(_, InceptionInput::Adm) => "adm",
-            Network::Inception(_, InceptionInput::PytorchFid) => "pytorch-fid",
+            Network::Inception(_, input) => input.name(),
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A tokenizer on some images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenizerFigures {
     /// Mean over images of the peak signal-to-noise ratio of the finest scale, dB, pixels clamped.
     pub psnr_db: f64,
@@ -26,6 +27,7 @@ pub struct TokenizerFigures {
 
 /// One axis of the colors of the images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenizerColor {
     /// A unit vector of red, green and blue.
     pub axis: [f64; 3],
@@ -42,6 +44,7 @@ pub struct TokenizerColor {
 /// (area-resampled): the coarse scales of a direct tokenizer (FlexVAR) decode to small images, and
 /// their values compare with those of the same size alone.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenizerScale {
     /// The scale, as written in a schedule.
     pub scale: String,

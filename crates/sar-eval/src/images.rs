@@ -18,6 +18,7 @@ pub struct ImageSet {
 }
 
 /// An image of a set.
+#[non_exhaustive]
 pub struct Square {
     /// Of the set's side.
     pub image: RgbImage,

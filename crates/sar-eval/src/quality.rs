@@ -18,6 +18,7 @@ const SEED: u64 = 0;
 /// Images beside reference images. What cannot be taken is none: of moments alone there are Fréchet
 /// distances and the inception score only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Quality {
     /// Images; 0 where that is not known.
     pub n: usize,
@@ -202,6 +203,7 @@ impl Reference {
 
 /// The figures of a training run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Glance {
     /// Fréchet distance.
     pub frechet: f64,

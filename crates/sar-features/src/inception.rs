@@ -33,6 +33,7 @@ const SPATIAL_CHANNELS: usize = 7;
 
 /// How images become what [`Inception`] takes. Published figures differ in it: name it beside yours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum InceptionInput {
     /// That of the released graph itself, and so of ADM's evaluation (arXiv:2105.05233), and of the
     /// package torch-fidelity: 8-bit images, resampled linearly between samples i in/out
@@ -45,6 +46,7 @@ pub enum InceptionInput {
 
 /// What [`Inception`] sees in images.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct InceptionFeatures<B: Backend> {
     /// `[b, 2048]`, no value below 0: the mean over the last map, `pool_3` of the released graph. For
     /// FID, precision and recall.
@@ -92,6 +94,14 @@ enum Branch<B: Backend> {
 }
 
 impl InceptionInput {
+    /// What reports call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Adm => "adm",
+            Self::PytorchFid => "pytorch-fid",
+        }
+    }
+
     /// What the network takes, of images of any size.
     ///
     /// # Shapes

@@ -16,6 +16,7 @@ use crate::cross_entropy::{cross_entropy, soft_cross_entropy};
 /// What the student is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum StudentTarget {
     /// The tokens that the teacher pass predicted: the published loss.
     TeacherTokens,
@@ -29,11 +30,32 @@ pub enum StudentTarget {
 ///
 /// They are tensors of the backend without autodiff, so that no gradient can flow through them.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Target<I: Backend> {
     /// One code per token, `[b, l]`, each in `0..v`.
     Tokens(Tensor<I, 2, Int>),
     /// One distribution per token, the softmax of these logits, `[b, l, v]`.
     SoftmaxOf(Tensor<I, 3>),
+}
+
+impl StudentTarget {
+    /// The values that it names: of the teacher pass's tokens, its logits, and the ground truth.
+    ///
+    /// # Shapes
+    /// - `predicted_bl`, `truth_bl`: `[b, l]`
+    /// - `teacher_blv`: `[b, l, v]`, unnormalized log-probabilities
+    pub fn of<I: Backend>(
+        self,
+        predicted_bl: Tensor<I, 2, Int>,
+        teacher_blv: Tensor<I, 3>,
+        truth_bl: Tensor<I, 2, Int>,
+    ) -> Target<I> {
+        match self {
+            Self::TeacherTokens => Target::Tokens(predicted_bl),
+            Self::TeacherProbabilities => Target::SoftmaxOf(teacher_blv),
+            Self::GroundTruth => Target::Tokens(truth_bl),
+        }
+    }
 }
 
 impl<I: Backend> Target<I> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How the losses of a pyramid's tokens become one number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Reduction {
     /// Every token counts the same, 1/L (the released trainers).
     MeanTokens,

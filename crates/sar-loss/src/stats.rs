@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Figures of one scale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ScaleStats {
     /// The scale, as written in a schedule.
     pub scale: String,

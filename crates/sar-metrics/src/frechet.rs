@@ -16,6 +16,7 @@ use crate::{MetricsError, Moments};
 
 /// The squared Fréchet distance, and what it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Frechet {
     /// The squared distance, in squared units of the features: 0 between equals, up to rounding of either sign.
     pub distance: f64,

@@ -7,6 +7,7 @@ use crate::{MetricsError, Nearest};
 
 /// How near samples come to training images, measured by how near held-out images do.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Memorization {
     /// The median distance of samples to their nearest training image, divided by that of held-out images: about 1
     /// where samples are as new as these, 0 where half of them are copies.

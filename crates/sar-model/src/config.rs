@@ -1,5 +1,7 @@
 //! What a backbone is made of.
 
+use std::fmt;
+
 use sar_core::{FirstScale, ScaleSchedule, ScaleSize};
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +10,7 @@ use crate::Visibility;
 /// Where positions come from, and with them the schedules that a backbone runs at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum PositionsConfig {
     /// FlexVAR: a learned grid, resampled to every scale of any schedule.
     Grid {
@@ -20,6 +23,25 @@ pub enum PositionsConfig {
         /// That schedule.
         scales: ScaleSchedule,
     },
+}
+
+impl PositionsConfig {
+    /// The only schedule that a backbone runs at, where its positions were learned for one.
+    pub fn only_scales(&self) -> Option<&ScaleSchedule> {
+        match self {
+            Self::Grid { .. } => None,
+            Self::PerToken { scales } => Some(scales),
+        }
+    }
+}
+
+impl fmt::Display for PositionsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grid { side } => write!(f, "a grid of {side}x{side}"),
+            Self::PerToken { scales } => write!(f, "of every token of {scales}"),
+        }
+    }
 }
 
 /// Shape of the transformer itself, whatever it is fed with.
@@ -62,6 +84,7 @@ pub struct BackboneConfig {
 /// A backbone configuration that cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
+#[non_exhaustive]
 pub struct BackboneConfigError {
     /// The offending field.
     pub field: &'static str,
@@ -120,8 +143,8 @@ impl BackboneConfig {
             );
             return Err(BackboneConfigError { field: "scales", problem });
         }
-        match &self.positions {
-            PositionsConfig::PerToken { scales } if scales != schedule => {
+        match self.positions.only_scales() {
+            Some(scales) if scales != schedule => {
                 let problem = format!("{schedule}: this model runs at {scales} only (VAR)");
                 Err(BackboneConfigError { field: "scales", problem })
             }

@@ -17,6 +17,7 @@ use crate::Backbone;
 /// softmax, residuals and the head, with which logits are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Precision {
     /// Single precision.
     F32,
@@ -35,6 +36,7 @@ impl fmt::Display for Precision {
 /// A name that is not a precision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{name}' is not a precision: there are f32, bf16 and f16")]
+#[non_exhaustive]
 pub struct UnknownPrecision {
     /// What was named.
     pub name: String,
@@ -57,6 +59,14 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+        }
+    }
+
+    /// Whether its range is so small that gradients only fit in with a scaled loss.
+    pub const fn needs_loss_scale(self) -> bool {
+        match self {
+            Self::F32 | Self::Bf16 => false,
+            Self::F16 => true,
         }
     }
 

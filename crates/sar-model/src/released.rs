@@ -48,6 +48,17 @@ pub struct Hints {
 }
 
 impl BackboneConfig {
+    /// What files of ours call backbones, by where their positions come from.
+    pub const KINDS: &'static [&'static str] = &["flexvar-backbone", "var-backbone"];
+
+    /// What files of ours call a backbone of this configuration, one of [`KINDS`](Self::KINDS).
+    pub fn kind(&self) -> &'static str {
+        match self.positions {
+            PositionsConfig::Grid { .. } => Self::KINDS[0],
+            PositionsConfig::PerToken { .. } => Self::KINDS[1],
+        }
+    }
+
     /// The configuration that the shapes of a file's tensors show, and what of it they do not show and
     /// is assumed to be as published, in words. Whether all parameters are there is for
     /// [`sar_weights::Located::check`] to say.

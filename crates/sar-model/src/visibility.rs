@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 /// with one are sampled with the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Visibility {
     /// Every coarser scale (VAR, FlexVAR).
     AllCoarser,

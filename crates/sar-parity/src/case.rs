@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 /// A parity case in memory.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Case {
     /// Its folder.
     pub dir: PathBuf,
@@ -32,6 +33,7 @@ pub struct Case {
 
 /// A greedy sampling run of a case.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SamplingCase {
     /// Its part of the golden names.
     pub name: String,
@@ -44,6 +46,7 @@ pub struct SamplingCase {
 /// The optimizer step of a case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct AdamWCase {
     /// Learning rate.
     pub lr: f64,

@@ -42,6 +42,7 @@ pub fn check<A: AutodiffBackend>(case: &Case, device: &A::Device) -> Result<Repo
     let tokens_bl = match case.tokenizer.family {
         Family::Flexvar => run.direct_tokenizer(&tokenizer, image_bchw),
         Family::Var { .. } => run.residual_tokenizer(&tokenizer, image_bchw),
+        family => return Err(malformed(format!("tokenizer: nothing is golden of {family:?}"))),
     };
     let streams = (0..labels.len() as u64).map(|i| SeedTree::new(0).at(i)).collect();
     let batch = TokenBatch { labels, streams, schedule: case.scales.clone(), tokens_bl };
@@ -247,9 +248,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
             if let Some(q_bchw) = generated.canvas {
                 let image_bchw = tokenizer.decode(q_bchw);
                 let image_bchw = match case.tokenizer.family {
-                    Family::Flexvar => image_bchw,
                     // Pixels in [0, 1].
                     Family::Var { .. } => (image_bchw.clamp(-1.0, 1.0) + 1.0) * 0.5,
+                    _ => image_bchw,
                 };
                 self.floats(&format!("sample.{name}.image"), image_bchw);
             }

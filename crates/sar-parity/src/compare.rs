@@ -8,6 +8,7 @@ use sar_weights::NamedTensors;
 
 /// What was found for one golden tensor.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Row {
     /// Name of the tensor.
     pub name: String,

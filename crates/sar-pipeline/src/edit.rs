@@ -11,7 +11,6 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use image::{Rgb, RgbImage, imageops};
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
-use sar_model::PositionsConfig;
 use sar_rollout::{KeptTokens, Region, Sampler};
 
 use crate::pipeline::{Pipeline, Request};
@@ -22,6 +21,7 @@ const HOLE: Rgb<u8> = Rgb([128; 3]);
 
 /// What is drawn anew.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Part {
     /// The pixels of a mask.
     Inside(Mask),
@@ -78,7 +78,7 @@ impl<B: Backend> Pipeline<B> {
     fn placement(&self, source: (u32, u32), settings: &EditSettings) -> Placement {
         let (last, unit) = (settings.scales.last(), self.downsampling() as u32);
         let drawn = [last.width, last.height].map(|n| n as u32 * unit);
-        let is_fixed = matches!(self.backbone.config.positions, PositionsConfig::PerToken { .. });
+        let is_fixed = self.backbone.config.positions.only_scales().is_some();
         match settings.exact_size || is_fixed {
             true => Placement::cover(source, drawn),
             false => Placement::keep_aspect(source, drawn, unit),

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sar_core::{FirstScale, ScaleSchedule};
-use sar_model::{Backbone, BackboneConfig, Hints, PositionsConfig, Visibility};
+use sar_model::{Backbone, BackboneConfig, Hints, Visibility};
 use sar_rollout::Sampler;
-use sar_tokenizer::{CodebookGrowth, Family, Tokenizer, TokenizerConfig};
+use sar_tokenizer::{CodebookGrowth, Tokenizer, TokenizerConfig};
 use sar_weights::{
     Anchor, Layout, Located, NamedTensors, ParameterInfo, WeightsError, WeightsFile, parameters,
 };
@@ -24,11 +24,9 @@ const SCALES: &str = "scales";
 const SAMPLER: &str = "sampler";
 const CODEBOOK: &str = "codebook";
 
-/// What this project calls the models in its own files.
-const KINDS: [&str; 4] = ["flexvar-tokenizer", "var-tokenizer", "flexvar-backbone", "var-backbone"];
-
 /// Which model of a file is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Wanted {
     /// Whatever there is, the backbone first.
     Any,
@@ -58,6 +56,7 @@ pub struct Known {
 
 /// A model and what belongs to it.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Model {
     /// Images to tokens and back.
     Tokenizer(TokenizerConfig),
@@ -78,6 +77,7 @@ pub enum Model {
 
 /// A model in a file.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Recognized {
     /// Where it lies.
     pub located: Located,
@@ -187,7 +187,7 @@ impl Recognized {
         }
         let scales = scales.unwrap_or_else(|| {
             let scales = config.published_scales();
-            if let PositionsConfig::Grid { .. } = config.positions {
+            if config.positions.only_scales().is_none() {
                 assumed.push(format!("scales {scales}, as published"));
             }
             scales
@@ -248,12 +248,8 @@ impl Model {
     /// `flexvar-tokenizer`, `var-tokenizer`, `flexvar-backbone` or `var-backbone`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Tokenizer(TokenizerConfig { family: Family::Flexvar, .. }) => KINDS[0],
-            Self::Tokenizer(TokenizerConfig { family: Family::Var { .. }, .. }) => KINDS[1],
-            Self::Backbone { config, .. } => match config.positions {
-                PositionsConfig::Grid { .. } => KINDS[2],
-                PositionsConfig::PerToken { .. } => KINDS[3],
-            },
+            Self::Tokenizer(config) => config.kind(),
+            Self::Backbone { config, .. } => config.kind(),
         }
     }
 
@@ -347,7 +343,8 @@ fn of_metadata<T: DeserializeOwned>(
     file: &WeightsFile,
     field: &'static str,
 ) -> Result<Option<T>, PipelineError> {
-    let is_ours = file.metadata().get(KIND).is_some_and(|kind| KINDS.contains(&kind.as_str()));
+    let kinds = [TokenizerConfig::KINDS, BackboneConfig::KINDS].concat();
+    let is_ours = file.metadata().get(KIND).is_some_and(|kind| kinds.contains(&kind.as_str()));
     let Some(text) = file.metadata().get(field).filter(|_| is_ours) else { return Ok(None) };
     serde_json::from_str(text).map(Some).map_err(|error| PipelineError::Metadata {
         path: file.path().into(),

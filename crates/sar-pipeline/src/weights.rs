@@ -7,7 +7,7 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
-use sar_model::{Backbone, BackboneConfig, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig};
 use sar_rollout::{Choice, Guidance, Sampler};
 use sar_tokenizer::{Tokenizer, TokenizerConfig};
 use sar_weights::{WeightsFile, bind, collect};
@@ -17,6 +17,7 @@ use crate::{CodebookSketch, PipelineError};
 
 /// Something out of a file, and what the user should know of how it was read.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Loaded<T> {
     /// What was loaded.
     pub value: T,
@@ -62,9 +63,9 @@ pub struct TrainedBackbone<B: Backend> {
 /// How the authors sample a model of this family: guidance of 2.5 by FlexVAR's rule, top-k 900 and
 /// top-p 0.95; of 1.5 by the plain ramp, top-k 900 and top-p 0.96 for VAR.
 pub fn published_sampler(config: &BackboneConfig) -> Sampler {
-    let (guidance, top_p) = match config.positions {
-        PositionsConfig::Grid { .. } => (Guidance::flexvar(2.5), 0.95),
-        PositionsConfig::PerToken { .. } => (Guidance::Ramp { scale: 1.5 }, 0.96),
+    let (guidance, top_p) = match config.positions.only_scales() {
+        None => (Guidance::flexvar(2.5), 0.95),
+        Some(_) => (Guidance::Ramp { scale: 1.5 }, 0.96),
     };
     Sampler { guidance, choice: Choice::Sample { top_k: 900, top_p } }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use sar_core::{ScaleSchedule, ScaleSize};
-use sar_rollout::{Choice, Sampler};
+use sar_rollout::{Choice, Filters, Sampler};
 
 use crate::{Pipeline, PipelineError};
 
@@ -51,17 +51,13 @@ impl Wishes {
     /// The sampler of the weights, but for what is said: a top-k or a top-p draws codes also where the
     /// weights take the most probable one, and where they mix codes it is of the mixture.
     pub fn sampler(&self, base: Sampler) -> Sampler {
-        let (k, p) = match base.choice {
-            Choice::Argmax => (0, 0.0),
-            Choice::Sample { top_k, top_p } | Choice::MoreSmooth { top_k, top_p } => (top_k, top_p),
-        };
-        let (top_k, top_p) = (self.top_k.unwrap_or(k), self.top_p.unwrap_or(p));
+        let Filters { top_k, top_p } = base.choice.filters();
+        let (top_k, top_p) = (self.top_k.unwrap_or(top_k), self.top_p.unwrap_or(top_p));
         let is_said = self.top_k.is_some() || self.top_p.is_some();
-        let choice = match base.choice {
-            _ if self.more_smooth => Choice::MoreSmooth { top_k, top_p },
-            Choice::MoreSmooth { .. } => Choice::MoreSmooth { top_k, top_p },
-            _ if is_said => Choice::Sample { top_k, top_p },
-            choice => choice,
+        let choice = match self.more_smooth {
+            true => Choice::MoreSmooth { top_k, top_p },
+            false if is_said => base.choice.with_filters(Filters { top_k, top_p }),
+            false => base.choice,
         };
         let guidance = self.guidance.map_or(base.guidance, |scale| base.guidance.with_scale(scale));
         Sampler { guidance, choice }

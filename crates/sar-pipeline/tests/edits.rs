@@ -45,7 +45,7 @@ fn models_of(family: Family, first_scale: FirstScale, scales: &str) -> Models {
     let shape = BackboneShape { width: 24, heads: 2, first_scale, ..BackboneShape::published(2) };
     let positions = match family {
         Family::Flexvar => PositionsConfig::Grid { side: 32 },
-        Family::Var { .. } => PositionsConfig::PerToken { scales: scales.clone() },
+        _ => PositionsConfig::PerToken { scales: scales.clone() },
     };
     let backbone =
         BackboneConfig { shape, classes: 3, codebook_size: 32, codebook_dim: 16, positions };

@@ -4,11 +4,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::backend::Backend;
 use sar_core::ScaleSchedule;
-use sar_model::PositionsConfig;
-use sar_pipeline::{
-    EditSettings, Model, Origin, Pipeline, PipelineError, Request, RgbImage, Wishes,
-};
-use sar_rollout::{Choice, Guidance, Sampler};
+use sar_pipeline::{EditSettings, Origin, Pipeline, PipelineError, Request, RgbImage, Wishes};
+use sar_rollout::{Filters, Sampler};
 use serde_json::{Value, json};
 
 /// Work that has been checked.
@@ -113,31 +110,14 @@ impl<B: Backend> Engine for Pipeline<B> {
     fn about(&self) -> Value {
         let (backbone, tokenizer, unit) = (self.backbone(), self.tokenizer(), self.downsampling());
         let last = backbone.scales.last();
-        let model = Model::Backbone {
-            config: backbone.config.clone(),
-            classes: Vec::new(),
-            scales: backbone.scales.clone(),
-            sampler: backbone.sampler,
-            codebook: None,
-        };
         let presets = ScaleSchedule::PRESETS.iter().filter(|(name, _)| {
             ScaleSchedule::preset(name).is_ok_and(|scales| self.check_scales(&scales).is_ok())
         });
-        let guidance = backbone.sampler.guidance;
-        let rule = match guidance {
-            Guidance::Ramp { .. } => "ramp",
-            Guidance::FlexRamp { .. } => "flex-ramp",
-            Guidance::Constant { .. } => "constant",
-            Guidance::HalfRamp { .. } => "half-ramp",
-        };
-        let (top_k, top_p, choice) = match backbone.sampler.choice {
-            Choice::Argmax => (0, 0.0, "argmax"),
-            Choice::Sample { top_k, top_p } => (top_k, top_p, "sample"),
-            Choice::MoreSmooth { top_k, top_p } => (top_k, top_p, "more-smooth"),
-        };
+        let Sampler { guidance, choice } = backbone.sampler;
+        let Filters { top_k, top_p } = choice.filters();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "family": model.kind(),
+            "family": backbone.config.kind(),
             "classes": self.classes(),
             "codes": tokenizer.config.codebook_size,
             "scales": backbone.scales.to_string(),
@@ -146,9 +126,13 @@ impl<B: Backend> Engine for Pipeline<B> {
             "unit": unit,
             "presets": presets.map(|(name, _)| *name).collect::<Vec<_>>(),
             // Learned positions belong to one schedule.
-            "fixed_scales": matches!(backbone.config.positions, PositionsConfig::PerToken { .. }),
+            "fixed_scales": backbone.config.positions.only_scales().is_some(),
             "sampler": {
-                "rule": rule, "guidance": guidance.scale(), "choice": choice, "top_k": top_k, "top_p": top_p,
+                "rule": json!(guidance)["rule"],
+                "guidance": guidance.scale(),
+                "choice": json!(choice)["kind"],
+                "top_k": top_k,
+                "top_p": top_p,
             },
             "notes": self.notes(),
         })

@@ -28,6 +28,7 @@ const MOST_ASPECT: u64 = 8;
 /// What to sample; of what is not said, what `sar sample` does.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct SampleRequest {
     /// By name or index; none for no class at all.
     pub class: Option<String>,
@@ -71,6 +72,7 @@ impl Default for SampleRequest {
 /// What to edit.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct EditRequest {
     /// The bytes of an image file in base64.
     pub image: String,
@@ -102,6 +104,7 @@ pub struct EditRequest {
 /// What is done with a picture.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Mode {
     /// The inside or outside of a mask or box is drawn anew.
     Inpaint,

@@ -17,6 +17,7 @@ use crate::reveal::reveal_first;
 /// How a token is chosen from its logits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Choice {
     /// The most probable code.
     Argmax,
@@ -71,6 +72,32 @@ impl<B: Backend> Chosen<B> {
 }
 
 impl Choice {
+    /// The filters of its draws; none where nothing is drawn.
+    pub const fn filters(self) -> Filters {
+        match self {
+            Self::Argmax => Filters::NONE,
+            Self::Sample { top_k, top_p } | Self::MoreSmooth { top_k, top_p } => {
+                Filters { top_k, top_p }
+            }
+        }
+    }
+
+    /// The same choice with other filters; instead of the most probable code one is drawn.
+    pub const fn with_filters(self, Filters { top_k, top_p }: Filters) -> Self {
+        match self {
+            Self::Argmax | Self::Sample { .. } => Self::Sample { top_k, top_p },
+            Self::MoreSmooth { .. } => Self::MoreSmooth { top_k, top_p },
+        }
+    }
+
+    /// Whether it mixes codes instead of taking one.
+    pub const fn mixes(self) -> bool {
+        match self {
+            Self::Argmax | Self::Sample { .. } => false,
+            Self::MoreSmooth { .. } => true,
+        }
+    }
+
     /// Chooses for the places of scale `k` of every image.
     ///
     /// # Shapes
@@ -148,6 +175,7 @@ pub struct Sampler {
 
 /// What generation leaves behind.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Generated<B: Backend, C> {
     /// Tokens of every scale, each `[b, n_k]`.
     pub tokens: Vec<Tensor<B, 2, Int>>,

@@ -25,6 +25,7 @@ pub fn guide<B: Backend>(cond_bnv: Tensor<B, 3>, uncond_bnv: Tensor<B, 3>, t: f6
 /// How the strength of guidance depends on the scale; k of K scales, zero-based.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rule", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Guidance {
     /// `t = scale * k / (K - 1)` (VAR).
     Ramp {

@@ -37,6 +37,7 @@ use crate::generate::Sampler;
 /// Which transitions between scales the student pass predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Transitions {
     /// All K - 1, in one scale-causal sequence (the paper).
     All,
@@ -51,6 +52,7 @@ pub enum Transitions {
 /// Which scales of the student's context are the model's own predictions; the others are true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum StudentContext {
     /// All of them.
     All,
@@ -58,6 +60,26 @@ pub enum StudentContext {
     Odd,
     /// Those from this zero-based index on; coarser ones are teacher-forced.
     From(usize),
+}
+
+impl Transitions {
+    /// The tokens of the student's sequences together, with the class tokens before them: the mean
+    /// where one is drawn, 0 for a single scale.
+    pub fn n_tokens(self, schedule: &ScaleSchedule) -> f64 {
+        let last = schedule.len() - 1;
+        if last == 0 {
+            return 0.0;
+        }
+        // The class token comes before every transition that is a sequence of its own.
+        let alone = |k: usize| 1.0 + schedule.size(k).tokens() as f64;
+        let separate: f64 = (1..=last).map(alone).sum();
+        match self {
+            Self::All => schedule.n_tokens() as f64,
+            Self::Last => alone(last),
+            Self::OneRandom => separate / last as f64,
+            Self::Separate => separate,
+        }
+    }
 }
 
 impl StudentContext {
@@ -90,6 +112,7 @@ pub enum Predictions {
 
 /// One student sequence.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StudentPass<B: Backend> {
     /// The scales of the sequence: the first, then the predicted ones.
     pub schedule: ScaleSchedule,
@@ -220,6 +243,20 @@ mod tests {
         assert_eq!(separate[0], ("1_2".into(), vec![1.0; 4], 1..5));
         assert_eq!(separate[1], ("1_3".into(), vec![2.0; 9], 5..14));
         assert_eq!(run(StudentContext::All, Transitions::OneRandom).len(), 1);
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_sequences() {
+        let of =
+            |scales: &str, transitions: Transitions| transitions.n_tokens(&scales.parse().unwrap());
+        for transitions in [Transitions::All, Transitions::Last, Transitions::Separate] {
+            let sequences = run(StudentContext::All, transitions).into_iter();
+            let tokens =
+                sequences.map(|(scales, ..)| scales.parse::<ScaleSchedule>().unwrap().n_tokens());
+            assert_eq!(of("1_2_3", transitions), tokens.sum::<usize>() as f64);
+        }
+        assert_eq!(of("1_2_3", Transitions::OneRandom), 7.5, "5 or 10");
+        assert_eq!(of("2", Transitions::All), 0.0);
     }
 
     #[test]

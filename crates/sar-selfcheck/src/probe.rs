@@ -40,6 +40,7 @@ pub struct Probe {
 
 /// How a probe compares with the host.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// A product of f32 tensors, whose inputs a device may round.
     Product {

@@ -9,6 +9,7 @@ pub const GROUPS: usize = 32;
 /// Which published tokenizer one is built like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Family {
     /// FlexVAR: every scale is encoded directly, codes are compared by angle, quant convolutions
     /// are 1x1.
@@ -101,6 +102,7 @@ pub struct TokenizerConfig {
 /// A tokenizer configuration that cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
+#[non_exhaustive]
 pub struct TokenizerConfigError {
     /// The offending field.
     pub field: &'static str,

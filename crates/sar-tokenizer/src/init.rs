@@ -21,6 +21,7 @@ use crate::{Tokenizer, TokenizerConfig, TokenizerConfigError};
 /// What a tokenizer is before its first step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Init {
     /// torch's defaults, as the released trainers have them.
     Torch {},
@@ -33,16 +34,34 @@ pub enum Init {
     },
 }
 
+impl Init {
+    /// Checks that weights can be drawn so.
+    ///
+    /// # Errors
+    /// If the gain is not in (0, 10].
+    pub fn validate(self) -> Result<(), TokenizerConfigError> {
+        match self {
+            Self::Pyramid { gain } if gain > 0.0 && gain <= 10.0 => Ok(()),
+            Self::Pyramid { .. } => {
+                let problem = "must be in (0, 10]".into();
+                Err(TokenizerConfigError { field: "init.gain", problem })
+            }
+            Self::Torch {} => Ok(()),
+        }
+    }
+}
+
 /// A tokenizer with random weights that are a pure function of the seed.
 ///
 /// # Errors
-/// If the configuration cannot be built.
+/// If the configuration cannot be built, or weights not be drawn so.
 pub fn init<B: Backend>(
     config: &TokenizerConfig,
     init: Init,
     seed: SeedTree,
     device: &B::Device,
 ) -> Result<Tokenizer<B>, TokenizerConfigError> {
+    init.validate()?;
     let tokenizer = Tokenizer::new(config, device)?;
     // A bias is drawn with its weight's fan in, and follows it in the order of parameters.
     let mut fan_in = 1;
@@ -161,6 +180,14 @@ mod tests {
         assert_eq!(of_pyramid("encoder.mid.0.conv2.weight", &[1, 1, 1, 1]), Some(vec![0.0]));
         assert_eq!(of_pyramid("encoder.mid.0.conv1.weight", &[1, 1, 1, 1]), None);
         assert_eq!(of_pyramid("encoder.mid.0.conv1.bias", &[2]), Some(vec![0.0; 2]));
+    }
+
+    #[test]
+    fn gains_are_in_their_range() {
+        let is_fit = |gain: f64| Init::Pyramid { gain }.validate().is_ok();
+        assert!([1e-3, 10.0].into_iter().all(is_fit));
+        assert!(![-1.0, 0.0, 10.1, f64::NAN].into_iter().any(is_fit));
+        assert!(Init::Torch {}.validate().is_ok());
     }
 
     #[test]

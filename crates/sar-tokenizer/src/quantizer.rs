@@ -10,7 +10,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use sar_core::{Filter, ScaleSize, resample};
+use sar_core::{Filter, ScaleSchedule, ScaleSize, resample};
 
 use crate::codebook::{Metric, rows};
 use crate::residual::Residual;
@@ -18,6 +18,7 @@ use crate::{Codebook, Disturbance, Family, TokenizerConfig};
 
 /// A family of quantizers with its parameters.
 #[derive(Module, Debug)]
+#[non_exhaustive]
 pub enum Quantizer<B: Backend> {
     /// Every scale encodes the latents (FlexVAR).
     Direct(Direct<B>),
@@ -33,6 +34,7 @@ pub struct Direct<B: Backend> {
 
 /// Quantized latents and what the training losses need of them.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Quantized<B: Backend> {
     /// What the losses draw together: a pair for each scale, as matrices of one shape. A direct
     /// quantizer pairs comparable latents with their codes, `[b n, c]`; a residual one the latents
@@ -137,6 +139,19 @@ impl<B: Backend> Quantizer<B> {
             z_nc
         });
         targets
+    }
+
+    /// The scales at which [`quantize`](Self::quantize) takes latents of the size of one of a
+    /// schedule's: a direct quantizer at that one, a residual one at all, of which it is the last.
+    pub fn scales_of<'s>(
+        &self,
+        size: &'s ScaleSize,
+        schedule: &'s ScaleSchedule,
+    ) -> &'s [ScaleSize] {
+        match self {
+            Self::Direct(_) => std::slice::from_ref(size),
+            Self::Residual(_) => schedule.sizes(),
+        }
     }
 
     /// Quantizes latents at every one of some scales, for training. The last of the scales is the

@@ -50,6 +50,17 @@ const fn var_renames(phi: Rename) -> [Rename; 9] {
 }
 
 impl TokenizerConfig {
+    /// What files of ours call tokenizers, by their family.
+    pub const KINDS: &'static [&'static str] = &["flexvar-tokenizer", "var-tokenizer"];
+
+    /// What files of ours call a tokenizer of this configuration, one of [`KINDS`](Self::KINDS).
+    pub fn kind(&self) -> &'static str {
+        match self.family {
+            Family::Flexvar => Self::KINDS[0],
+            Family::Var { .. } => Self::KINDS[1],
+        }
+    }
+
     /// The names and layout of a released file of this shape.
     pub fn layout(&self) -> &'static Layout {
         match self.family {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_core::{ScaleSchedule, ScaleSize, SeedTree};
 use sar_data::{Images, ReadAhead};
-use sar_model::{Backbone, PositionsConfig};
+use sar_model::Backbone;
 use sar_pipeline::{Known, TrainedBackbone, TrainedTokenizer, tokenizer_of_run};
 use sar_rollout::Choice;
 use sar_weights::{WeightsFile, bind};
@@ -27,6 +27,7 @@ use crate::{StageId, TrainError};
 
 /// What is measured, and on which images.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Target {
     /// Whose images, scales and evaluation.
     pub recipe: Recipe,
@@ -73,6 +74,7 @@ pub struct Settings {
 
 /// The dynamics of several sets of weights on the same images.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Analysis {
     /// Name of the recipe.
     pub recipe: String,
@@ -90,6 +92,7 @@ pub struct Analysis {
 
 /// The dynamics of one set of weights.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Analyzed {
     /// As [`Subject::name`].
     pub name: String,
@@ -305,8 +308,8 @@ impl Target {
             return Err(misfit(problem));
         }
         let scales = recipe.scales();
-        match &config.positions {
-            PositionsConfig::PerToken { scales: learned } if learned != scales => {
+        match config.positions.only_scales() {
+            Some(learned) if learned != scales => {
                 let problem = format!(
                     "has positions for the scales {learned} alone, recipe {} is of {scales}",
                     recipe.name

@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use sar_core::{CodePyramid, FirstScale, ScaleModel, ScaleSchedule, SeedTree, restrict};
-use sar_loss::{StudentTarget, Target, cross_entropy, mean_tokens, student_forcing};
+use sar_loss::{cross_entropy, mean_tokens, student_forcing};
 use sar_model::{Backbone, DropPath, FirstToken, Pass};
 use sar_rollout::{Predictions, Sampler, generate, guide, stagger};
 
@@ -102,15 +102,13 @@ where
         ConditionDraw::PerPass => condition("student-condition"),
     };
     let student_drops = drops("student");
-    let target = match (student_target, predictions) {
-        // The teacher pass's own prediction is the target, also where the context is a full rollout.
-        (StudentTarget::TeacherTokens, Predictions::FullRollout { .. }) => {
-            Target::Tokens(argmax_tokens(teacher_blv.inner()))
-        }
-        (StudentTarget::TeacherTokens, _) => Target::Tokens(predicted_bl),
-        (StudentTarget::TeacherProbabilities, _) => Target::SoftmaxOf(teacher_blv.inner()),
-        (StudentTarget::GroundTruth, _) => Target::Tokens(batch.tokens_bl.clone()),
+    let teacher_blv = teacher_blv.inner();
+    // The teacher pass's own prediction is the target, also where the context is a full rollout.
+    let teacher_bl = match predictions {
+        Predictions::FullRollout { .. } => argmax_tokens(teacher_blv.clone()),
+        Predictions::TeacherArgmax | Predictions::TeacherSample { .. } => predicted_bl,
     };
+    let target = student_target.of(teacher_bl, teacher_blv, batch.tokens_bl.clone());
     let losses = passes.into_iter().map(|pass| {
         let first = match (given.is_behind_the_class_token(), student_first_token) {
             (true, _) if pass.has_first_scale => first(),

@@ -45,6 +45,7 @@ const UNGUIDED: Guidance = Guidance::Constant { scale: 1.0 };
 
 /// The dynamics of a set of weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Dynamics {
     /// Teacher loss over all scales, the others and the gaps over all but the first.
     pub all: ContextLosses,
@@ -54,6 +55,7 @@ pub struct Dynamics {
 
 /// One scale's dynamics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ScaleDynamics {
     /// The scale, as written in a schedule.
     pub scale: String,
@@ -86,6 +88,7 @@ pub struct ScaleDynamics {
 
 /// Losses of the same tokens in three contexts, nats per token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ContextLosses {
     /// Context ground truth.
     pub teacher_loss: f64,
@@ -103,6 +106,7 @@ pub struct ContextLosses {
 
 /// Bootstrap 95 % intervals over images, `[low, high]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ContextIntervals {
     /// Of the teacher loss.
     pub teacher_loss: Interval,
@@ -294,7 +298,7 @@ pub fn rollout_tokens<B: Backend, P: CodePyramid<B>>(
     choice: Choice,
     device: &B::Device,
 ) -> Tensor<B, 2, Int> {
-    assert!(!matches!(choice, Choice::MoreSmooth { .. }), "a mixture of codes is no token");
+    assert!(!choice.mixes(), "a mixture of codes is no token");
     let sampler = Sampler { guidance: UNGUIDED, choice };
     let TokenBatch { labels, streams, schedule, .. } = batch;
     generate(model, pyramid, labels, schedule, sampler, streams, device).tokens_bl()

@@ -168,6 +168,7 @@ pub enum TrainError {
 
 /// Where numbers went bad, as far as it can be told afterwards.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct NotFinite {
     /// Stage.
     pub stage: StageId,

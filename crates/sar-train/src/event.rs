@@ -6,6 +6,7 @@ use crate::StageId;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// Everything that can be checked beforehand is in order; the first stage comes next.
     RunStarted {

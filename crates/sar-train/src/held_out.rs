@@ -29,6 +29,7 @@ pub type Interval = [f64; 2];
 
 /// The three figures of a set of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Figures {
     /// Nats per token with ground-truth context.
     pub teacher_loss: f64,
@@ -44,6 +45,7 @@ pub struct Figures {
 
 /// Bootstrap 95 % intervals, `[low, high]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Intervals {
     /// Of the teacher loss.
     pub teacher_loss: Interval,
@@ -57,6 +59,7 @@ pub struct Intervals {
 
 /// One scale's figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ScaleFigures {
     /// The scale, as written in a schedule.
     pub scale: String,
@@ -67,6 +70,7 @@ pub struct ScaleFigures {
 
 /// Figures of a set of weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HeldOut {
     /// Over all scales (the student's and the gap over all but the first).
     #[serde(flatten)]

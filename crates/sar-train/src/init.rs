@@ -5,7 +5,7 @@ use std::mem::discriminant;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use sar_core::{FirstScale, SeedTree};
-use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT, PositionsConfig};
+use sar_model::{Backbone, BackboneConfig, BackboneConfigError, LAYOUT};
 use sar_pipeline::{CodebookSketch, Known, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
 use sar_weights::{Layout, NamedTensors, WeightsFile, bind, checksum, collect};
@@ -107,7 +107,7 @@ impl<B: Backend> Given<B> {
         let (backbone, codebook) = match &recipe.pretrain.init_from {
             InitFrom::Scratch {} => (None, None),
             InitFrom::Weights { path, root, adapt } => {
-                let of_recipe = matches!(config.positions, PositionsConfig::PerToken { .. });
+                let of_recipe = config.positions.only_scales().is_some();
                 let known = Known {
                     root: root.clone(),
                     heads: Some(config.shape.heads),

@@ -30,6 +30,7 @@ use crate::step::side_by_side;
 /// Where the latents of a backbone stage come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Latents {
     /// Every image is augmented and encoded anew at every step.
     Online {},
@@ -47,6 +48,7 @@ pub enum Latents {
 /// Bits of a stored latent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Precision {
     /// 32-bit floats.
     Full,

@@ -70,6 +70,7 @@ pub struct Learner<A: AutodiffBackend, M: AutodiffModule<A>> {
 
 /// What an update did.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Update<B: Backend> {
     /// The learner's name.
     pub learner: &'static str,
@@ -94,6 +95,7 @@ pub struct Update<B: Backend> {
 
 /// What a stage ends with.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Trained<M> {
     /// The weights after the last step.
     pub model: M,

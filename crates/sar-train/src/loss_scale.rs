@@ -25,10 +25,8 @@ impl LossScale {
 
     /// Where a training in a precision starts; none where gradients need no scale.
     pub fn of(precision: Precision) -> Option<Self> {
-        match precision {
-            Precision::F32 | Precision::Bf16 => None,
-            Precision::F16 => Some(Self { factor: Self::START, good: 0, skipped: 0 }),
-        }
+        let start = Self { factor: Self::START, good: 0, skipped: 0 };
+        precision.needs_loss_scale().then_some(start)
     }
 
     /// The factor of the loss.

@@ -10,6 +10,7 @@ use crate::context_noise::ContextNoise;
 /// Teacher forcing alone, or with a student term.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Objective {
     /// Cross-entropy of every token given ground-truth coarser scales.
     TeacherForcing,
@@ -35,6 +36,7 @@ pub enum Objective {
 /// The class token of the student pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum StudentFirstToken {
     /// Without the start position, as published. Neither the teacher pass nor sampling begins so: it tells
     /// the network which pass it is in.
@@ -46,6 +48,7 @@ pub enum StudentFirstToken {
 /// When class dropout is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ConditionDraw {
     /// Once per image and step, for both passes.
     Once,
@@ -100,20 +103,10 @@ impl Objective {
     /// square of the tokens is left out.
     pub fn passes(&self, schedule: &ScaleSchedule) -> f64 {
         let Self::Sar { predictions, transitions, .. } = self else { return 1.0 };
-        let n_scales = schedule.len();
-        if n_scales == 1 {
+        if schedule.len() == 1 {
             return 1.0;
         }
-        let all = schedule.n_tokens() as f64;
-        // The class token comes before every transition that is a sequence of its own.
-        let alone = |k: usize| 1.0 + schedule.size(k).tokens() as f64;
-        let separate: f64 = (1..n_scales).map(alone).sum();
-        let student = match transitions {
-            Transitions::All => all,
-            Transitions::Last => alone(n_scales - 1),
-            Transitions::OneRandom => separate / (n_scales - 1) as f64,
-            Transitions::Separate => separate,
-        };
+        let student = transitions.n_tokens(schedule) / schedule.n_tokens() as f64;
         let rollout = match predictions {
             Predictions::TeacherArgmax => 0.0,
             Predictions::TeacherSample { sampler } | Predictions::FullRollout { sampler } => {
@@ -124,7 +117,7 @@ impl Objective {
                 }
             }
         };
-        1.0 + student / all + rollout / 3.0
+        1.0 + student + rollout / 3.0
     }
 }
 
@@ -132,6 +125,7 @@ impl Objective {
 /// [`held_out`](crate::held_out)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum BackboneMeasure {
     /// Cross-entropy with ground-truth context.
     TeacherLoss,

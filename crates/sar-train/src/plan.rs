@@ -1,7 +1,6 @@
 //! What a run will do, said before anything is done.
 
 use burn::tensor::backend::AutodiffBackend;
-use sar_core::TrainingSchedule;
 use sar_data::{Images, ReadAhead};
 use sar_model::Backbone;
 use sar_tokenizer::{Tokenizer, TokenizerConfig};
@@ -16,6 +15,7 @@ use crate::{StageId, TrainError};
 
 /// The plan of a run.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Plan {
     /// Training and held-out images.
     pub images: [usize; 2],
@@ -41,6 +41,7 @@ pub struct Plan {
 
 /// One stage of a plan.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PlannedStage {
     /// Which.
     pub id: StageId,
@@ -94,10 +95,7 @@ pub fn plan<A: AutodiffBackend>(
 
     let side = recipe.data.side as usize;
     let l = recipe.scales().n_tokens();
-    let tokens = match &recipe.backbone.schedule {
-        TrainingSchedule::Fixed { .. } => l,
-        TrainingSchedule::Random { max_tokens, .. } => l.max(*max_tokens),
-    };
+    let tokens = recipe.backbone.schedule.most_tokens();
     let (d, h) = (config.shape.width as u64, config.shape.heads as u64);
     let v = config.codebook_size as u64;
     // What a token leaves for the backward pass: in each block about 40 rows of the width and three

@@ -25,6 +25,7 @@ const MOST_REAL: usize = 5000;
 /// Samples beside the recipe's images. All weights draw from the same streams, so that their differences
 /// are of pairs. Figures of so few images compare with those of as many only.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct QualityReport {
     /// The network whose features are compared, and a checksum of its weights.
     pub extractor: [String; 2],
@@ -50,6 +51,7 @@ pub struct QualityReport {
 
 /// What real images have: nothing can be better, on average.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Floor {
     /// Held-out images.
     pub images: usize,
@@ -61,6 +63,7 @@ pub struct Floor {
 
 /// Figures of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Figures {
     /// Fréchet distance of EfficientNet-Lite0's features: far too large for few images.
     pub fd_effnetlite0: Estimate,
@@ -370,14 +373,17 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn differences_are_of_pairs() {
-        let glance = |frechet: f64, accuracy| Glance {
-            frechet,
-            kernel: Some(frechet / 10.0),
-            class_accuracy: accuracy,
+        let glance = |frechet: f64, accuracy: Option<f64>| -> Glance {
+            let glance = json!({
+                "frechet": frechet, "kernel": frechet / 10.0, "class_accuracy": accuracy
+            });
+            serde_json::from_value(glance).unwrap()
         };
         // Seeds differ a lot, the weights always by 1.
         let [a, b] = [1.0, 0.0].map(|by| [10.0, 50.0, 90.0].map(|x| glance(x + by, Some(0.5))));

@@ -81,6 +81,7 @@ pub enum InitFrom {
 /// A part of a backbone that may be made anew, to fine-tune weights on other data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Adapt {
     /// The class embedding, for other classes; those of the same name are kept.
     Classes,
@@ -92,6 +93,7 @@ pub enum Adapt {
 /// that has the stage's name holds them. The others are written beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Output {
     /// Those after the last step.
     Last,
@@ -123,6 +125,7 @@ pub struct BackboneRecipe {
 /// Where a backbone's positions come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum PositionsRecipe {
     /// A learned grid, resampled to every scale (FlexVAR).
     Grid {
@@ -198,6 +201,7 @@ pub struct EvaluationRecipe {
 /// Samples beside the recipe's images, as a network sees both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum SampleQuality {
     /// Not measured.
     None {},
@@ -252,6 +256,7 @@ impl LogRecipe {
 /// A recipe that cannot be used: one line with source, field and problem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{origin}: {field}{}{problem}", if field.is_empty() { "" } else { ": " })]
+#[non_exhaustive]
 pub struct RecipeError {
     /// File or built-in name.
     pub origin: String,

@@ -8,6 +8,7 @@ use crate::quality::QualityReport;
 
 /// The figures of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Name of the recipe.
     pub recipe: String,
@@ -32,6 +33,7 @@ pub struct Report {
 
 /// Images of a run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ImageCounts {
     /// Trained on.
     pub train: usize,
@@ -41,6 +43,7 @@ pub struct ImageCounts {
 
 /// One stage.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StageReport {
     /// `tokenizer`, `pretrain`, `sar` or `control`.
     pub name: String,
@@ -58,6 +61,7 @@ pub struct StageReport {
 
 /// The tokenizer on held-out images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenizerReport {
     /// Those of the weights that the stage ends with.
     #[serde(flatten)]
@@ -68,6 +72,7 @@ pub struct TokenizerReport {
 
 /// Held-out losses around SAR.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HeldOutReport {
     /// The weights that SAR starts from.
     pub before: HeldOut,
@@ -85,6 +90,7 @@ pub struct HeldOutReport {
 
 /// Differences on the same images; negative is lower.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Paired {
     /// What SAR changed.
     pub after_minus_before: Figures,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate falls after warm-up; `x` runs from 0 to 1 over the steps that are left.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Decay {
     /// Half a cosine.
     Cosine,

@@ -29,6 +29,7 @@ pub type ByScale<B> = Vec<(ScaleSize, Tensor<B, 1>)>;
 
 /// The mean over the micro-batches of a step.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Accumulated<B: Backend, O> {
     /// Mean gradients.
     pub gradients: Gradients<B>,

@@ -9,7 +9,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use sar_core::{Filter, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::vq;
-use sar_tokenizer::{Codebook, ColorAxes, Disturbance, Quantizer, Tokenizer};
+use sar_tokenizer::{Codebook, ColorAxes, Disturbance, Tokenizer};
 
 use crate::perception::Perception;
 use crate::recipe::{TokenizerLoss, TokenizerRegularization};
@@ -98,10 +98,7 @@ impl<A: AutodiffBackend> TokenizerObjective<'_, A> {
         let mut used = Vec::new();
         let reconstruct = |(size, share, is_finest): (ScaleSize, f64, bool)| {
             let latent_bchw = model.project(resample(features_bchw.clone(), size, Filter::Area));
-            let quantized_at: &[ScaleSize] = match model.quantizer() {
-                Quantizer::Direct(_) => &[size],
-                Quantizer::Residual(_) => schedule.sizes(),
-            };
+            let quantized_at = model.quantizer().scales_of(&size, schedule);
             let quantized =
                 model.quantizer().quantize(latent_bchw, quantized_at, Some(&disturbance));
             let (last_bchw, output_bchw) = model.decode_in_two(quantized.straight_through_bchw);

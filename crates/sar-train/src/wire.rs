@@ -25,6 +25,7 @@ pub struct ExchangeRecipe {
 /// The type in which gradients travel between ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Wire {
     /// Single precision, 4 bytes a value: gradients as they are.
     F32,

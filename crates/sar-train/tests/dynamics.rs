@@ -63,7 +63,7 @@ impl World {
             codebook_dim: CHANNELS,
             positions: match family {
                 Family::Flexvar => PositionsConfig::Grid { side: 4 },
-                Family::Var { .. } => PositionsConfig::PerToken { scales: schedule.clone() },
+                _ => PositionsConfig::PerToken { scales: schedule.clone() },
             },
         };
         // No part is near zero, and inputs weigh as much as classes.
@@ -193,7 +193,7 @@ fn repeated_tokens_are_counted() {
 fn the_first_scale_has_no_context() {
     for family in FAMILIES {
         let world = World::new(family);
-        let Dynamics { all, by_scale } = world.dynamics(world.rollout(Choice::Argmax));
+        let Dynamics { all, by_scale, .. } = world.dynamics(world.rollout(Choice::Argmax));
         let first = &by_scale[0];
         assert_eq!(first.losses.student_loss, first.losses.teacher_loss);
         assert_eq!(first.losses.rollout_loss, first.losses.teacher_loss);

@@ -15,6 +15,7 @@ use crate::strided::{View, zeros};
 
 /// A parameter of a module, by the name that it has in a file.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ParameterInfo {
     /// The name in the file.
     pub name: String,

@@ -128,6 +128,7 @@ pub enum WeightsError {
 
 /// A tensor whose shape or element type is not that of the parameter of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Misfit {
     /// The name in the file.
     pub name: String,

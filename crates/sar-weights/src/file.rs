@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -40,11 +41,21 @@ impl TensorInfo {
 
 /// The formats of files of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// A JSON header and the bytes of the tensors.
     Safetensors,
     /// What `torch.save` writes: a zip file, or before torch 1.6 a sequence of pickles and storages.
     Pth,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::Pth => ".pth",
+        })
+    }
 }
 
 /// What became of checking the bytes of a file.
@@ -274,6 +285,7 @@ impl WeightsFile {
 
 /// A format to write, with what only that format has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Target<'r> {
     /// A safetensors file, with the CRC-32 of its tensors in the metadata.
     Safetensors,

@@ -9,6 +9,7 @@ use crate::error::{WeightsError, one_line};
 /// Such tensors do no harm as long as nobody wants them: a file may hold quantized optimizer
 /// states beside a model of plain floats.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unreadable {
     /// The name.
     pub name: String,

@@ -222,16 +222,13 @@ struct Few(Progress);
 
 impl Observer for Few {
     fn event(&mut self, event: &Event<'_>) {
-        match event {
-            Event::StageStarted { .. }
-            | Event::Step { .. }
-            | Event::StageEnded { .. }
-            | Event::Latents { .. }
-            | Event::Warning { .. } => self.0.event(event),
-            Event::RunStarted { .. }
-            | Event::Working { .. }
-            | Event::Note { .. }
-            | Event::Wrote { .. } => {}
+        if let Event::StageStarted { .. }
+        | Event::Step { .. }
+        | Event::StageEnded { .. }
+        | Event::Latents { .. }
+        | Event::Warning { .. } = event
+        {
+            self.0.event(event);
         }
     }
 }

@@ -44,6 +44,7 @@ pub struct TokenizerRecipe {
 /// The colors that a tokenizer is trained in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Colors {
     /// Red, green, blue, as published.
     Rgb,
