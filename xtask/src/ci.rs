@@ -107,10 +107,11 @@ fn cuda() -> Command {
     command
 }
 
-/// What runs in a browser is compiled only, where there is a standard library for it.
+/// What runs in a browser is compiled, where there is a standard library for it. Where there is wasm-bindgen as well,
+/// a test has done that and has used it.
 fn wasm() -> Work {
     match web::has_target() {
-        true => Work::Cargo(web::cargo_of("check")),
+        true => Work::Cargo(web::build()),
         false => Work::Skipped(web::NO_TARGET),
     }
 }

@@ -82,13 +82,13 @@ fn locked(lock: &str, package: &str) -> Option<String> {
     Some(version.trim_matches('"').to_owned())
 }
 
-/// The command that compiles the crate, or only checks it.
-pub(crate) fn cargo_of(verb: &str) -> Command {
-    cargo::cargo([verb, "--release", "--package", "sar-web", "--target", TARGET])
+/// The command that compiles the crate.
+pub(crate) fn build() -> Command {
+    cargo::cargo(["build", "--release", "--package", "sar-web", "--target", TARGET])
 }
 
 fn compile() -> Result<PathBuf, Failure> {
-    cargo::run(cargo_of("build").current_dir(cargo::root()))?;
+    cargo::run(build().current_dir(cargo::root()))?;
     Ok(cargo::target_dir().join(TARGET).join("release/sar_web.wasm"))
 }
 

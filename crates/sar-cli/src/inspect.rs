@@ -83,7 +83,11 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
 fn picture(path: &Path) -> Result<Verdict> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let Some(origin) = Origin::of_png(&bytes) else {
-        bail!("{}: does not say what it is made from; `sar sample` writes that", path.display());
+        bail!(
+            "{}: does not say what it is made from; pictures of `sar sample` do, edits do not, as they \
+             depend on another picture",
+            path.display()
+        );
     };
     let MadeWith { tokenizer, backbone, .. } = &origin.job.made_with;
     println!("{}", made_from(&origin));

@@ -8,28 +8,17 @@ mod program;
 #[allow(dead_code, reason = "each test file uses a part")]
 mod serving;
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use chromium::Browser;
-use program::does;
+use program::{does, draw_images};
 use serde_json::{Value, json};
 use serving::Serving;
 
 const DESKTOP: [u32; 2] = [1280, 860];
 const PHONE: [u32; 2] = [390, 844];
-
-fn browser() -> Option<Browser> {
-    let browser = Browser::start();
-    if browser.is_none() {
-        // Not by a macro, whose lines are kept from sight where tests pass.
-        let _ = writeln!(io::stderr(), "skipped: there is no chromium");
-    }
-    browser
-}
 
 /// In every size and color that people have.
 fn look(browser: &mut Browser, name: &str) {
@@ -54,55 +43,9 @@ fn look_at(browser: &mut Browser, name: &str, place: &str) {
     }
 }
 
-/// No errors, no request to others, and a name for everything that can be used.
-fn well_behaved(browser: &mut Browser, server: &Serving) {
-    let tree = browser.call("Accessibility.getFullAXTree", json!({}));
-    let roles = [
-        "button",
-        "textbox",
-        "slider",
-        "radio",
-        "tab",
-        "checkbox",
-        "combobox",
-        "spinbutton",
-        "link",
-        "searchbox",
-        "img",
-        "progressbar",
-        "radiogroup",
-    ];
-    let mut seen = BTreeSet::new();
-    for node in tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] != true) {
-        let role = node["role"]["value"].as_str().unwrap_or_default();
-        if roles.contains(&role) {
-            let name = node["name"]["value"].as_str().unwrap_or_default();
-            assert!(!name.trim().is_empty(), "a {role} without a name: {node}");
-            seen.insert(role.to_owned());
-        }
-    }
-    assert!(seen.contains("tab") && seen.contains("button"), "{seen:?}");
-    let own = format!("http://{}/", server.address);
-    for event in &browser.events {
-        let params = &event["params"];
-        match event["method"].as_str().unwrap() {
-            "Network.requestWillBeSent" => {
-                let url = params["request"]["url"].as_str().unwrap();
-                let is_own = [own.as_str(), "data:", "blob:", "about:"]
-                    .iter()
-                    .any(|start| url.starts_with(start));
-                assert!(is_own, "asks another server: {url}");
-            }
-            "Runtime.exceptionThrown" => panic!("{params}"),
-            "Log.entryAdded" if params["entry"]["level"] == "error" => panic!("{params}"),
-            _ => {}
-        }
-    }
-}
-
 #[test]
 fn samples_and_edits() {
-    let Some(mut browser) = browser() else { return };
+    let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let server = Serving::start(folder.path(), &[]);
     browser.window(DESKTOP, "light");
@@ -115,9 +58,6 @@ fn samples_and_edits() {
          document.querySelector('#count').value = 2;
          document.querySelector('#new-seed').checked = false;
          window.shown = [];
-         window.blobs = [];
-         const address = URL.createObjectURL;
-         URL.createObjectURL = (blob) => { blobs.push(blob); return address.call(URL, blob); };
          new MutationObserver(() => {
            const image = document.querySelector('#tiles img');
            if (image && shown.at(-1) !== image.src) shown.push(image.src);
@@ -129,8 +69,9 @@ fn samples_and_edits() {
     assert_eq!(previews, 5, "every scale but the last, and then the picture");
     assert_eq!(browser.value("shown.at(-1).startsWith('blob:')"), true);
     assert_eq!(browser.value("document.querySelectorAll('#ladder .on').length"), 6);
-    let bytes = "(async () => [...new Uint8Array(await blobs[1].arrayBuffer())])()";
-    let ours: Vec<u8> = serde_json::from_value(browser.value(bytes)).unwrap();
+    // The last one comes first.
+    let (name, ours) = download(&mut browser, "document.querySelector('#gallery a')");
+    assert_eq!(name, "animals-nature-7-1.png");
     does(
         folder.path(),
         &["sample", "--class", "animals", "--seed", "7", "--n", "2", "--out", "out"],
@@ -153,6 +94,8 @@ fn samples_and_edits() {
         browser.until(&format!("document.querySelectorAll('#gallery .card').length === {n} + 4 && document.querySelector('#draw').ariaDisabled === 'false'"));
     }
     look(&mut browser, "sample");
+    browser.value("document.querySelector('#sample-form details').open = true");
+    browser.well_behaved(&server.url);
 
     // A click takes the settings of a picture.
     browser.value("document.querySelector('#gallery li:last-child > button').click()");
@@ -160,6 +103,17 @@ fn samples_and_edits() {
     assert_eq!(browser.value("document.querySelector('#count').value"), "2");
     let chosen = "document.querySelector('#classes input:checked').parentElement.textContent";
     assert!(browser.value(chosen).as_str().unwrap().starts_with("Animals"));
+    // While others are drawn, too: those keep their place.
+    browser.value(
+        "document.querySelector('#count').value = 4; document.querySelector('#draw').click()",
+    );
+    browser.until("document.querySelector('#now.busy #ladder .on')");
+    browser.value("document.querySelector('#gallery li:nth-last-child(3) > button').click()");
+    assert_eq!(browser.value("document.querySelector('#draw').ariaDisabled"), "true");
+    assert_eq!(browser.value("document.querySelector('#seed').value"), "3");
+    browser.until("document.querySelector('#draw').ariaDisabled === 'false'");
+    let pictures = "[document.querySelectorAll('#tiles img').length, document.querySelectorAll('#gallery .card').length]";
+    assert_eq!(browser.value(pictures), json!([4, 22]));
 
     // Canceling.
     browser.value(
@@ -176,6 +130,13 @@ fn samples_and_edits() {
         "document.querySelector('#size').value = '63x63'; document.querySelector('#draw').click();",
     );
     browser.until("document.querySelector('#toast').textContent.includes('multiples of 8')");
+    // What the browser refuses it shows, where it was folded away as well.
+    browser.value(
+        "document.querySelector('#size').value = '64';
+         document.querySelector('#sample-form details').open = false;
+         document.querySelector('#draw').click();",
+    );
+    assert_eq!(browser.value("document.activeElement.id"), "size");
     browser.value(
         "document.querySelector('#reset').click(); document.querySelector('#toast').hidden = true",
     );
@@ -248,10 +209,11 @@ fn samples_and_edits() {
     browser.key("ArrowRight");
     assert_ne!(browser.value("document.querySelector('#wipe').value"), before);
 
-    // Expansion and refinement.
-    for (mode, width) in [("expand", 96), ("refine", 64)] {
+    // Expansion and refinement, for which margins are nothing that could be wrong.
+    for (mode, width, margin) in [("expand", 96, 16), ("refine", 64, -1)] {
         browser.value(&format!(
             "document.querySelector('input[name=mode][value={mode}]').click();
+             document.querySelector('#margin-left').value = {margin};
              document.querySelector('#keep-scales').value = 3;
              document.querySelector('#result-actions').hidden = true;
              document.querySelector('#edit-draw').click();"
@@ -263,13 +225,145 @@ fn samples_and_edits() {
         let entry = &event["params"]["entry"];
         !entry["text"].as_str().is_some_and(|text| text.contains("400 (Bad Request)"))
     });
-    well_behaved(&mut browser, &server);
+    browser.well_behaved(&server.url);
+}
+
+/// A class by arrows, the buttons by Enter, and nobody is lost where a button goes.
+#[test]
+fn samples_without_a_mouse() {
+    let Some(mut browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(folder.path(), &[]);
+    browser.window(DESKTOP, "light");
+    browser.open(&server.url);
+    browser.tab_to("document.activeElement.matches('#classes input:checked')");
+    browser.key("ArrowRight");
+    browser.key("ArrowRight");
+    // Tab selects what is in a field.
+    browser.tab_to("document.activeElement.id === 'seed'");
+    browser.key("7");
+    browser.tab_to("document.activeElement.id === 'count'");
+    browser.key("2");
+    browser.tab_to("document.activeElement.id === 'new-seed'");
+    browser.key(" ");
+    browser.tab_to("document.activeElement.id === 'draw'");
+    browser.key("Enter");
+    let said = "document.querySelector('#status').textContent";
+    browser.until(&format!("{said} === '2 pictures of Animals & Nature are done'"));
+    assert_eq!(browser.value("document.activeElement.id"), "draw");
+    assert_eq!(browser.value("document.querySelector('#seed').value"), "7");
+
+    // The gallery: settings, download, edit.
+    browser.value("document.querySelector('#seed').value = 1");
+    browser.tab_to("document.activeElement.matches('#gallery .card > button')");
+    browser.key("Enter");
+    assert_eq!(browser.value("document.querySelector('#seed').value"), "7");
+    assert_eq!(browser.value(said), "The settings are set");
+    browser.key("Tab");
+    assert_eq!(browser.value("document.activeElement.download"), "animals-nature-7-1.png");
+    browser.key("Tab");
+    browser.key("Enter");
+    browser.until("document.querySelector('#canvas').width === 64");
+    assert_eq!(browser.value("document.activeElement.id"), "tab-edit");
+    browser.key("ArrowLeft");
+    assert_eq!(browser.value("document.querySelector('#panel-sample').hidden"), false);
+
+    // Whoever cancels is at the button that draws.
+    browser.value(
+        "document.querySelector('#count').value = 4;
+         document.querySelector('#size').value = '256x256';
+         document.querySelector('#draw').focus();",
+    );
+    browser.key("Enter");
+    browser.until("document.querySelector('#now.busy #ladder .on')");
+    browser.key("Tab");
+    assert_eq!(browser.value("document.activeElement.id"), "cancel");
+    browser.key("Enter");
+    browser.until("document.querySelector('#caption').textContent === 'Canceled'");
+    assert_eq!(browser.value("document.activeElement.id"), "draw");
+    browser.well_behaved(&server.url);
+}
+
+#[test]
+fn edits_a_picture_that_is_dropped() {
+    let Some(mut browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(folder.path(), &[]);
+    browser.window(DESKTOP, "light");
+    browser.open(&format!("{}#edit", server.url));
+    let picture =
+        image::RgbImage::from_fn(40, 24, |x, y| image::Rgb([6 * x as u8, 10 * y as u8, 99]));
+    // Whether the browser would open the file in the place of the page.
+    let let_go = |browser: &mut Browser, name: &str, place: &str| {
+        let bytes = sar_pipeline::to_png(&picture);
+        let is_left = browser.value(&format!(
+            "(() => {{
+               const transfer = new DataTransfer();
+               transfer.items.add(new File([new Uint8Array({bytes:?})], '{name}', {{ type: 'image/png' }}));
+               const tell = (kind) => document.querySelector('{place}').dispatchEvent(
+                 new DragEvent(kind, {{ dataTransfer: transfer, bubbles: true, cancelable: true }}));
+               return [tell('dragover'), tell('drop')];
+             }})()"
+        ));
+        serde_json::from_value::<[bool; 2]>(is_left).unwrap()
+    };
+    assert_eq!(let_go(&mut browser, "dropped.png", "#canvas-frame"), [false; 2]);
+    let caption = "document.querySelector('#canvas-caption').textContent";
+    browser.until(&format!("{caption} === 'dropped.png, 40 x 24 pixels'"));
+    let shown =
+        "[...document.querySelector('#canvas').getContext('2d').getImageData(0, 0, 40, 24).data]";
+    let shown: Vec<u8> = serde_json::from_value(browser.value(shown)).unwrap();
+    let opaque = picture.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2], 255]);
+    assert!(shown == opaque.collect::<Vec<_>>(), "the picture that was dropped");
+
+    // What is downloaded is what the server has drawn.
+    browser.value(
+        "document.querySelector('#add-box').click();
+         document.querySelector('#edit-count').value = 2;
+         document.querySelector('#edit-draw').click();",
+    );
+    browser.until("!document.querySelector('#result-actions').hidden");
+    browser.value("document.querySelectorAll('#results button')[1].click()");
+    let (name, ours) = download(&mut browser, "document.querySelector('#edit-download')");
+    assert_eq!(name, "dropped-edited-1.png");
+    let drawn = "performance.getEntriesByType('resource').map(({ name }) => new URL(name).pathname)
+        .findLast((path) => path.endsWith('/pictures/1'))";
+    let (status, theirs) = server.ask("GET", browser.value(drawn).as_str().unwrap(), "");
+    assert!(status == 200 && ours == theirs, "the second result");
+    browser.value("document.querySelector('#inpaint-tools details').open = true");
+    browser.well_behaved(&server.url);
+
+    // Another one beside the panel, while the first is drawn: that ends.
+    browser.value(
+        "document.querySelector('input[name=mode][value=refine]').click();
+         document.querySelector('#keep-scales').value = 1;
+         document.querySelector('#size').value = '256x256';
+         document.querySelector('#edit-count').value = 4;
+         document.querySelector('#edit-draw').click();",
+    );
+    browser.until("/^Scale [1-5] /.test(document.querySelector('#edit-ladder').ariaLabel)");
+    assert_eq!(let_go(&mut browser, "other.png", "header"), [false; 2]);
+    browser.until("document.querySelector('#edit-draw').ariaDisabled === 'false'");
+    assert_eq!(browser.value("document.querySelector('#edit-caption').textContent"), "Canceled");
+    assert_eq!(browser.value("document.querySelector('#result').hidden"), true);
+    assert_eq!(browser.value(caption), "other.png, 40 x 24 pixels");
+}
+
+/// The name and the file of a link.
+fn download(browser: &mut Browser, link: &str) -> (String, Vec<u8>) {
+    let file = browser.value(&format!(
+        "(async () => {{
+           const file = await (await fetch({link}.href)).arrayBuffer();
+           return [{link}.download, [...new Uint8Array(file)]];
+         }})()"
+    ));
+    serde_json::from_value(file).unwrap()
 }
 
 /// Settings of weights that lie between the steps of a slider are kept until somebody moves it.
 #[test]
 fn sliders_do_not_round_what_nobody_moved() {
-    let Some(mut browser) = browser() else { return };
+    let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let server = Serving::start(folder.path(), &[]);
     let weights_of_others = "
@@ -307,13 +401,28 @@ fn sliders_do_not_round_what_nobody_moved() {
     assert_eq!(draw(first), json!([null, null, "1.25", "0.955"]));
     assert_eq!(draw(moved)[0], 2);
     assert_eq!(draw("document.querySelector('#reset').click()")[0], Value::Null);
+
+    // So are the other settings, as they were written.
+    let written = "document.querySelector('#top-k').value = 3; document.querySelector('#scales').value = ' 1_2_3 '";
+    draw(written);
+    let others = "[asked.at(-1).top_k, asked.at(-1).scales, asked.at(-1).size]";
+    assert_eq!(browser.value(others), json!([3, "1_2_3", null]));
+    // Three scales, and 8 pixels a token.
+    let drawn = "(async () => {
+        const image = document.querySelector('#tiles img');
+        await image.decode();
+        return [document.querySelectorAll('#ladder .on').length, image.naturalWidth];
+    })()";
+    assert_eq!(browser.value(drawn), json!([3, 24]));
 }
 
-/// A run of seconds, and of `steps` in its second stage.
+/// A run of seconds on the folder `images`, and of `steps` in its second stage.
 fn train(folder: &Path, name: &str, steps: u32) -> std::process::Child {
     let steps = format!("pretrain.steps={steps}");
     let settings = [
         "data.side=16",
+        "data.source={ kind = \"folder\", path = \"images\" }",
+        "data.augmentation.flip_except=[]",
         "tokenizer.model.channel_multipliers=[1,1]",
         "tokenizer.model.codebook_size=32",
         "tokenizer.steps=60",
@@ -328,7 +437,7 @@ fn train(folder: &Path, name: &str, steps: u32) -> std::process::Child {
         "sar.optimization.batch_size=4",
         "evaluation.samples_per_class=2",
         "evaluation.bootstrap=100",
-        "evaluation.quality={ kind = \"none\" }",
+        "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 2 }",
         "log.every=2",
         "log.checkpoint_steps=0",
         "log.measure_steps=50",
@@ -374,7 +483,7 @@ fn slider(stage: &str, run: &str) -> String {
 #[test]
 fn looks_at_runs_that_are_there() {
     let Some(runs) = std::env::var_os("SAR_RUNS") else { return };
-    let Some(mut browser) = browser() else { return };
+    let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let runs = fs::canonicalize(runs).unwrap();
     let server = Serving::start(folder.path(), &["--runs", runs.to_str().unwrap()]);
@@ -383,13 +492,14 @@ fn looks_at_runs_that_are_there() {
     browser.until("document.querySelectorAll('#run-sheets img').length > 0");
     browser.until("[...document.querySelectorAll('.run-pictures img')].every((image) => image.naturalWidth > 0)");
     look_at_run(&mut browser, "runs-own");
-    well_behaved(&mut browser, &server);
+    browser.well_behaved(&server.url);
 }
 
 #[test]
 fn watches_a_run_to_its_end_and_stops_another() {
-    let Some(mut browser) = browser() else { return };
+    let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();
+    draw_images(&folder.path().join("images"), 32);
     let runs = folder.path().join("runs");
     fs::create_dir(&runs).unwrap();
     let server = Serving::start(folder.path(), &["--runs", "runs"]);
@@ -427,6 +537,22 @@ fn watches_a_run_to_its_end_and_stops_another() {
     let value = training.rsplit(", ").next().unwrap().split(' ').next().unwrap();
     let value: f64 = value.parse().unwrap();
     assert!((value - last["teacher"].as_f64().unwrap()).abs() < 0.01, "{told} {last}");
+
+    // KID is measured at its end.
+    let report = fs::read_to_string(runs.join("first/report.json")).unwrap();
+    let quality = &serde_json::from_str::<Value>(&report).unwrap()["quality"];
+    let row = "[...document.querySelectorAll('#run-results tbody tr')].find((row) => row.textContent.startsWith('KID, times 1000'))";
+    let row = browser.value(&format!(
+        "[...{row}.querySelectorAll('td')].map((cell) => cell.firstChild.textContent)"
+    ));
+    let row: Vec<String> = serde_json::from_value(row).unwrap();
+    assert_eq!(row.len(), 3, "{row:?}");
+    for (kind, shown) in ["before", "after", "control"].into_iter().zip(row) {
+        let kid = 1000.0 * quality[kind]["kid_effnetlite0"]["mean"].as_f64().unwrap();
+        // Three digits of it.
+        let off = (shown.parse::<f64>().unwrap() - kid).abs();
+        assert!(off <= 0.005 * kid.abs(), "{kind}: {shown}, not {kid}");
+    }
 
     // Pictures over time, by keyboard: a place for each that the run has left.
     let entries = fs::read_dir(runs.join("first")).unwrap().flatten();
@@ -491,5 +617,5 @@ fn watches_a_run_to_its_end_and_stops_another() {
     browser.until("document.querySelectorAll('.run-head').length === 2");
     browser.until("document.querySelectorAll('.legend').length > 0");
     look(&mut browser, "runs-two");
-    well_behaved(&mut browser, &server);
+    browser.well_behaved(&server.url);
 }

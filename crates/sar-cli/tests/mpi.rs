@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{listing, tiny};
+use program::{listing, skipped, tiny};
 use sar_core::SeedTree;
 
 /// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
@@ -46,7 +46,7 @@ fn has_mpirun() -> bool {
     let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
-        eprintln!("skipped: there is no mpirun");
+        skipped("there is no mpirun");
     }
     found
 }
@@ -332,7 +332,7 @@ fn a_full_disk_ends_all_ranks_and_the_run_goes_on() {
     }
     let folder = tempfile::tempdir().unwrap();
     let Some(mut disk) = Disk::mount(folder.path()) else {
-        eprintln!("skipped: unshare cannot be had, or may not mount a disk");
+        skipped("unshare cannot be had, or may not mount a disk");
         return;
     };
     let alone = folder.path().join("alone");

@@ -6,7 +6,7 @@ mod serving;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use program::{does, refuses};
+use program::{does, draw_images, refuses, tiny};
 use serde_json::{Value, json};
 use serving::Serving;
 
@@ -93,11 +93,54 @@ fn a_picture_says_how_it_is_drawn_again() {
             assert!(a.file_name() == b.file_name() && fs::read(a).unwrap() == fs::read(b).unwrap());
         }
     }
-    // A picture of other weights says so, one of another program says nothing.
+    // An edit says nothing, nor does a picture of another program.
+    let source = pictures("first-0").remove(0);
+    let edit = ["--box", "8,8,40,40", "--n", "1", "--out", "edited"];
+    does(folder, &[&["edit", "--image", source.to_str().unwrap()], &edit[..]].concat());
+    refuses(folder, &["inspect", "edited/000.png"], &["edited/000.png", "edits do not"]);
     image::RgbImage::new(4, 4).save(folder.join("plain.png")).unwrap();
     refuses(folder, &["inspect", "plain.png"], &["plain.png", "sar sample"]);
     fs::write(folder.join("broken.png"), b"no picture").unwrap();
     refuses(folder, &["inspect", "broken.png"], &["broken.png"]);
+}
+
+/// Its weights are named by their checksums: where they are, the user knows.
+#[test]
+fn a_picture_of_a_run_says_how_it_is_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    draw_images(&folder.join("images"), 32);
+    let settings = tiny(&[
+        "data.source={ kind = \"folder\", path = \"images\" }",
+        "data.augmentation.flip_except=[]",
+        "tokenizer.model.codebook_size=32",
+        "tokenizer.steps=4",
+        "tokenizer.optimization.batch_size=4",
+        "backbone.depth=2",
+        "pretrain.steps=4",
+        "pretrain.optimization.batch_size=4",
+        "sar.steps=2",
+        "sar.optimization.batch_size=4",
+        "log.measure_images=8",
+    ]);
+    does(folder, &[&["train", "--run-dir", "run"], &settings[..]].concat());
+    let sample = ["--class", "squares", "--n", "3", "--seed", "5", "--top-k", "9"];
+    does(folder, &[&["sample", "--run", "run", "--out", "first"], &sample[..]].concat());
+    let names: Vec<_> = fs::read_dir(folder.join("first"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names.len(), 3);
+    let (said, _) = does(folder, &["inspect", &format!("first/{}", names[0])]);
+    assert!(said.contains("of squares, seed 5") && said.contains("DIR below: the run"), "{said}");
+    let command = said.lines().last().unwrap().replace("--run DIR", "--run run");
+    let again: Vec<&str> = command.split(' ').skip(1).chain(["--out", "second"]).collect();
+    assert_eq!(again[..3], ["sample", "--run", "run"]);
+    does(folder, &again);
+    for name in names {
+        let read = |out: &str| fs::read(folder.join(out).join(&name)).unwrap();
+        assert!(read("first") == read("second"), "{name}");
+    }
 }
 
 #[test]

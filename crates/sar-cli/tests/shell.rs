@@ -5,7 +5,7 @@ mod program;
 use std::fs;
 use std::process::Command;
 
-use program::{does, refuses};
+use program::{does, refuses, skipped};
 
 #[test]
 fn shells_complete_verbs_and_options() {
@@ -26,7 +26,7 @@ fn shells_complete_verbs_and_options() {
                 Ok(output) => {
                     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "--guidance");
                 }
-                Err(_) => println!("skipped: there is no bash"),
+                Err(_) => skipped("there is no bash"),
             }
         }
     }

@@ -40,6 +40,9 @@ function startTabs() {
   show(named() ?? "sample");
 }
 
+// A field that is wrong shows why, also where it is folded away.
+addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
+
 try {
   const model = await know();
   if (model.runs == null) {

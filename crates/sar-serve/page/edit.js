@@ -35,7 +35,8 @@ export function startEdit(model) {
   const mode = () => document.querySelector("input[name=mode]:checked").value;
   function showMode() {
     const now = mode();
-    for (const other of Object.keys(HINTS)) $(`${other}-tools`).hidden = other !== now;
+    // Fields that nobody sees are not checked either.
+    for (const other of Object.keys(HINTS)) $(`${other}-tools`).hidden = $(`${other}-tools`).disabled = other !== now;
     $("mode-hint").textContent = HINTS[now];
     mask.hidden = now !== "inpaint";
     $("easel").classList.toggle("painting", loaded && now === "inpaint");
@@ -61,6 +62,8 @@ export function startEdit(model) {
       say("This file is no picture that the browser can read.");
       return;
     }
+    // What is drawn of the picture before has no place any more.
+    stop();
     const { sent_pixels: most } = model.limits;
     const shrink = Math.min(1, LONGEST / Math.max(image.width, image.height), Math.sqrt(most / (image.width * image.height)));
     const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * shrink)));
@@ -95,7 +98,9 @@ export function startEdit(model) {
   });
   const panel = $("panel-edit");
   for (const kind of ["dragover", "dragleave", "drop"]) {
-    panel.addEventListener(kind, (event) => {
+    // Wherever it falls: beside the panel the browser would open the file in the place of the page.
+    addEventListener(kind, (event) => {
+      if (panel.hidden || !event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       $("drop").classList.toggle("over", kind === "dragover");
       $("easel").classList.toggle("over", kind === "dragover");
@@ -230,6 +235,7 @@ export function startEdit(model) {
   }
   function busy(is) {
     isBusy = is;
+    if (document.activeElement === $("edit-cancel")) $("edit-draw").focus();
     $("edit-cancel").hidden = !is;
     $("edit-draw").setAttribute("aria-disabled", is);
     $("edit-draw").textContent = is ? "Drawing" : "Draw";
@@ -315,9 +321,10 @@ export function startEdit(model) {
     event.preventDefault();
     draw();
   });
-  $("edit-cancel").addEventListener("click", () => {
+  function stop() {
     if (running) Promise.resolve(cancel(running)).catch((error) => say(error.message));
-  });
+  }
+  $("edit-cancel").addEventListener("click", stop);
   addEventListener("pagehide", () => {
     if (running) leave(running);
   });

@@ -150,6 +150,8 @@ export function startSample(model, edit) {
   function busy(is) {
     isBusy = is;
     $("now").classList.toggle("busy", is);
+    // Whoever is at a button that goes finds the other one.
+    if (document.activeElement === $("cancel")) $("draw").focus();
     $("cancel").hidden = !is;
     // A button that is disabled would lose the focus.
     $("draw").setAttribute("aria-disabled", is);
@@ -158,8 +160,8 @@ export function startSample(model, edit) {
   async function draw() {
     if (isBusy) return;
     const said = settings();
-    const alt = (i) => `${nameOf(chosen)}, picture ${i + 1} of ${said.count}`;
     const named = nameOf(chosen);
+    const alt = (i) => `${named}, picture ${i + 1} of ${said.count}`;
     busy(true);
     layOut(said.count);
     ladder($("ladder"), said.scales?.includes("_") ? said.scales : model.scales);
@@ -246,13 +248,15 @@ export function startSample(model, edit) {
       make("button", { type: "button", "aria-label": `Use the settings of ${what}`, title: `${describe(said)}\nClick to use these settings`,
         onclick() {
           use(said);
+          tell("The settings are set");
+          // The place of the pictures belongs to those that are drawn.
+          if (isBusy) return;
           layOut(1, ...(said.size ?? `${model.height}x${model.width}`).split("x").map(Number));
           hang([url], () => what);
           ladder($("ladder"), model.scales);
           $("caption").textContent = `${describe(said)} · its settings are set`;
           $("now-actions").hidden = true;
           $("command").hidden = true;
-          tell("The settings are set");
         } }, picture(url, "")),
       make("div", { class: "bar" }, make("span", {}, named),
         make("span", { class: "tools" },

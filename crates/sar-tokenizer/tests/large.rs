@@ -116,17 +116,30 @@ fn gradients_pass_bands() {
     assert!(off <= 1e-4 * scale, "off by {off} of {scale}");
 }
 
-/// 2048 px at the width of the released FlexVAR, with fewer blocks: they change the time and not the memory.
-#[test]
-#[ignore = "takes minutes, and reads the peak of the whole process"]
-fn an_image_of_2048_px_takes_4_gb() {
-    let config = TokenizerConfig { res_blocks: 1, ..TokenizerConfig::flexvar() };
-    let model = tokenizer(&config);
-    let image = model.decode(normals(1, [1, 32, 128, 128]));
-    assert_eq!(image.dims(), [1, 3, 2048, 2048]);
+/// The peak of the process that computes one of the tests below, which run alone:
+/// `cargo xtask test --test large decoded_in -- --ignored --nocapture`, and `encoded_in`.
+fn fits_4_gb() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let kb: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     println!("{kb} kB at the peak");
     assert!(kb < 4 << 20, "{kb} kB");
+}
+
+#[test]
+#[ignore = "takes minutes, and reads the peak of the whole process"]
+fn an_image_of_2048_px_is_decoded_in_4_gb() {
+    let model = tokenizer(&TokenizerConfig::flexvar());
+    let image = model.decode(normals(1, [1, 32, 128, 128]));
+    assert_eq!(image.dims(), [1, 3, 2048, 2048]);
+    fits_4_gb();
+}
+
+#[test]
+#[ignore = "takes minutes, and reads the peak of the whole process"]
+fn an_image_of_2048_px_is_encoded_in_4_gb() {
+    let model = tokenizer(&TokenizerConfig::flexvar());
+    let latents = model.encode(normals(2, [1, 3, 2048, 2048]) * 0.5);
+    assert_eq!(latents.dims(), [1, 32, 128, 128]);
+    fits_4_gb();
 }

@@ -1,5 +1,6 @@
 //! Chromium without a window, driven over its DevTools protocol.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::path::Path;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tungstenite::stream::MaybeTlsStream;
 use tungstenite::{Message, WebSocket};
+
+use crate::program::skipped;
 
 pub(crate) struct Browser {
     child: Child,
@@ -21,10 +24,14 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// None where there is no Chromium, nor what others call the same browser.
+    /// None where there is no Chromium, nor what others call the same browser; a line says so.
     pub(crate) fn start() -> Option<Self> {
         let names = ["chromium", "chromium-browser", "google-chrome"];
-        names.into_iter().find_map(Self::start_program)
+        let browser = names.into_iter().find_map(Self::start_program);
+        if browser.is_none() {
+            skipped("there is no chromium");
+        }
+        browser
     }
 
     fn start_program(program: &str) -> Option<Self> {
@@ -126,6 +133,65 @@ impl Browser {
             "Input.dispatchKeyEvent",
             json!({ "type": "keyUp", "key": key, "code": name, "windowsVirtualKeyCode": code }),
         );
+    }
+
+    /// Goes on by Tab until an expression is true.
+    pub(crate) fn tab_to(&mut self, expression: &str) {
+        for _ in 0..30 {
+            self.key("Tab");
+            if self.value(expression) == true {
+                return;
+            }
+        }
+        panic!("never true after Tab: {expression}");
+    }
+
+    /// A name for everything that can be used and is to be seen, and up to now no errors and no request to
+    /// others than `own`.
+    pub(crate) fn well_behaved(&mut self, own: &str) {
+        let tree = self.call("Accessibility.getFullAXTree", json!({}));
+        let roles = [
+            "button",
+            "textbox",
+            "slider",
+            "radio",
+            "tab",
+            "checkbox",
+            "combobox",
+            "spinbutton",
+            "link",
+            "searchbox",
+            "img",
+            "progressbar",
+            "radiogroup",
+        ];
+        let mut seen = BTreeSet::new();
+        for node in tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] != true)
+        {
+            let role = node["role"]["value"].as_str().unwrap_or_default();
+            if roles.contains(&role) {
+                let name = node["name"]["value"].as_str().unwrap_or_default();
+                assert!(!name.trim().is_empty(), "a {role} without a name: {node}");
+                seen.insert(role.to_owned());
+            }
+        }
+        assert!(seen.contains("tab") && seen.contains("button"), "{seen:?}");
+        for event in &self.events {
+            let params = &event["params"];
+            match event["method"].as_str().unwrap() {
+                "Network.requestWillBeSent" => {
+                    let url = params["request"]["url"].as_str().unwrap();
+                    let mut starts = [own, "data:", "blob:", "about:"].into_iter();
+                    assert!(
+                        starts.any(|start| url.starts_with(start)),
+                        "asks another server: {url}"
+                    );
+                }
+                "Runtime.exceptionThrown" => panic!("{params}"),
+                "Log.entryAdded" if params["entry"]["level"] == "error" => panic!("{params}"),
+                _ => {}
+            }
+        }
     }
 
     /// Opens the first picture of the gallery for an edit, and paints a mask by the mouse.
