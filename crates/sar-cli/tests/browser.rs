@@ -11,6 +11,7 @@ mod serving;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use chromium::Browser;
 use program::{does, draw_images};
@@ -349,15 +350,23 @@ fn edits_a_picture_that_is_dropped() {
     assert_eq!(browser.value(caption), "other.png, 40 x 24 pixels");
 }
 
-/// The name and the file of a link.
+/// The name and the file of a link that is clicked.
 fn download(browser: &mut Browser, link: &str) -> (String, Vec<u8>) {
-    let file = browser.value(&format!(
-        "(async () => {{
-           const file = await (await fetch({link}.href)).arrayBuffer();
-           return [{link}.download, [...new Uint8Array(file)]];
-         }})()"
-    ));
-    serde_json::from_value(file).unwrap()
+    let folder = tempfile::tempdir().unwrap();
+    let behavior = json!({ "behavior": "allow", "downloadPath": folder.path() });
+    browser.call("Browser.setDownloadBehavior", behavior);
+    browser.value(&format!("{link}.click()"));
+    let begun = Instant::now();
+    loop {
+        let files = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        // What is not whole yet has another ending.
+        if let Some(file) = files.into_iter().find(|file| file.extension() == Some("png".as_ref())) {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            return (name, fs::read(file).unwrap());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{link} downloads nothing");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Settings of weights that lie between the steps of a slider are kept until somebody moves it.

@@ -149,10 +149,10 @@ fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
     assert_eq!(names, expected.map(|name| format!("sheet-{name}.png")));
 
     let read = |name: &str| image::open(dir.join(name)).unwrap().into_rgb8();
-    // Images of 8 px, magnified 4 times, with gaps of 4.
-    let tile = |sheet: &RgbImage, column: u32, row: u32| {
-        let (x, y) = (4 + 36 * column, 4 + 36 * row);
-        image::imageops::crop_imm(sheet, x, y, 32, 32).to_image()
+    // Images of so many pixels, with gaps of 4.
+    let tile = |sheet: &RgbImage, side: u32, column: u32, row: u32| {
+        let (x, y) = (4 + (side + 4) * column, 4 + (side + 4) * row);
+        image::imageops::crop_imm(sheet, x, y, side, side).to_image()
     };
     // The last ones are of the weights that a stage ends with: one sample of each of nine classes, in a square.
     for (sheet, whole) in
@@ -161,16 +161,16 @@ fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
         let (sheet, whole) = (read(sheet), read(whole));
         assert_eq!((sheet.dimensions(), whole.dimensions()), ((112, 112), (40, 328)));
         for i in 0..9 {
-            assert!(tile(&sheet, i % 3, i / 3) == tile(&whole, 0, i), "sample {i}");
+            assert!(tile(&sheet, 32, i % 3, i / 3) == tile(&whole, 32, 0, i), "sample {i}");
         }
     }
     let [first, last] = [2, 5].map(|step| read(&format!("sheet-tokenizer-{step}.png")));
     let whole = read("reconstructions.png");
-    assert_eq!((last.dimensions(), whole.dimensions()), ((112, 148), (112, 148)));
+    assert_eq!((last.dimensions(), whole.dimensions()), ((208, 276), (208, 276)));
     for i in 0..3 {
-        assert!(tile(&last, i, 0) == tile(&whole, i, 0), "original {i}");
-        assert!(tile(&first, i, 0) == tile(&last, i, 0), "original {i}");
-        assert!(tile(&first, i, 1) != tile(&last, i, 1), "reconstruction {i} stays as it was");
+        assert!(tile(&last, 64, i, 0) == tile(&whole, 64, i, 0), "original {i}");
+        assert!(tile(&first, 64, i, 0) == tile(&last, 64, i, 0), "original {i}");
+        assert!(tile(&first, 64, i, 1) != tile(&last, 64, i, 1), "reconstruction {i} stays as it was");
     }
 }
 
