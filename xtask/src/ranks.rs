@@ -106,25 +106,27 @@ fn building(args: &[OsString], target: &Path) -> Command {
     command
 }
 
-fn launcher(asked: &Ranks, sar: &Path, args: &[OsString]) -> Command {
+/// The command that starts `sar`; `threads` is what the environment says of the threads of a rank.
+fn launcher(asked: &Ranks, sar: &Path, args: &[OsString], threads: Option<&OsStr>) -> Command {
     let mut command = Command::new(MPIRUN);
     command.args(["-n", &asked.ranks.to_string()]);
     // More ranks than cores are slow, not wrong; and every rank has threads.
     command.args(["--oversubscribe", "--bind-to", "none"]);
     // Both are asked for where root starts it, as in a container.
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    match &asked.hostfile {
-        Some(hostfile) => {
-            command.arg("--hostfile").arg(hostfile);
+    if let Some(hostfile) = &asked.hostfile {
+        command.arg("--hostfile").arg(hostfile);
+    }
+    match (&asked.hostfile, threads) {
+        (Some(_), Some(_)) => {
+            command.args(["-x", THREADS]);
         }
-        None if env::var_os(THREADS).is_none() => {
+        (None, None) => {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             command.env(THREADS, (cores / asked.ranks).max(1).to_string());
         }
-        None => {}
-    }
-    if asked.hostfile.is_some() && env::var_os(THREADS).is_some() {
-        command.args(["-x", THREADS]);
+        // The ranks of this machine have it from here; what cores others have is not known.
+        (None, Some(_)) | (Some(_), None) => {}
     }
     let (_, args) = device::take_flag(args, "--fusion");
     command.arg(sar).arg("train").args(args);
@@ -152,7 +154,8 @@ fn launch(asked: &Ranks, sar: &Path) -> Outcome {
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::Check(format!("signals: {error}")))?;
-    carry_on(asked, |args| launcher(asked, sar, args))
+    let threads = env::var_os(THREADS);
+    carry_on(asked, |args| launcher(asked, sar, args, threads.as_deref()))
 }
 
 /// Starts the run with the launcher of its arguments, and where that is asked for, starts it again from its last
@@ -327,7 +330,7 @@ mod tests {
             let outcome = carry_on(&asked, |args| {
                 let mut script = Command::new("sh");
                 script.current_dir(&folder).arg("mpirun");
-                script.args(launcher(&asked, Path::new("/t/sar"), args).get_args());
+                script.args(launcher(&asked, Path::new("/t/sar"), args, None).get_args());
                 script
             });
             let starts = fs::read_to_string(folder.join("starts")).unwrap();
@@ -370,11 +373,38 @@ mod tests {
         assert_eq!(features("--nccl --device cuda"), ["mpi", "cuda", "nccl"]);
     }
 
+    fn launched(line: &str, threads: Option<&str>) -> Command {
+        let asked = parse(&words(line)).unwrap().unwrap();
+        launcher(&asked, Path::new("/t/sar"), &asked.args, threads.map(OsStr::new))
+    }
+
     #[test]
     fn the_launcher_is_given_what_it_takes() {
-        let asked = parse(&words("--ranks 3 --fusion --recipe x")).unwrap().unwrap();
-        let line = cargo::shown(&launcher(&asked, Path::new("/t/sar"), &asked.args));
+        let line = cargo::shown(&launched("--ranks 3 --fusion --recipe x", None));
         assert!(line.contains("mpirun -n 3 --oversubscribe"), "{line}");
-        assert!(line.ends_with("/t/sar train --recipe x"), "{line}");
+        assert!(line.ends_with("--bind-to none /t/sar train --recipe x"), "{line}");
+        let line = cargo::shown(&launched("--ranks 3 --hostfile h --recipe x", None));
+        assert!(line.ends_with("--bind-to none --hostfile h /t/sar train --recipe x"), "{line}");
+        let line = cargo::shown(&launched("--ranks 3 --hostfile h --recipe x", Some("5")));
+        let expected = "--hostfile h -x RAYON_NUM_THREADS /t/sar train --recipe x";
+        assert!(line.ends_with(expected), "{line}");
+        let line = cargo::shown(&launched("--ranks 3 --recipe x", Some("5")));
+        assert!(line.ends_with("--bind-to none /t/sar train --recipe x"), "{line}");
+    }
+
+    #[test]
+    fn ranks_of_this_machine_share_its_cores_unless_somebody_has_said_otherwise() {
+        let threads = |line: &str, said: Option<&str>| {
+            let command = launched(line, said);
+            let (_, value) = command.get_envs().find(|(name, _)| *name == THREADS)?;
+            value?.to_str()?.parse::<usize>().ok()
+        };
+        let cores = thread::available_parallelism().unwrap().get();
+        assert_eq!(threads(&format!("--ranks {cores}"), None), Some(1));
+        assert_eq!(threads("--ranks 1", None), Some(cores));
+        assert_eq!(threads(&format!("--ranks {}", cores + 1), None), Some(1));
+        assert_eq!(threads("--ranks 2", Some("5")), None);
+        assert_eq!(threads("--ranks 2 --hostfile h", None), None);
+        assert_eq!(threads("--ranks 2 --hostfile h", Some("5")), None);
     }
 }

@@ -360,7 +360,8 @@ fn download(browser: &mut Browser, link: &str) -> (String, Vec<u8>) {
     loop {
         let files = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
         // What is not whole yet has another ending.
-        if let Some(file) = files.into_iter().find(|file| file.extension() == Some("png".as_ref())) {
+        if let Some(file) = files.into_iter().find(|file| file.extension() == Some("png".as_ref()))
+        {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             return (name, fs::read(file).unwrap());
         }

@@ -453,6 +453,7 @@ mod tests {
     use burn_flex::Flex;
 
     use super::*;
+    use crate::testing::on_ranks;
 
     const EXTENT: Extent =
         Extent { images: 40, variants: 2, shape_chw: [3, 2, 1], precision: Precision::Full };
@@ -462,17 +463,35 @@ mod tests {
         record as f32 + i as f32 / 8.0
     }
 
+    /// Of chunks of 32 records, 512 KiB each.
+    const LARGE: Extent =
+        Extent { images: 35, variants: 2, shape_chw: [128, 32, 32], precision: Precision::Full };
+
     fn open(folder: &Path, extent: Extent, encoded: &AtomicUsize) -> LatentCache {
+        open_on(&Group::alone(), folder, extent, encoded).unwrap()
+    }
+
+    fn open_on(
+        group: &Group,
+        folder: &Path,
+        extent: Extent,
+        encoded: &AtomicUsize,
+    ) -> Result<LatentCache, TrainError> {
+        let [c, h, w] = extent.shape_chw;
         let encode = |records: std::ops::Range<usize>| {
             encoded.fetch_add(records.len(), Ordering::Relaxed);
             let n = records.len();
             let labels = records.clone().map(|r| r % 3).collect();
-            let values: Vec<f32> = records.flat_map(|r| (0..6).map(move |i| value(r, i))).collect();
-            let data = TensorData::new(values, [n, 3, 2, 1]);
+            let of_record = |r| (0..c * h * w).map(move |i| value(r, i));
+            let values: Vec<f32> = records.flat_map(of_record).collect();
+            let data = TensorData::new(values, [n, c, h, w]);
             Ok((Tensor::<Flex, 4>::from_data(data, &Default::default()), labels))
         };
-        let alone = Group::alone();
-        LatentCache::open(folder.to_owned(), extent, [2, 32], &alone, encode, |_| Ok(())).unwrap()
+        LatentCache::open(folder.to_owned(), extent, [2, 32], group, encode, |_| {
+            // As in a run: nobody goes on before all have written.
+            group.any([false])?;
+            Ok(())
+        })
     }
 
     #[test]
@@ -553,6 +572,54 @@ mod tests {
         open(folder.path(), EXTENT, &AtomicUsize::new(0));
         // There is one chunk; another is another run's.
         assert_eq!(left.map(|path| path.exists()), [false, false, true]);
+    }
+
+    #[test]
+    fn ranks_make_a_cache_in_turns_and_the_same_as_one() {
+        let chunks = |folder: &Path| {
+            [0, 1, 2].map(|chunk| std::fs::read(chunk_path(folder, chunk)).unwrap())
+        };
+        let alone = tempfile::tempdir().unwrap();
+        let encoded = AtomicUsize::new(0);
+        open(alone.path(), LARGE, &encoded);
+        assert_eq!(encoded.into_inner(), 70);
+        for turns in [&[38_usize, 32][..], &[32, 32, 6]] {
+            let folder = tempfile::tempdir().unwrap();
+            let encoded = || {
+                on_ranks(turns.len(), |group| {
+                    let encoded = AtomicUsize::new(0);
+                    let cache = open_on(&group, folder.path(), LARGE, &encoded).unwrap();
+                    // Records of all three chunks, whoever has made them.
+                    for (image, variant) in [(0, 1), (20, 0), (34, 1)] {
+                        let (values, label) = cache.read(image, variant).unwrap();
+                        let record = 2 * image + variant;
+                        assert_eq!((values[9], label), (value(record, 9), record % 3));
+                    }
+                    encoded.into_inner()
+                })
+            };
+            assert_eq!(encoded(), turns);
+            assert!(chunks(folder.path()) == chunks(alone.path()), "{turns:?}");
+            assert_eq!(encoded(), vec![0; turns.len()]);
+            // What is missing is made by whose turn it is.
+            std::fs::remove_file(chunk_path(folder.path(), 1)).unwrap();
+            assert_eq!(encoded()[1], 32);
+            assert!(chunks(folder.path()) == chunks(alone.path()), "{turns:?}");
+        }
+    }
+
+    #[test]
+    fn ranks_without_a_folder_for_all_say_what_they_do_not_see() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let errors = on_ranks(2, |group| {
+            let folder = folders[group.rank()].path();
+            open_on(&group, folder, LARGE, &AtomicUsize::new(0)).unwrap_err().to_string()
+        });
+        for (rank, of_other) in [(0, 1), (1, 0)] {
+            let path = chunk_path(folders[rank].path(), of_other);
+            let named = errors[rank].starts_with(&format!("{}: another rank", path.display()));
+            assert!(named && errors[rank].contains("latents.folder"), "{errors:?}");
+        }
     }
 
     #[test]

@@ -128,18 +128,10 @@ fn train_together<A: AutodiffBackend>(
     let images = images.map_err(|error| search.why(error))?;
     let initial = Initial::load(recipe, images.classes(), device)?;
     if !group.is_alone() {
-        let data = format!(
-            "set of {} images, {}",
-            images.n_train() + images.n_held_out(),
-            images.fingerprint().hash
-        );
-        together::compare(
-            group,
-            &[
-                ("data", data),
-                ("initial weights", initial.checksum(recipe.tokenizer.model.layout())),
-            ],
-        )?;
+        let found = images.n_train() + images.n_held_out();
+        let found = format!("{found} images, {}", images.fingerprint().hash);
+        let weights = initial.checksum(recipe.tokenizer.model.layout());
+        together::compare(group, &[("set of images", found), ("set of initial weights", weights)])?;
         notes.insert(0, format!("{} ranks train together", group.ranks()));
     }
     let dir = match (group.leads(), opened) {

@@ -4,16 +4,20 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 use common::ADVERSARY;
+use sar_core::SeedTree;
 use sar_exchange::{Exchange, ExchangeError, Group, threads};
+use sar_pipeline::TrainedTokenizer;
 use sar_train::event::{Event, Observer, Silent};
+use sar_train::latents::Latents;
+use sar_train::report::Report;
 use sar_train::{Execution, Recipe, TrainError, train};
 
 /// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
@@ -41,9 +45,29 @@ const MORE: &[&str] = &[
 const CACHED: &str =
     "latents={ kind = \"cached\", folder = \"latents\", variants = 2, precision = \"full\" }";
 
+const DEADLINE: Duration = Duration::from_secs(300);
+
 fn tiny(more: &[&str]) -> Recipe {
     common::tiny(MORE, more)
 }
+
+/// Two classes of so many images; the setting that trains on them.
+fn draw_images(folder: &Path, each: u32) -> String {
+    for (class, name) in ["squares", "stripes"].iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        for i in 0..each {
+            let image = image::RgbImage::from_fn(16, 16, |x, y| {
+                let on = if class == 0 { x.max(y) < 4 + i % 8 } else { (x + i) / 4 % 2 == 0 };
+                image::Rgb([if on { 200 } else { 20 }, (9 * i) as u8, 70])
+            });
+            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
+        }
+    }
+    format!("data.source={{ kind = \"folder\", path = {folder:?} }}")
+}
+
+/// For images whose classes are not those of the emoji.
+const FLIP_ALL: &str = "data.augmentation.flip_except=[]";
 
 /// Asks its rank to stop after some number of its steps.
 struct StopAfter<'a> {
@@ -59,26 +83,8 @@ impl Observer for StopAfter<'_> {
     }
 }
 
-/// What each rank says of a run; `recipe` and the steps after which it asks to stop are those of a rank.
-fn on_ranks(
-    [ranks, workers]: [usize; 2],
-    dir: &Path,
-    resume: bool,
-    recipe: impl Fn(usize) -> Recipe + Sync,
-    stops: impl Fn(usize) -> Option<usize> + Sync,
-) -> Vec<Result<(), TrainError>> {
-    let groups = match ranks {
-        1 => vec![Group::alone()],
-        _ => threads(ranks, Duration::from_secs(300)),
-    };
-    let one = |group: Group| {
-        let stop = AtomicBool::new(false);
-        let left = AtomicUsize::new(stops(group.rank()).unwrap_or(usize::MAX));
-        let mut observer = StopAfter { left, stop: &stop };
-        let execution = Execution { resume, workers, stop: &stop, group: &group };
-        let (recipe, device) = (recipe(group.rank()), Default::default());
-        train::<Autodiff<Flex>>(&recipe, dir, execution, &device, &mut observer).map(|_| ())
-    };
+/// What each rank comes to, on a thread of its own.
+fn on_threads<T: Send>(groups: Vec<Group>, one: impl Fn(Group) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let one = &one;
         let running: Vec<_> =
@@ -87,20 +93,65 @@ fn on_ranks(
     })
 }
 
+/// What each rank says of a run; `recipe` and the steps after which it asks to stop are those of a rank.
+///
+/// The run directory is that of rank 0. The others have one in which nobody writes, unless latents are cached there.
+fn on_ranks(
+    [ranks, workers]: [usize; 2],
+    dir: &Path,
+    resume: bool,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    stops: impl Fn(usize) -> Option<usize> + Sync,
+) -> Vec<Result<Report, TrainError>> {
+    let groups = match ranks {
+        1 => vec![Group::alone()],
+        _ => threads(ranks, DEADLINE),
+    };
+    let of_others = dir.with_extension("of-others");
+    let outcomes = on_threads(groups, |group| {
+        let stop = AtomicBool::new(false);
+        let left = AtomicUsize::new(stops(group.rank()).unwrap_or(usize::MAX));
+        let mut observer = StopAfter { left, stop: &stop };
+        let execution = Execution { resume, workers, stop: &stop, group: &group };
+        let (recipe, device) = (recipe(group.rank()), Default::default());
+        let is_shared = matches!(recipe.latents, Latents::Cached { .. });
+        let dir = if group.leads() || is_shared { dir } else { &of_others };
+        train::<Autodiff<Flex>>(&recipe, dir, execution, &device, &mut observer)
+    });
+    assert!(!of_others.exists(), "written by others than rank 0");
+    outcomes
+}
+
+/// A run as one rank has it.
+fn train_as(
+    group: &Group,
+    recipe: &Recipe,
+    dir: &Path,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Report, TrainError> {
+    let execution = Execution { resume: false, workers: 1, stop, group };
+    train::<Autodiff<Flex>>(recipe, dir, execution, &Default::default(), observer)
+}
+
 fn whole(ranks_and_workers: [usize; 2], dir: &Path, recipe: &Recipe) {
     for outcome in on_ranks(ranks_and_workers, dir, false, |_| recipe.clone(), |_| None) {
         outcome.unwrap();
     }
 }
 
-/// All weights, metrics and pictures of a run.
+/// All weights, metrics, pictures and cached latents of a run.
 fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let caches = fs::read_dir(dir.join("latents")).into_iter().flatten();
+    let caches = caches.map(|entry| entry.unwrap().path());
     let mut files = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if [".safetensors", ".jsonl", ".png"].iter().any(|ending| name.ends_with(ending)) {
-            files.insert(name, fs::read(&path).unwrap());
+    for folder in caches.chain([dir.to_owned()]) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(dir).unwrap().to_string_lossy().into_owned();
+            if [".safetensors", ".jsonl", ".png"].iter().any(|ending| name.ends_with(ending)) {
+                files.insert(name, fs::read(&path).unwrap());
+            }
         }
     }
     assert!(files.len() >= 10, "{:?}", files.keys());
@@ -134,8 +185,8 @@ fn assert_same(ours: &Path, theirs: &BTreeMap<String, Vec<u8>>, what: &str) {
     }
 }
 
-/// One run alone, then the same on all kinds of ranks and workers.
-fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) {
+/// One run alone, whose outcome it is, then the same on all kinds of ranks and workers.
+fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("alone");
     whole([1, 1], &alone, recipe);
@@ -149,6 +200,7 @@ fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) {
         let entries = fs::read_dir(dir.join("checkpoints")).unwrap();
         assert!(entries.count() > 4, "{what}");
     }
+    alone
 }
 
 /// In eight ranks, some are idle in the first two stages.
@@ -158,9 +210,69 @@ fn any_number_of_ranks_and_workers_ends_with_the_same_weights() {
     assert_any_ranks(&tiny(&[ADVERSARY]), &kinds);
 }
 
+/// Four chunks: of 16 KiB each, 1024 latents are one.
 #[test]
 fn latents_are_cached_by_all_ranks_together() {
-    assert_any_ranks(&tiny(&[CACHED, "sar.control=false"]), &[[3, 1], [2, 2]]);
+    let recipe = tiny(&[CACHED, "tokenizer.model.codebook_dim=64", "sar.control=false"]);
+    let alone = assert_any_ranks(&recipe, &[[3, 1], [2, 2]]);
+    assert_eq!(alone.keys().filter(|name| name.starts_with("latents")).count(), 4);
+}
+
+/// They lie in the run directory, and each rank has its own.
+#[test]
+fn latents_that_not_all_ranks_see_end_them_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny(&[&CACHED.replace("variants = 2", "variants = 1"), "tokenizer.steps=1"]);
+    let dir = |rank: usize| folder.path().join(rank.to_string());
+    let errors = on_threads(threads(2, DEADLINE), |group| {
+        let (dir, stop) = (dir(group.rank()), AtomicBool::new(false));
+        train_as(&group, &recipe, &dir, &stop, &mut Silent).unwrap_err().to_string()
+    });
+    // There is one chunk, which rank 0 has made.
+    let own = &errors[1];
+    assert!(own.starts_with(&dir(1).join("latents").display().to_string()), "{own}");
+    for part in ["00000.safetensors: another rank has made it", "latents.folder has to be one"] {
+        assert!(own.contains(part), "{own}");
+    }
+    assert_eq!(errors[0], format!("rank 1: {own}"));
+}
+
+/// Four batches of samples for each seed: three ranks have two, one and one of them.
+#[test]
+fn samples_are_judged_alike_by_any_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny(&[
+        &draw_images(&folder.path().join("images"), 20),
+        FLIP_ALL,
+        "tokenizer.steps=2",
+        "pretrain.steps=2",
+        "sar.steps=2",
+        "evaluation.batch_size=2",
+        "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 2 }",
+    ]);
+    let quality = |ranks: usize| {
+        let dir = folder.path().join(ranks.to_string());
+        let outcomes = on_ranks([ranks, 1], &dir, false, |_| recipe.clone(), |_| None);
+        let report = fs::read(dir.join("report.json")).unwrap();
+        let mut report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let quality = report["quality"].take();
+        // Those of the others came as text, too.
+        for outcome in &outcomes[1..] {
+            let theirs = &outcome.as_ref().unwrap().quality;
+            assert_eq!(serde_json::to_value(theirs).unwrap(), quality, "{ranks} ranks");
+        }
+        quality
+    };
+    let alone = quality(1);
+    for weights in ["before", "after", "control", "after_minus_before"] {
+        for figure in ["fd_effnetlite0", "kid_effnetlite0", "class_accuracy"] {
+            assert!(alone[weights][figure]["mean"].is_number(), "{weights}, {figure}: {alone}");
+        }
+    }
+    assert!(alone["after"]["fd_effnetlite0"]["mean"].as_f64().unwrap() > 0.0, "{alone}");
+    for ranks in [2, 3] {
+        assert_eq!(quality(ranks), alone, "{ranks} ranks");
+    }
 }
 
 #[test]
@@ -241,25 +353,16 @@ fn who_works_long_gives_signs_of_life() {
     let plain =
         "data.augmentation={ shift = 0.0, scale = [1.0, 1.0], flip = 0.0, flip_except = [] }";
     let recipe = tiny(&[&source, plain, "tokenizer.model.codebook_size=300", "sar.steps=0"]);
-    let groups = threads(2, Duration::from_secs(300));
-    let one = |group: Group| {
+    let signs = on_threads(threads(2, DEADLINE), |group| {
         let (stop, most) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
         let since = AtomicUsize::new(0);
         let group = Group::new(Counted { group, since, most: Arc::clone(&most) });
         let dir = folder.path().join("run");
-        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
         // At the first step there was nothing but the images and the codes.
         let mut observer = StopAfter { left: AtomicUsize::new(1), stop: &stop };
-        let outcome =
-            train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer);
+        let outcome = train_as(&group, &recipe, &dir, &stop, &mut observer);
         assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
         most.load(Ordering::Relaxed)
-    };
-    let signs: Vec<usize> = std::thread::scope(|scope| {
-        let one = &one;
-        let running: Vec<_> =
-            groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
-        running.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
     assert!(signs[0] >= 299 && (200..299).contains(&signs[1]), "{signs:?}");
 }
@@ -295,25 +398,15 @@ fn who_has_a_part_of_a_step_gives_signs_of_life() {
         "tokenizer.optimization.grad_accum_steps=2",
         "sar.control=false",
     ]);
-    let one = |group: Group| {
+    let signs = on_threads(threads(3, DEADLINE), |group| {
         let (stop, most) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
         let since = AtomicUsize::new(0);
         let group = Group::new(Counted { group, since, most: Arc::clone(&most) });
         let mut observer = OfFirstSteps { most, signs: Vec::new(), stop: &stop };
         let dir = folder.path().join("run");
-        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
-        let outcome =
-            train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), &mut observer);
+        let outcome = train_as(&group, &recipe, &dir, &stop, &mut observer);
         assert!(matches!(outcome, Err(TrainError::Stopped { .. })), "{outcome:?}");
         observer.signs
-    };
-    let signs: Vec<Vec<usize>> = std::thread::scope(|scope| {
-        let one = &one;
-        let running: Vec<_> = threads(3, Duration::from_secs(300))
-            .into_iter()
-            .map(|group| scope.spawn(move || one(group)))
-            .collect();
-        running.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
     // Two micro-batches, then six, each read and of four phases.
     assert_eq!(signs, [[0, 10], [5, 10], [5, 10]]);
@@ -384,6 +477,108 @@ fn ranks_that_do_not_fit_together_end_before_anything_is_written() {
     assert!(!dir.exists());
 }
 
+/// Two ranks as if on machines of their own: the second looks for images and weights when the first has found them,
+/// and they have changed.
+#[derive(Debug)]
+struct OwnFiles {
+    group: Group,
+    /// Exchanges that the first has come to, and whether one of them compares what was found.
+    come: Arc<(AtomicUsize, AtomicBool)>,
+    /// Those that the second has behind it, and whether the files have changed.
+    behind: AtomicUsize,
+    has_changed: AtomicBool,
+    folder: PathBuf,
+    change: fn(&Path),
+}
+
+impl Exchange for OwnFiles {
+    fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.group.ranks()
+    }
+
+    fn all_to_all(&self, messages: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExchangeError> {
+        let (come, compares) = &*self.come;
+        if self.group.leads() {
+            let word = b"set of initial weights";
+            let is_it = messages[1].windows(word.len()).any(|part| part == word);
+            compares.fetch_or(is_it, Ordering::SeqCst);
+            come.fetch_add(1, Ordering::SeqCst);
+            return self.group.all_to_all(messages);
+        }
+        let received = self.group.all_to_all(messages)?;
+        let behind = self.behind.fetch_add(1, Ordering::SeqCst) + 1;
+        if !self.has_changed.load(Ordering::SeqCst) {
+            let since = Instant::now();
+            while come.load(Ordering::SeqCst) == behind {
+                assert!(since.elapsed() < Duration::from_secs(60), "the first does not come");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if compares.load(Ordering::SeqCst) {
+                (self.change)(&self.folder);
+                self.has_changed.store(true, Ordering::SeqCst);
+            }
+        }
+        Ok(received)
+    }
+
+    fn fail(&self, why: &str) {
+        self.group.fail(why);
+    }
+
+    fn alive(&self) {
+        self.group.alive();
+    }
+}
+
+#[test]
+fn ranks_with_other_images_or_weights_end_before_anything_is_written() {
+    let one_more: fn(&Path) = |folder| {
+        let image = |name: &str| folder.join("images/squares").join(name);
+        fs::copy(image("0.png"), image("new.png")).unwrap();
+    };
+    let others: fn(&Path) = |folder| {
+        let weights = |name: &str| folder.join(format!("{name}.safetensors"));
+        fs::rename(weights("others"), weights("weights")).unwrap();
+    };
+    for (change, what) in [(one_more, "set of images"), (others, "set of initial weights")] {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
+        let weights = folder.join("weights.safetensors");
+        let recipe = tiny(&[
+            &draw_images(&folder.join("images"), 6),
+            FLIP_ALL,
+            &format!("tokenizer.init_from={{ kind = \"weights\", path = {weights:?} }}"),
+        ]);
+        for (seed, path) in [(1, weights), (2, folder.join("others.safetensors"))] {
+            let (config, init) = (recipe.tokenizer.model.clone(), recipe.tokenizer.init);
+            let (seed, device) = (SeedTree::new(seed), Default::default());
+            let model = sar_tokenizer::init::<Flex>(&config, init, seed, &device).unwrap();
+            TrainedTokenizer { model, config }.save(&path).unwrap();
+        }
+        let come = Arc::default();
+        let own_files = |group: Group| {
+            let (come, folder) = (Arc::clone(&come), folder.to_owned());
+            let (behind, has_changed) = (AtomicUsize::new(0), AtomicBool::new(false));
+            Group::new(OwnFiles { group, come, behind, has_changed, folder, change })
+        };
+        let groups = threads(2, DEADLINE).into_iter().map(own_files).collect();
+        let dir = folder.join("run");
+        let errors = on_threads(groups, |group| {
+            let stop = AtomicBool::new(false);
+            train_as(&group, &recipe, &dir, &stop, &mut Silent).unwrap_err().to_string()
+        });
+        let [first, second] = &errors[..] else { panic!("{errors:?}") };
+        let (starts, says) = ("rank 1 on ", format!(" has another {what} than rank 0 on "));
+        assert!(first.starts_with(starts) && first.contains(&says), "{first}");
+        assert_eq!(first, second);
+        assert!(!dir.exists());
+    }
+}
+
 /// The rank that leads cannot write: all others hear of it, where and why.
 #[test]
 fn one_that_cannot_go_on_ends_all() {
@@ -410,23 +605,12 @@ fn one_that_cannot_go_on_ends_all() {
             }
         }
     }
-    let groups = threads(3, Duration::from_secs(300));
     let recipe = tiny(&[]);
-    let one = |group: Group| {
+    let errors = on_threads(threads(3, DEADLINE), |group| {
         let stop = AtomicBool::new(false);
-        let execution = Execution { resume: false, workers: 1, stop: &stop, group: &group };
         let (mut block, mut silent) = (Block(&blocked), Silent);
         let observer: &mut dyn Observer = if group.leads() { &mut block } else { &mut silent };
-        train::<Autodiff<Flex>>(&recipe, &dir, execution, &Default::default(), observer)
-            .map(|_| ())
-            .unwrap_err()
-            .to_string()
-    };
-    let errors: Vec<String> = std::thread::scope(|scope| {
-        let one = &one;
-        let running: Vec<_> =
-            groups.into_iter().map(|group| scope.spawn(move || one(group))).collect();
-        running.into_iter().map(|rank| rank.join().unwrap()).collect()
+        train_as(&group, &recipe, &dir, &stop, observer).unwrap_err().to_string()
     });
     assert!(errors[0].contains("pretrain-2.safetensors"), "{errors:?}");
     assert!(

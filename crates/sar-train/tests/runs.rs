@@ -170,7 +170,10 @@ fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
     for i in 0..3 {
         assert!(tile(&last, 64, i, 0) == tile(&whole, 64, i, 0), "original {i}");
         assert!(tile(&first, 64, i, 0) == tile(&last, 64, i, 0), "original {i}");
-        assert!(tile(&first, 64, i, 1) != tile(&last, 64, i, 1), "reconstruction {i} stays as it was");
+        assert!(
+            tile(&first, 64, i, 1) != tile(&last, 64, i, 1),
+            "reconstruction {i} stays as it was"
+        );
     }
 }
 

@@ -12,7 +12,8 @@
 //! ```
 //! P values, of which a rank owns some and the owner of a parameter is one rank, as `sar-train/src/slices.rs` has it;
 //! g bytes of a gradient, 4 or 2. A rank has one node of the tree to give: micro-batches are a multiple of the ranks by a
-//! power of two. Nothing overlaps, as in the program.
+//! power of two. Nothing overlaps, as in the program. TCP that is slow after a pause is not in it: with a long latency and
+//! few streams a step takes longer.
 
 /// Values that an owner exchanges at once: as in `slices.rs`.
 const AT_ONCE: usize = 4 << 20;
@@ -151,10 +152,6 @@ impl Traffic {
 mod tests {
     use super::*;
 
-    /// Nothing but bytes on the wire.
-    const IDEAL: Exchange =
-        Exchange { host: f64::INFINITY, share: 1.0, latency: 0.0, message: 0.0 };
-
     #[test]
     fn shapes_are_those_of_the_published_models() {
         // As the files of weights: 315.56 M of d16, about 600, 1000 and 2000 M.
@@ -222,16 +219,5 @@ mod tests {
             let expected = of_steps + of_starts;
             assert!((expected / measured - 1.0).abs() < 0.01, "{ranks} ranks: {expected}");
         }
-    }
-
-    /// The same on four ranks: 1.6 s a step without a limit, 5.0 s at 1 Gb/s. The whole rate would take 1.9 s of it: 3.4 s
-    /// are 0.55 of the rate, which is what the table counts with.
-    #[test]
-    fn a_step_at_one_gigabit_is_as_measured_with_the_share_that_was_had() {
-        let traffic = Traffic::of(&[389_000; 100], 4, 4.0, Owners::Whole);
-        let whole = traffic.seconds(1e9, IDEAL);
-        assert!((whole - 1.9).abs() < 0.05, "{whole}");
-        let had = traffic.seconds(1e9, Exchange { share: 0.55, ..IDEAL });
-        assert!((1.6 + had - 5.0).abs() < 0.05, "{had}");
     }
 }
