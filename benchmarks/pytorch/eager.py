@@ -240,7 +240,48 @@ def inception(package, n):
     return torch.no_grad()(lambda: [look(images[: n - at]) for at in range(0, n, most)])
 
 
+def normalized(c_in, c_out, kernel, stride=1, groups=1):
+    return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, 1e-3)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, c_in, c_out, kernel, stride, expansion):
+        super().__init__()
+        c = c_in * expansion
+        expand = [*normalized(c_in, c, 1), nn.ReLU6(True)] if expansion > 1 else []
+        self.layers = nn.Sequential(*expand, *normalized(c, c, kernel, stride, c), nn.ReLU6(True), *normalized(c, c_out, 1))
+        self.is_residual = stride == 1 and c_in == c_out
+
+    def forward(self, x):
+        return x + self.layers(x) if self.is_residual else self.layers(x)
+
+
+def efficientnet_lite0():
+    layers, c = [*normalized(3, 32, 3, 2), nn.ReLU6(True)], 32
+    for blocks, kernel, stride, expansion, channels in (
+        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+    ):
+        for i in range(blocks):
+            layers.append(Bottleneck(c, channels, kernel, 1 if i else stride, expansion))
+            c = channels
+    return nn.Sequential(*layers, *normalized(c, 1280, 1), nn.ReLU6(True))
+
+
+def efficientnet(n, most=32):
+    """Features of n images of 64 px through EfficientNet-Lite0 at 160 px, some at a time; with channels last it is faster."""
+    net = efficientnet_lite0().eval().to(memory_format=torch.channels_last)
+    images = torch.randint(256, (min(n, most), 64, 64, 3), dtype=torch.uint8)
+
+    def look(images):
+        x = F.interpolate(images.permute(0, 3, 1, 2).float(), size=160, mode="bilinear")
+        return net((x - 127) / 128).mean((2, 3))
+
+    return torch.inference_mode()(lambda: [look(images[: n - at]) for at in range(0, n, most)])
+
+
 def setup(name):
+    if sizes := re.fullmatch(r"features-efficientnet(?:-n(\d+))?", name):
+        return efficientnet(int(sizes[1] or 256))
     if sizes := re.fullmatch(r"inception-(pytorch-fid|torch-fidelity)(?:-n(\d+))?", name):
         return inception(sizes[1], int(sizes[2] or 48))
     image = torch.rand(1, 3, 256, 256) * 2 - 1

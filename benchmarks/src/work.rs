@@ -19,7 +19,7 @@ const GREEDY: Sampler = Sampler {
     choice: Choice::Argmax,
 };
 
-/// Images that features are of where a name says no number, and at most those in memory.
+/// Images that are looked at, in memory at most.
 const IMAGES: usize = 48;
 
 /// The released models at 256 px, depth 16.
@@ -34,6 +34,7 @@ const D16: &str = "flexvar-d16-in256";
 /// | `tokenizer-step` | a training step of the tokenizer of `emoji-quick`, batch 32 |
 /// | `emoji-teacher-step` | a teacher-forced step of the backbone of `emoji-quick`, batch 16 |
 /// | `teacher-step` | a teacher-forced step, depth-16 shapes at depth 4, batch 2 |
+/// | `features-efficientnet`, `features-efficientnet-n64`, .. | features of 256 images of 64 px, or of as many as are said, through EfficientNet-Lite0 at 160 px |
 /// | `inception-pytorch-fid`, `inception-torch-fidelity-n2000`, .. | features of 48 images of 256 px, or of as many as are said, through the network of FID, by either package's resampling, with the weights of the file that `SAR_BENCH_INCEPTION` names |
 /// | `sar-released-argmax`, `sar-paper-argmax`, `..-sampled` | a SAR step on the same |
 /// | `teacher-step-d16-b32`, `sar-released-argmax-d4-b1-512px`, .. | these steps at other sizes |
@@ -97,7 +98,9 @@ pub fn setup<A: AutodiffBackend>(
             let tokens = subject.encode(subject.images(16));
             Box::new(move || subject.step_of(tokens.clone(), &Objective::TeacherForcing, workers))
         }
-        _ if what.starts_with("inception-") => features::<A>(what, device)?,
+        _ if what.starts_with("inception-") || what.starts_with("features-") => {
+            features::<A>(what, device)?
+        }
         _ => {
             let objective = objective(what)?;
             let mut subject = at(shape);
@@ -109,21 +112,26 @@ pub fn setup<A: AutodiffBackend>(
 
 /// Features of images of random pixels, a few at a time as `sar eval` takes them.
 fn features<A: AutodiffBackend>(name: &str, device: A::Device) -> Option<Box<dyn FnMut()>> {
-    let (package, n) = match name.split_once("-n") {
-        Some((package, n)) => (package, n.parse().ok()?),
-        None => (name, IMAGES),
+    let (network, said) = match name.split_once("-n") {
+        Some((network, n)) => (network, Some(n.parse::<usize>().ok()?)),
+        None => (name, None),
     };
-    let input = match package {
-        "inception-pytorch-fid" => InceptionInput::PytorchFid,
-        "inception-torch-fidelity" => InceptionInput::Adm,
+    let inception = |input: InceptionInput| {
+        let path = std::env::var_os("SAR_BENCH_INCEPTION");
+        let path = path.expect("SAR_BENCH_INCEPTION names a file");
+        let extractor = Extractor::<A::InnerBackend>::inception(path.as_ref(), input, &device);
+        extractor.expect("weights of the network")
+    };
+    let (extractor, side, usual) = match network {
+        "features-efficientnet" => (Extractor::efficientnet_lite0(&device), 64, 256),
+        "inception-pytorch-fid" => (inception(InceptionInput::PytorchFid), 256, IMAGES),
+        "inception-torch-fidelity" => (inception(InceptionInput::Adm), 256, IMAGES),
         _ => return None,
     };
-    let path = std::env::var_os("SAR_BENCH_INCEPTION").expect("SAR_BENCH_INCEPTION names a file");
-    let extractor = Extractor::<A::InnerBackend>::inception(path.as_ref(), input, &device);
-    let extractor = extractor.expect("weights of the network");
-    let pixels = SeedTree::new(0).uniforms(256 * 256 * 3);
+    let n = said.unwrap_or(usual);
+    let pixels = SeedTree::new(0).uniforms((side * side * 3) as usize);
     let pixels: Vec<u8> = pixels.iter().map(|u| (256.0 * u) as u8).collect();
-    let image = RgbImage::from_raw(256, 256, pixels).expect("as many bytes as pixels");
+    let image = RgbImage::from_raw(side, side, pixels).expect("as many bytes as pixels");
     let images = vec![image; IMAGES.min(n)];
     Some(Box::new(move || {
         let mut looking = Looking::new(&extractor, Keep::Features, &device);

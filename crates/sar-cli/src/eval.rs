@@ -19,13 +19,13 @@ use sar_weights::write_bytes;
 use serde_json::json;
 
 use crate::Verdict;
-use crate::device::{DeviceArg, Job};
+use crate::device::{DeviceArg, Job, arithmetic};
 use crate::generation::{SamplerArgs, WeightsArgs, save, whole};
 use crate::hub::WeightsPath;
 use crate::job::n_images;
 use crate::progress::clock;
 use outputs::{Beside, Outputs};
-use reference::{Source, check_moments, moments_alone, recipe_of};
+use reference::{Real, Source, check_moments, moments_alone, recipe_of};
 use report::Report;
 use samples::{Weights, labels_among};
 use sweep::Sweep;
@@ -124,7 +124,10 @@ fn protocol(text: &str) -> Result<InceptionInput, String> {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let beside = Beside { sheet: args.features.is_none(), plot: args.sweep.is_some() };
+    let given = args.images.as_deref().map(open).transpose().context("--images")?;
+    // Of features and moments there is nothing to be seen.
+    let is_seen = args.features.is_none() && !matches!(given, Some(What::Moments { .. }));
+    let beside = Beside { sheet: is_seen, plot: args.sweep.is_some() };
     let outputs = Outputs::new(args.json, args.statistics, beside)?;
     if let Some(file) = &args.features {
         return features_file::run(file, &outputs.json);
@@ -132,8 +135,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     ensure!(args.n > 0, "--n 0: nothing to sample");
     n_images(args.n, 1)?;
     let run = args.weights.run_dir().map(Path::to_owned);
-    let what = match args.images {
-        Some(path) => open(&path).context("--images")?,
+    let what = match given {
+        Some(what) => what,
         None => What::Weights(Box::new(Weights {
             files: args.weights.files()?,
             settings: args.sampler.settings()?,
@@ -249,6 +252,19 @@ impl Eval {
         Ok(())
     }
 
+    /// What is said of any images.
+    fn report<B: Backend>(
+        &self,
+        extractor: &Extractor<B>,
+        real: &Real,
+        device: &B::Device,
+    ) -> Result<Report> {
+        let mut report = Report::new(extractor, real)?;
+        report.set("device", json!(arithmetic::<B>(device)));
+        report.set("moments_only", json!(self.keep == Keep::Moments));
+        Ok(report)
+    }
+
     fn of_images<B: Backend>(
         &self,
         pictures: &Pictures,
@@ -265,8 +281,12 @@ impl Eval {
         );
         let first = look(pictures, &opened.classes, extractor, self.keep, device)?;
         let real = opened.look(extractor, self.keep, device)?;
-        let mut report = Report::new(extractor, &real)?;
-        report.set("images", json!({ "source": pictures.name(), "size": pictures.size() }));
+        let mut report = self.report(extractor, &real, device)?;
+        let part = if pictures.is_held_out() { "held out" } else { "all" };
+        report.set(
+            "images",
+            json!({ "source": pictures.name(), "part": part, "size": pictures.size() }),
+        );
         let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
         Ok(Found { report, rows, first })
     }
@@ -280,7 +300,7 @@ impl Eval {
     ) -> Result<Found> {
         check_moments(name, set, extractor).context("--images")?;
         let real = self.source.open(None)?.look(extractor, Keep::Moments, device)?;
-        let mut report = Report::new(extractor, &real)?;
+        let mut report = self.report(extractor, &real, device)?;
         report.set("images", json!({ "source": name, "kind": "moments" }));
         let first = Seen { set: set.clone(), labels: None, shown: Vec::new() };
         let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
@@ -293,13 +313,15 @@ impl Eval {
         extractor: &Extractor<B>,
         device: &B::Device,
     ) -> Result<Found> {
-        let pipeline = weights.files.in_precision(weights.files.load::<B>(device)?)?;
+        let pipeline = weights.files.load::<B>(device)?;
+        let made_with = weights.files.made_with(&pipeline, device);
+        let pipeline = weights.files.in_precision(pipeline)?;
         let opened = self.source.open(Some(weights.size(&pipeline)?))?;
         let wanted = weights.wanted(&pipeline)?;
         let labels = said(labels_among(pipeline.classes(), &opened.classes, &wanted));
         let real = opened.look(extractor, self.keep, device)?;
-        let mut report = Report::new(extractor, &real)?;
-        report.set("images", weights.described(&pipeline)?);
+        let mut report = self.report(extractor, &real, device)?;
+        report.set("images", weights.described(&pipeline, &made_with)?);
         announce(wanted.len(), 1, extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
         for (name, settings, sampler) in weights.samplers(&pipeline) {
@@ -335,7 +357,8 @@ fn look<B: Backend>(
             }
         }
         progress.at(n);
-    })?;
+    });
+    let set = set.with_context(|| format!("--images {}", pictures.name()))?;
     let labels = match classes {
         [] => Err("the reference has no classes".into()),
         classes => pictures.labels(classes),

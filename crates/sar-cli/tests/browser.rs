@@ -477,11 +477,18 @@ fn sheet(browser: &mut Browser, slider: &str) -> ([String; 2], Vec<u8>) {
            const image = figure.querySelector('img');
            await image.decode();
            const file = await (await fetch(image.src)).arrayBuffer();
-           const said = [{slider}.getAttribute('aria-valuetext'), figure.querySelector('output').textContent];
+           const said = [{slider}.getAttribute('aria-valuetext'), figure.querySelector('.value').textContent];
            return [said, [...new Uint8Array(file)]];
          }})()"
     ));
     serde_json::from_value(shown).unwrap()
+}
+
+/// The sheets that a run has left, of a stage or of all.
+fn n_sheets(run: &Path, stage: &str) -> usize {
+    let names = fs::read_dir(run).unwrap().flatten().map(|entry| entry.file_name());
+    let start = format!("sheet-{stage}");
+    names.filter(|name| name.to_string_lossy().starts_with(&start)).count()
 }
 
 /// The slider of a stage.
@@ -565,12 +572,9 @@ fn watches_a_run_to_its_end_and_stops_another() {
     }
 
     // Pictures over time, by keyboard: a place for each that the run has left.
-    let entries = fs::read_dir(runs.join("first")).unwrap().flatten();
-    let n_sheets =
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("sheet-")).count();
     let places = "[...document.querySelectorAll('#run-sheets figure')]
         .reduce((n, figure) => n + 1 + Number(figure.querySelector('input')?.max ?? 0), 0)";
-    assert_eq!(browser.value(places), n_sheets);
+    assert_eq!(browser.value(places), n_sheets(&runs.join("first"), ""));
     let pretrain = slider("Pre-training", "first");
     browser.value(&format!("{pretrain}.focus()"));
     for step in [150, 100, 50] {
@@ -581,8 +585,11 @@ fn watches_a_run_to_its_end_and_stops_another() {
         browser.key("ArrowLeft");
     }
     assert_eq!(browser.value(&format!("{pretrain}.value")), "0", "there is none before");
+    // What the slider says is said once.
+    let live = "document.querySelectorAll('#run-sheets output, #run-sheets [aria-live]').length";
+    assert_eq!(browser.value(live), 0);
     let one = "[...document.querySelectorAll('#run-sheets figure')]
-        .find((figure) => !figure.querySelector('input')).querySelector('output').textContent";
+        .find((figure) => !figure.querySelector('input')).querySelector('.value').textContent";
     assert_eq!(browser.value(one), "30 of 30", "of SAR there is one alone, without a slider");
     look_at_run(&mut browser, "runs");
     browser.window(PHONE, "light");
@@ -598,18 +605,29 @@ fn watches_a_run_to_its_end_and_stops_another() {
     browser.until(
         "document.querySelector('.run-head')?.textContent.includes('Pre-training ends in about')",
     );
-    // Who looks at an old picture stays there when there is a new one.
+    // Who looks at an old picture stays there when there is a new one; who holds the slider keeps it.
     let pretrain = slider("Pre-training", "second");
     browser.until(&format!("Number({pretrain}?.max) >= 1"));
     browser.value(&format!(
         "(() => {{
            const slider = {pretrain};
            slider.focus();
+           slider.dispatchEvent(new PointerEvent('pointerdown', {{ bubbles: true }}));
            slider.value = 0;
            slider.dispatchEvent(new Event('input'));
-           window.places = Number(slider.max);
+           [window.held, window.places] = [slider, Number(slider.max)];
          }})()"
     ));
+    let places = browser.value("places").as_u64().unwrap() as usize;
+    while n_sheets(&runs.join("second"), "pretrain-") <= places + 1 {
+        assert!(second.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    browser.value("window.before = document.querySelector('#run-course').textContent");
+    browser.until("document.querySelector('#run-course').textContent !== before");
+    let kept = "held.isConnected && Number(held.max) === places";
+    assert_eq!(browser.value(kept), true);
+    browser.value("held.dispatchEvent(new PointerEvent('pointerup', { bubbles: true }))");
     browser.until(&format!("Number({pretrain}.max) > places"));
     assert_eq!(browser.value(&format!("document.activeElement === {pretrain}")), true);
     assert_eq!(sheet(&mut browser, &pretrain).0[1], "50 of 100000");

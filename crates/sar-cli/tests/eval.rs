@@ -34,6 +34,11 @@ fn near(found: &Value, expected: &Value, tolerance: f64) {
     assert!((found - expected).abs() <= tolerance * expected.abs(), "{found}, not {expected}");
 }
 
+/// Whether a figure has its place, and there is none.
+fn is_none(found: &Value, figure: &str) -> bool {
+    found.get(figure).is_some_and(Value::is_null)
+}
+
 /// Images of one color, named as `sar sample` names them.
 fn flat(folder: &Path, n: u32, size: [u32; 2]) {
     fs::create_dir_all(folder).unwrap();
@@ -69,13 +74,10 @@ fn the_figures_are_those_of_another_program() {
     let (found, golden) = (json(&root.path().join("out.json")), json(&file("golden.json")));
     assert_eq!(found["n"], golden["n"]);
     for name in ["fd_effnetlite0", "kid_effnetlite0", "class_accuracy"] {
-        // Theirs are the weights in single precision, these come along in half.
-        near(&found[name], &golden[name], 1e-2);
+        near(&found[name], &golden[name], 1e-5);
     }
-    let floor = |of: &Value, name: &str| of["floor"][name].as_f64().unwrap();
-    for (name, tolerance) in [("kid_effnetlite0", 1e-4), ("class_accuracy", 1e-2)] {
-        let difference = floor(&found, name) - floor(&golden, name);
-        assert!(difference.abs() < tolerance, "{name}: {difference}");
+    for name in ["kid_effnetlite0", "class_accuracy"] {
+        near(&found["floor"][name], &golden["floor"][name], 1e-5);
     }
     assert_eq!((&found["rank_deficient"], &found["reference"]["n"]), (&true.into(), &1906.into()));
     assert_eq!(found["extractor"]["name"], "efficientnet-lite0");
@@ -90,7 +92,7 @@ fn the_figures_are_those_of_another_program() {
     does(root.path(), &against);
     let found = json(&root.path().join("self.json"));
     assert!(found["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3, "{found}");
-    assert!(found["kid_effnetlite0"].is_null() && found["class_accuracy"].is_null());
+    assert!(is_none(&found, "kid_effnetlite0") && is_none(&found, "class_accuracy"));
 }
 
 /// Waves of three colors, as in `inception.py`.
@@ -150,11 +152,11 @@ fn inceptions_figures_are_those_of_the_packages() {
             near(&found[name], &adm[name], 1e-5);
         }
         for name in ["kid", "precision", "recall", "floor"] {
-            assert!(found[name].is_null(), "{name}: {found}");
+            assert!(is_none(found, name), "{name}: {found}");
         }
     }
     assert!(turned["inception_score"].as_f64().unwrap() > 1.02, "of real images: {turned}");
-    assert!(moments["inception_score"].is_null() && moments["n"].is_null(), "{moments}");
+    assert!(is_none(&moments, "inception_score") && is_none(&moments, "n"), "{moments}");
 
     let name = "Mixed_7c.branch_pool.bn.running_var";
     weights.remove(name).unwrap();
@@ -203,7 +205,7 @@ fn of_images_and_moments_in_one_file_distances_are_of_the_moments_and_all_else_o
     assert!(of_images["memorization"].is_object() && of_images["reference"]["held_out"] == 2);
     assert!(said.contains("no class accuracy: the .npz file has no labels"), "{said}");
     let (of_moments, said) = measured("moments.npz", &[]);
-    assert!(of_moments["precision"].is_null() && said.contains("Fréchet distances alone"));
+    assert!(is_none(&of_moments, "precision") && said.contains("Fréchet distances alone"));
 
     let [mu, sigma] = ["mu.npy", "sigma.npy"].map(|name| content(&at("moments.npz"), name));
     let moments =
@@ -218,7 +220,7 @@ fn of_images_and_moments_in_one_file_distances_are_of_the_moments_and_all_else_o
     assert!(said.contains("Fréchet distances of mu and sigma"), "{said}");
     let (alone, _) = measured("both.npz", &["--moments-only"]);
     assert_eq!(alone["fd_effnetlite0"], both["fd_effnetlite0"]);
-    assert!(alone["precision"].is_null() && alone["floor"].is_null());
+    assert!(is_none(&alone, "precision") && is_none(&alone, "floor"));
 
     let zeros = [0u8; 72];
     let moments =
@@ -244,8 +246,9 @@ fn moments_alone_give_the_distance_of_all_features() {
     assert_eq!(moments["fd_effnetlite0"], all["fd_effnetlite0"]);
     assert_eq!((&moments["n"], &moments["n_reference"]), (&12.into(), &12.into()));
     for name in ["kid_effnetlite0", "mind_effnetlite0", "precision", "memorization", "floor"] {
-        assert!(moments[name].is_null(), "{name}: {moments}");
+        assert!(is_none(&moments, name), "{name}: {moments}");
     }
+    assert_eq!([&all["moments_only"], &moments["moments_only"]], [false, true]);
 }
 
 #[test]
@@ -266,16 +269,36 @@ fn moments_are_measured_in_the_place_of_images() {
     // Of fewer real images than features, which is known.
     assert_eq!((&found["n_reference"], &found["rank_deficient"]), (&12.into(), &true.into()));
     for name in ["n", "kid_effnetlite0", "mind_effnetlite0", "precision", "memorization", "floor"] {
-        assert!(found[name].is_null(), "{name}: {found}");
+        assert!(is_none(&found, name), "{name}: {found}");
     }
     assert!(table.contains("KID x1000") && table.contains(" -"), "{table}");
     for part in ["m.npz: mean and covariance: Fréchet distances alone", "12 images or fewer"] {
         assert!(said.contains(part), "{said}");
     }
+    assert!(said.contains("real: looked at with 32x32 px"), "{said}");
     assert!(at("all.png").is_file() && !at("m.png").exists());
-    let (same, ..) = measured(["m.npz", "m.npz"], "same.json", &[]);
+    // No sheet is made of moments, so that a picture is in nobody's way.
+    fs::write(at("same.png"), "years of work").unwrap();
+    let (same, _, said) = measured(["m.npz", "m.npz"], "same.json", &[]);
     assert!(same["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3, "{same}");
-    assert_eq!(same["rank_deficient"], false, "{same}");
+    assert!(is_none(&same, "rank_deficient"), "{same}");
+    assert!(said.contains("do not say of how many images"), "{said}");
+    assert_eq!(fs::read(at("same.png")).unwrap(), b"years of work");
+    assert_eq!(same["images_hash"], same["reference"]["hash"]);
+
+    // What has no size to be brought to stays as it is, or is refused.
+    flat(&at("sizes"), 12, [32, 32]);
+    RgbImage::new(40, 32).save(at("sizes/5-x-999.png")).unwrap();
+    let args = ["--images", "m.npz", "--reference", "sizes"];
+    refuses(root.path(), &args, &["--reference: ", "5-x-999.png: 40x32 px", "32x32 px"]);
+    // The side of a recipe is one.
+    let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/recipes/emoji-quick.toml");
+    let built_in = fs::read_to_string(built_in).unwrap();
+    let source = "source = { kind = \"folder\", path = \"sizes\" }";
+    fs::write(at("sizes.toml"), built_in.replace("source = { kind = \"emoji\" }", source)).unwrap();
+    let (found, _, said) = measured(["m.npz", "sizes.toml"], "sizes.json", &[]);
+    assert_eq!((&found["n_reference"], &found["reference"]["size"][0]), (&13.into(), &32.into()));
+    assert!(said.contains("recipe emoji-quick: looked at with 32x32 px"), "{said}");
 
     let zeros = [0u8; 72];
     let moments =
@@ -284,6 +307,14 @@ fn moments_are_measured_in_the_place_of_images() {
     let args = ["--images", "three.npz", "--reference", "real"];
     let why = "--images: three.npz: mu and sigma are of 3 features, efficientnet-lite0 has 1280";
     refuses(root.path(), &args, &[why]);
+    // Two features that are the same, and a third that is the one and the opposite of the other.
+    let values = [1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 1.0, -1.0, 1.0];
+    let values: Vec<u8> = values.into_iter().flat_map(f64::to_le_bytes).collect();
+    let indefinite = [moments[0], ("sigma.npy", "<f8", "(3, 3)", &values[..])];
+    npz(&at("indefinite.npz"), &indefinite);
+    let args = ["--images", "indefinite.npz", "--reference", "real"];
+    let parts = ["--images: indefinite.npz: covariance: has a negative eigenvalue", "check where"];
+    refuses(root.path(), &args, &parts);
     npz(&at("half.npz"), &moments[..1]);
     refuses(root.path(), &["--images", "half.npz"], &["half.npz", "has no array sigma"]);
 }
@@ -318,10 +349,17 @@ fn the_images_of_a_recipe_are_measured() {
     assert_eq!((&found["n"], &found["n_reference"]), (&12.into(), &12.into()));
     assert_eq!(found["images"]["source"], "recipe emoji-quick");
     assert_eq!(found["images"]["size"], serde_json::json!([32, 32]));
+    assert_eq!(found["images"]["part"], "all");
+    // The same pixels on either side.
+    assert_eq!(found["images_hash"], found["reference"]["hash"]);
+    assert_eq!(found["images_hash"].as_str().unwrap().len(), 8, "{found}");
+    let hash = found["images_hash"].clone();
     assert!(found["fd_effnetlite0"].as_f64().unwrap().abs() < 1e-3 && found["recall"] == 1.0);
     let (found, said) = measured("split.toml");
     assert!(said.contains("measures 3 held-out images, not 8 that train"), "{said}");
-    assert_eq!(found["n"], 3);
+    assert_eq!((&found["n"], &found["images"]["part"]), (&3.into(), &"held out".into()));
+    assert_eq!(found["reference"]["hash"], hash);
+    assert_ne!(found["images_hash"], hash);
     assert!(found["fd_effnetlite0"].as_f64().unwrap() > 1.0, "{found}");
 
     // One that is built in, by its name.
@@ -398,7 +436,9 @@ fn samples_are_swept_and_come_out_the_same_twice() {
         (sweep.len(), &sweep[1]["guidance"], &sweep[1]["top_p"]),
         (2, &2.0.into(), &0.5.into())
     );
-    assert_ne!(sweep[0]["fd_effnetlite0"], sweep[1]["fd_effnetlite0"]);
+    for differs in ["fd_effnetlite0", "images_hash"] {
+        assert_ne!(sweep[0][differs], sweep[1][differs], "{differs}");
+    }
     let svg = fs::read_to_string(root.path().join("one.svg")).unwrap();
     assert!(svg.contains("KID x1000") && svg.contains("guidance"));
     // Of one setting the report says the sampler that drew.
@@ -412,6 +452,55 @@ fn samples_are_swept_and_come_out_the_same_twice() {
         "{single}"
     );
     assert_eq!(sampler["choice"]["top_p"], 0.25, "{single}");
+    // All settings that no option has.
+    let neighbors = serde_json::json!({ "precision": 3, "recall": 3, "density": 5, "coverage": 5 });
+    let measures = &single["measures"];
+    assert_eq!((&measures["seed"], &measures["neighbors"]), (&0.into(), &neighbors));
+    assert_eq!(measures["mind_directions"], 1000);
+    assert!(single["device"].as_str().unwrap().starts_with("flex"), "{single}");
+}
+
+/// Products in another precision are of the same weights.
+#[test]
+fn the_precision_of_samples_is_reported_and_changes_no_checksum() {
+    let root = tempfile::tempdir().unwrap();
+    flat(&root.path().join("real"), 12, [16, 16]);
+    let measured = |precision: &str| {
+        let out = format!("{precision}.json");
+        let args = ["--n", "1", "--scales", "1_2_4", "--reference", "real", "--json", &out];
+        does(root.path(), &[&args[..], &["--precision", precision]].concat());
+        json(&root.path().join(out))
+    };
+    let (full, half) = (measured("f32"), measured("bf16"));
+    for weights in ["tokenizer", "backbone"] {
+        assert_eq!(full["images"][weights].as_str().unwrap().len(), 8, "{full}");
+        assert_eq!(full["images"][weights], half["images"][weights]);
+    }
+    assert_eq!([&full["images"]["precision"], &half["images"]["precision"]], ["f32", "bf16"]);
+}
+
+#[test]
+fn memory_that_grows_with_the_images_is_said_before() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    flat(&folder.join("real"), 12, [32, 32]);
+    let many = folder.join("many");
+    fs::create_dir(&many).unwrap();
+    RgbImage::new(32, 32).save(many.join("00000.png")).unwrap();
+    // The second one ends it.
+    (1..20_000).for_each(|i| fs::write(many.join(format!("{i:05}.png")), "no image").unwrap());
+    let why = "00001.png: not a readable image";
+    let images = ["--images", "many", "--reference", "real"];
+    let kept = "keeps the features of 20000 images, 5.1 kB each, 0.1 GB, for measures of neighbors";
+    refuses(folder, &images, &[kept, "--moments-only keeps none", why]);
+    // Of real ones the parts are kept beside all.
+    let reference = ["--images", "real", "--reference", "many"];
+    refuses(folder, &reference, &["20000 images, 10.2 kB each, 0.2 GB", why]);
+    for args in [images, reference] {
+        let args = [&["eval"], &args[..], &["--moments-only"]].concat();
+        let (_, _, said) = program::sar(folder, &args);
+        assert!(said.contains(why) && !said.contains("keeps the features"), "{said}");
+    }
 }
 
 #[test]
@@ -522,7 +611,17 @@ fn what_cannot_be_measured_is_refused_in_a_line() {
     fs::write(folder.join("text.npz"), "no archive").unwrap();
     fs::write(folder.join("weights.pth"), "no weights").unwrap();
     refuses(folder, &["--images", "empty"], &["empty", "no images"]);
-    refuses(folder, &["--images", "nowhere"], &["--images: nowhere", "emoji-quick"]);
+    let nothing = |name: &str| {
+        let why = format!("--images: {name}: neither a folder nor an .npz file nor a recipe");
+        refuses(folder, &["--images", name], &[why.as_str(), "emoji-quick"]);
+    };
+    nothing("nowhere");
+    flat(&folder.join("one"), 1, [32, 32]);
+    nothing("one/0-name-000.png");
+    let one = ["--images", "one", "--reference", "few"];
+    refuses(folder, &one, &["--images one: features: 1 rows, but a covariance takes 2"]);
+    let one = ["--images", "few", "--reference", "one"];
+    refuses(folder, &one, &["--reference: features: 1 rows, but a covariance takes 2"]);
     refuses(folder, &["--images", "few"], &["4 images, fewer than the 9 classes"]);
     refuses(folder, &["--images", "sizes"], &["5-x-999.png", "40x32", "32x32"]);
     refuses(folder, &["--images", "broken"], &["3-x-900.png", "not a readable image"]);

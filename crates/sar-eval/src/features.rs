@@ -1,14 +1,12 @@
 //! The features of a set of images.
 
 use burn::tensor::backend::Backend;
+use crc32fast::Hasher;
 use sar_data::RgbImage;
 use sar_metrics::{Features, Moments, RunningInceptionScore, RunningMoments, Spread};
 
 use crate::extractor::BATCH;
 use crate::{EvalError, Extracted, Extractor, Pictures};
-
-/// Images of a split of the inception score, as published.
-const SPLIT: usize = 5000;
 
 /// What is kept of images' features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +24,7 @@ pub struct FeatureSet {
     features: Option<Features>,
     places: Option<Moments>,
     inception_score: Option<Spread>,
+    hash: Option<String>,
 }
 
 /// Features on the way: images are looked at a batch at a time.
@@ -36,6 +35,8 @@ pub struct Looking<'a, B: Backend> {
     features: Option<Features>,
     places: Option<RunningMoments>,
     inception_score: Option<RunningInceptionScore>,
+    /// Of the pixels so far, unless some were looked at elsewhere.
+    pixels: Option<Hasher>,
 }
 
 impl<'a, B: Backend> Looking<'a, B> {
@@ -43,8 +44,15 @@ impl<'a, B: Backend> Looking<'a, B> {
     pub fn new(extractor: &'a Extractor<B>, keep: Keep, device: &'a B::Device) -> Self {
         let dim = extractor.dimension();
         let features = (keep == Keep::Features).then(|| Features::new(dim));
-        let moments = RunningMoments::new(dim);
-        Self { extractor, device, moments, features, places: None, inception_score: None }
+        Self {
+            extractor,
+            device,
+            moments: RunningMoments::new(dim),
+            features,
+            places: None,
+            inception_score: None,
+            pixels: Some(Hasher::new()),
+        }
     }
 
     /// Looks at images of one size.
@@ -52,7 +60,10 @@ impl<'a, B: Backend> Looking<'a, B> {
     /// # Errors
     /// If a feature is not finite.
     pub fn add(&mut self, images: &[RgbImage]) -> Result<(), EvalError> {
-        self.take(self.extractor.look(images, self.device))
+        if let Some(pixels) = &mut self.pixels {
+            images.iter().for_each(|image| pixels.update(image.as_raw()));
+        }
+        self.absorb(self.extractor.look(images, self.device))
     }
 
     /// Adds what the network has [seen](Extractor::look) in some images, here or elsewhere.
@@ -60,6 +71,11 @@ impl<'a, B: Backend> Looking<'a, B> {
     /// # Errors
     /// If a feature is not finite.
     pub fn take(&mut self, seen: Vec<Extracted>) -> Result<(), EvalError> {
+        self.pixels = None;
+        self.absorb(seen)
+    }
+
+    fn absorb(&mut self, seen: Vec<Extracted>) -> Result<(), EvalError> {
         for Extracted { pooled, places, logits } in seen {
             if let Some(features) = &mut self.features {
                 features.push(&pooled)?;
@@ -70,7 +86,7 @@ impl<'a, B: Backend> Looking<'a, B> {
                 moments.add(&Features::from_rows(dim, rows)?)?;
             }
             if let Some((classes, rows)) = logits {
-                let new = || RunningInceptionScore::new(classes, SPLIT);
+                let new = || RunningInceptionScore::new(classes, FeatureSet::SPLIT);
                 let score = self.inception_score.get_or_insert_with(new);
                 score.add(&Features::from_rows(classes, rows)?)?;
             }
@@ -83,14 +99,18 @@ impl<'a, B: Backend> Looking<'a, B> {
     /// # Errors
     /// If there were fewer than two.
     pub fn finish(self) -> Result<FeatureSet, EvalError> {
-        let Self { moments, features, places, inception_score, .. } = self;
+        let Self { moments, features, places, inception_score, pixels, .. } = self;
         let places = places.map(|places| places.moments()).transpose()?;
         let inception_score = inception_score.map(|score| score.score()).transpose()?;
-        Ok(FeatureSet { moments: moments.moments()?, features, places, inception_score })
+        let hash = pixels.map(hexadecimal);
+        Ok(FeatureSet { moments: moments.moments()?, features, places, inception_score, hash })
     }
 }
 
 impl FeatureSet {
+    /// Images of a split of the inception score, as published.
+    pub const SPLIT: usize = 5000;
+
     /// Looks at all images; `seen` is told how many were looked at so far.
     ///
     /// # Errors
@@ -121,7 +141,17 @@ impl FeatureSet {
 
     /// Moments alone, also of the features of places.
     pub fn from_moments(moments: Moments, places: Option<Moments>) -> Self {
-        Self { moments, features: None, places, inception_score: None }
+        Self { moments, features: None, places, inception_score: None, hash: None }
+    }
+
+    /// The same with a [`hash`](Self::hash) of its moments.
+    pub(crate) fn hashed(self) -> Self {
+        let mut hasher = Hasher::new();
+        for moments in [Some(&self.moments), self.places.as_ref()].into_iter().flatten() {
+            let values = moments.mean().iter().chain(moments.covariance());
+            values.for_each(|value| hasher.update(&value.to_le_bytes()));
+        }
+        Self { hash: Some(hexadecimal(hasher)), ..self }
     }
 
     /// The same features beside other moments, of which all Fréchet distances are: those that published
@@ -141,6 +171,12 @@ impl FeatureSet {
         self.len() == 0
     }
 
+    /// CRC-32, in hexadecimal, of what it is made from: the pixels of the images in their order as the network was
+    /// given them, or the moments in a file; none of features that come from elsewhere.
+    pub fn hash(&self) -> Option<&str> {
+        self.hash.as_deref()
+    }
+
     /// Mean and covariance.
     pub fn moments(&self) -> &Moments {
         &self.moments
@@ -156,14 +192,20 @@ impl FeatureSet {
         self.places.as_ref()
     }
 
-    /// Inception score of a network that has classes of its own, splits of 5000.
+    /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT).
     pub fn inception_score(&self) -> Option<Spread> {
         self.inception_score
     }
 }
 
+fn hexadecimal(hasher: Hasher) -> String {
+    format!("{:08x}", hasher.finalize())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use burn_flex::Flex;
 
     use super::*;
@@ -190,6 +232,8 @@ mod tests {
         assert!(moments.inception_score().unwrap().mean > 1.0);
         assert_eq!(moments.inception_score(), all.inception_score());
 
+        assert_eq!(all.hash(), None, "nobody saw pixels");
+
         let other = FeatureSet::from_moments(
             Moments::new(vec![0.0; 2], vec![1.0, 0.0, 0.0, 1.0], None).unwrap(),
             None,
@@ -197,5 +241,21 @@ mod tests {
         let both = all.clone().with_moments(other);
         assert_eq!((both.moments().dim(), both.len()), (2, 4));
         assert!(both.features() == all.features() && both.moments_of_places().is_none());
+    }
+
+    #[test]
+    fn the_hash_is_of_pixels_in_their_order() {
+        let device = Default::default();
+        let extractor = Extractor::<Flex>::efficientnet_lite0(&device);
+        let images = [1u8, 2].map(|level| RgbImage::from_pixel(8, 8, image::Rgb([level; 3])));
+        let hash = |images: [&RgbImage; 2]| {
+            let mut looking = Looking::new(&extractor, Keep::Moments, &device);
+            images.into_iter().for_each(|one| looking.add(from_ref(one)).unwrap());
+            looking.finish().unwrap().hash().unwrap().to_owned()
+        };
+        let [one, two] = &images;
+        // Python: "%08x" % zlib.crc32(bytes([1] * 192 + [2] * 192))
+        assert_eq!(hash([one, two]), "ae828807");
+        assert_ne!(hash([two, one]), hash([one, two]));
     }
 }

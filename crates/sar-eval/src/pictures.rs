@@ -66,25 +66,14 @@ impl Pictures {
                 ((0..n).collect(), format!("{name}: measures all {n} images"))
             }
         };
-        let Some(first) = indices.first() else {
+        if indices.is_empty() {
             return Err(EvalError::Unfit { problem: format!("{name}: holds no image out") });
-        };
-        let (size, others) = match side {
-            Some(side) => ([side as usize; 2], Others::Cropped),
-            None => {
-                let (width, height) = dataset.image(*first)?.dimensions();
-                ([height as usize, width as usize], Others::Refused)
-            }
-        };
+        }
         let left_out = dataset.left_out().iter().map(|kind| format!("left out {kind}"));
         let notes = dataset.notes().iter().cloned().chain(left_out).chain([measured]).collect();
-        Ok(Self {
-            name,
-            size,
-            len: indices.len(),
-            notes,
-            origin: Origin::Dataset { dataset, indices, others },
-        })
+        let size = side.map(|side| [side as usize; 2]);
+        let pictures = Self::of_dataset(name, dataset, indices, size)?;
+        Ok(Self { notes, ..pictures })
     }
 
     /// The images of an `.npz` file (`arr_0`), with their labels if it has them (`arr_1`).
@@ -111,24 +100,36 @@ impl Pictures {
         })
     }
 
-    /// Some images of a data set at a size. Images of other sizes become squares ([`Crop::AdmCenter`])
-    /// if the size is one.
+    /// Some images of a data set at a size, height and width. Images of other sizes become squares
+    /// ([`Crop::AdmCenter`]) if the size is one. Without a size they stay as they are stored, and then have to be of
+    /// one size.
     ///
     /// # Errors
-    /// If there are none, or images would have to become anything but squares.
+    /// If there are none, or the size has to be that of the first one and this cannot be read.
     pub fn of_dataset(
         name: String,
         dataset: Arc<dyn Dataset>,
         indices: Vec<usize>,
-        size: [usize; 2],
+        size: Option<[usize; 2]>,
     ) -> Result<Self, EvalError> {
-        if indices.is_empty() {
+        let Some(first) = indices.first() else {
             return Err(EvalError::Unfit { problem: format!("{name}: has no images") });
-        }
-        let others = if size[0] == size[1] { Others::Cropped } else { Others::Refused };
-        let notes = Vec::new();
-        let len = indices.len();
-        Ok(Self { origin: Origin::Dataset { dataset, indices, others }, name, size, len, notes })
+        };
+        let (size, others) = match size {
+            Some(size) if size[0] == size[1] => (size, Others::Cropped),
+            Some(size) => (size, Others::Refused),
+            None => {
+                let (width, height) = dataset.image(*first)?.dimensions();
+                ([height as usize, width as usize], Others::Refused)
+            }
+        };
+        Ok(Self {
+            name,
+            size,
+            len: indices.len(),
+            notes: Vec::new(),
+            origin: Origin::Dataset { dataset, indices, others },
+        })
     }
 
     /// What messages and reports call them.
@@ -149,6 +150,16 @@ impl Pictures {
     /// Whether there are none: never.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether these are held-out images of a source that has them apart.
+    pub fn is_held_out(&self) -> bool {
+        match &self.origin {
+            Origin::Dataset { dataset, indices, .. } => {
+                dataset.n_train().is_some_and(|n_train| indices.iter().all(|i| *i >= n_train))
+            }
+            Origin::Npz { .. } => false,
+        }
     }
 
     /// How the source was understood, a line each.
@@ -345,6 +356,7 @@ mod tests {
             let name = path.display().to_string();
             let pictures = Pictures::of_source(name, &source, None).unwrap();
             assert_eq!((pictures.size(), pictures.bare_labels()), ([6, 8], None));
+            assert_eq!(pictures.is_held_out(), path == root.path());
             let mut levels = Vec::new();
             let read = pictures.for_each_batch(2, |images| {
                 levels.extend(images.iter().map(|image| image.get_pixel(0, 0).0[0]));

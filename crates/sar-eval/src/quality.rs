@@ -8,13 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EvalError, FeatureSet};
 
-/// Neighbors for precision and recall, and for density and coverage, as published.
-const NEIGHBORS: [usize; 2] = [3, 5];
-/// Directions of a sliced distance, as published.
-const DIRECTIONS: usize = 1000;
-/// What the draws of subsets and directions follow from.
-const SEED: u64 = 0;
-
 /// Images beside reference images. What cannot be taken is none: of moments alone there are Fréchet
 /// distances and the inception score only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,9 +19,9 @@ pub struct Quality {
     pub n_reference: Option<usize>,
     /// Fréchet distance of the features.
     pub frechet: f64,
-    /// Whether either side has no more images than features: then a Fréchet distance is far too large, and
-    /// compares with those of as many images only.
-    pub rank_deficient: bool,
+    /// Whether either side has no more images than features, where that is known: then a Fréchet distance is far
+    /// too large, and compares with those of as many images only.
+    pub rank_deficient: Option<bool>,
     /// Fréchet distance of the features of places (sFID).
     pub frechet_of_places: Option<f64>,
     /// Kernel distance of all images, unbiased.
@@ -51,6 +44,15 @@ pub struct Quality {
     pub class_accuracy: Option<f64>,
     /// Whether samples repeat training images.
     pub memorization: Option<Memorization>,
+}
+
+impl Quality {
+    /// Neighbors for precision and recall, and for density and coverage, as published.
+    pub const NEIGHBORS: [usize; 2] = [3, 5];
+    /// Directions of a sliced distance, as published.
+    pub const DIRECTIONS: usize = 1000;
+    /// What the draws of subsets and directions follow from.
+    pub const SEED: u64 = 0;
 }
 
 /// Reference images with their classes, some of them held out of training.
@@ -259,10 +261,11 @@ fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalE
     let size = Subsets::default().size.min(x.len() / 2).min(y.len() / 2);
     if size >= 2 {
         let subsets = Subsets { size, ..Subsets::default() };
-        quality.kernel_of_subsets = Some((kernel_distance_by_subsets(x, y, subsets, SEED)?, size));
+        let distance = kernel_distance_by_subsets(x, y, subsets, Quality::SEED)?;
+        quality.kernel_of_subsets = Some((distance, size));
     }
-    quality.mind = Some(mind(x, y, DIRECTIONS, SEED)?);
-    let [few, more] = NEIGHBORS;
+    quality.mind = Some(mind(x, y, Quality::DIRECTIONS, Quality::SEED)?);
+    let [few, more] = Quality::NEIGHBORS;
     if x.len().min(y.len()) > more {
         let [x, y] = [Neighbors::new(x, more)?, Neighbors::new(y, more)?];
         let [published, newer] = prdc(&x, &y, [few, more])?;

@@ -33,7 +33,7 @@ pub fn read_statistics(path: &Path) -> Result<Option<FeatureSet>, EvalError> {
     };
     let Some(pooled) = moments("mu", "sigma")? else { return Ok(None) };
     let places = moments("mu_s", "sigma_s")?;
-    Ok(Some(FeatureSet::from_moments(pooled, places)))
+    Ok(Some(FeatureSet::from_moments(pooled, places).hashed()))
 }
 
 /// Writes the moments of features; the same bytes for the same moments.

@@ -100,6 +100,11 @@ pub enum MetricsError {
         /// What is wrong there.
         problem: &'static str,
     },
+    /// A matrix that is no covariance, because it is not positive semi-definite.
+    #[error(
+        "covariance: has a negative eigenvalue, below -1e-6 of its trace; check where it comes from"
+    )]
+    Indefinite,
     /// A row that is no distribution.
     #[error(
         "probabilities: row {row} has {problem}; give softmaxes, or logits to `inception_score`"

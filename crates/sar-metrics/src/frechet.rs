@@ -24,9 +24,9 @@ pub struct Frechet {
     pub means: f64,
     /// The part of the covariances, `tr C_1 + tr C_2 - 2 tr sqrt(C_1 C_2)`.
     pub covariances: f64,
-    /// Whether either side is known to have no more rows than features, so that its covariance is
-    /// singular. The distance is then far too large, and compares with those of as many images alone.
-    pub rank_deficient: bool,
+    /// Whether either side has no more rows than features, so that its covariance is singular; none where that is
+    /// not known. The distance is then far too large, and compares with those of as many images alone.
+    pub rank_deficient: Option<bool>,
 }
 
 /// The squared Fréchet distance of the normal distributions that have these moments.
@@ -48,7 +48,11 @@ pub fn frechet(a: &Moments, b: &Moments) -> Result<Frechet, MetricsError> {
     same_dim(("second moments", b.dim()), ("the first", a.dim()))?;
     let means = a.mean().iter().zip(b.mean()).map(|(x, y)| (x - y).powi(2)).sum();
     let covariances = trace(a) + trace(b) - 2.0 * trace_of_root(a, b)?;
-    let rank_deficient = a.is_rank_deficient() || b.is_rank_deficient();
+    let rank_deficient = match [a, b].map(Moments::is_rank_deficient) {
+        [Some(true), _] | [_, Some(true)] => Some(true),
+        [Some(false), Some(false)] => Some(false),
+        _ => None,
+    };
     Ok(Frechet { distance: means + covariances, means, covariances, rank_deficient })
 }
 
@@ -179,7 +183,7 @@ mod tests {
         let found = frechet(&first, &second).unwrap();
         assert_eq!(found.means, 25.0);
         assert!((found.covariances - (11.0 - 2.0 * root)).abs() < 1e-12);
-        assert!(!found.rank_deficient);
+        assert_eq!(found.rank_deficient, None);
     }
 
     #[test]
@@ -188,7 +192,11 @@ mod tests {
             let moments = Moments::of(&wave(n, dim, 0.0)).unwrap();
             let found = frechet(&moments, &moments).unwrap();
             assert!(found.distance.abs() < 1e-7, "{n} rows of {dim}: {}", found.distance);
-            assert_eq!(found.rank_deficient, n <= dim);
+            assert_eq!(found.rank_deficient, Some(n <= dim));
+            // Of one side the number of rows is not known.
+            let unknown = self::moments(moments.mean(), moments.covariance());
+            let found = frechet(&moments, &unknown).unwrap();
+            assert_eq!(found.rank_deficient, (n <= dim).then_some(true));
         }
     }
 
@@ -210,7 +218,8 @@ mod tests {
         // Of sides with unknown numbers of rows it is the first one, and most eigenvalues are then 0.
         let [c, d] = [&a, &b].map(|x| moments(x.mean(), x.covariance()));
         let expected = frechet(&a, &b).unwrap();
-        assert!(expected.rank_deficient && !frechet(&c, &d).unwrap().rank_deficient);
+        assert_eq!(expected.rank_deficient, Some(true));
+        assert_eq!(frechet(&c, &d).unwrap().rank_deficient, None);
         for (a, b) in [(&b, &a), (&c, &b), (&c, &d), (&d, &c)] {
             let found = frechet(a, b).unwrap().distance;
             let error = (found - expected.distance).abs() / expected.distance;

@@ -18,6 +18,7 @@
 //! Everything is computed in f64 by blocks of fixed size that are added in a fixed order, so that no
 //! result depends on the number of threads. What is random is a pure function of a seed.
 
+mod cholesky;
 mod draws;
 mod error;
 mod estimate;

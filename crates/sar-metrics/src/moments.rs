@@ -1,5 +1,8 @@
 //! Mean and covariance of features, streamed.
 
+use faer::MatMut;
+
+use crate::cholesky::cholesky;
 use crate::error::{enough_rows, same_dim};
 use crate::features::mean;
 use crate::product::{add_gram, mirror};
@@ -9,6 +12,9 @@ use crate::{Features, MetricsError};
 const BLOCK: usize = 512;
 /// How far a covariance may be from symmetric, of its largest variance.
 const ASYMMETRY: f64 = 1e-6;
+/// How far below 0 an eigenvalue of a covariance may be, of the sum of all of them. Rounding to single precision takes
+/// those of singular ones there by less than 1e-7.
+const INDEFINITENESS: f64 = 1e-6;
 
 /// Mean and unbiased covariance of a set of features, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +42,8 @@ impl Moments {
     ///
     /// # Errors
     /// If the covariance is not as large as the mean asks for, not symmetric to 1e-6 of its largest variance, or
-    /// has a negative variance, if a value is not finite, or if there were fewer than two rows.
+    /// has a negative variance or an eigenvalue below -1e-6 of its trace, if a value is not finite, or if there were
+    /// fewer than two rows.
     ///
     /// # Panics
     /// If the mean is empty.
@@ -69,6 +76,9 @@ impl Moments {
                 [covariance[below], covariance[above]] = [0.5 * (one + other); 2];
             }
         }
+        if !is_semi_definite(&covariance, dim) {
+            return Err(MetricsError::Indefinite);
+        }
         Ok(Self { mean, covariance, rows })
     }
 
@@ -92,9 +102,10 @@ impl Moments {
         self.rows
     }
 
-    /// Whether there are too few rows for a covariance of full rank: no more than there are features.
-    pub fn is_rank_deficient(&self) -> bool {
-        self.rows.is_some_and(|rows| rows <= self.dim())
+    /// Whether there are too few rows for a covariance of full rank: no more than there are features; none where
+    /// it is not known of how many rows it is.
+    pub fn is_rank_deficient(&self) -> Option<bool> {
+        Some(self.rows? <= self.dim())
     }
 }
 
@@ -223,6 +234,17 @@ impl RunningMoments {
     }
 }
 
+/// Whether no eigenvalue of a symmetric matrix is negative, but for rounding.
+fn is_semi_definite(matrix: &[f64], dim: usize) -> bool {
+    let trace: f64 = matrix.iter().step_by(dim + 1).sum();
+    if trace == 0.0 {
+        return matrix.iter().all(|value| *value == 0.0);
+    }
+    let mut lifted = matrix.to_vec();
+    lifted.iter_mut().step_by(dim + 1).for_each(|variance| *variance += INDEFINITENESS * trace);
+    cholesky(MatMut::from_column_major_slice_mut(&mut lifted, dim, dim))
+}
+
 fn finite(what: &'static str, values: &[f64], dim: usize) -> Result<(), MetricsError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
@@ -278,10 +300,10 @@ mod tests {
         let moments = Moments::of(&features).unwrap();
         let expected = Moments::new(vec![3.0, 1.0], vec![4.0, 1.0, 1.0, 1.0], Some(3)).unwrap();
         near(&moments, &expected, 1e-14);
-        assert!(!moments.is_rank_deficient());
+        assert_eq!(moments.is_rank_deficient(), Some(false));
         let fewer = Moments::of(&features.select([0, 1])).unwrap();
         near(&fewer, &Moments::new(vec![2.0, 1.0], vec![2.0; 4], Some(2)).unwrap(), 1e-14);
-        assert!(fewer.is_rank_deficient());
+        assert_eq!(fewer.is_rank_deficient(), Some(true));
     }
 
     #[test]
@@ -340,6 +362,19 @@ mod tests {
     }
 
     #[test]
+    fn singular_covariances_are_some_in_single_precision_too() {
+        for (n, dim) in [(2, 1), (2, 60), (7, 60), (60, 60), (300, 60)] {
+            let moments = Moments::of(&wave(n, dim, 0.5)).unwrap();
+            let rounded = moments.covariance.iter().map(|value| f64::from(*value as f32));
+            for covariance in [moments.covariance.clone(), rounded.collect()] {
+                let again = Moments::new(moments.mean.clone(), covariance, None).unwrap();
+                assert_eq!(again.is_rank_deficient(), None);
+            }
+        }
+        assert!(Moments::new(vec![1.0; 3], vec![0.0; 9], None).is_ok());
+    }
+
+    #[test]
     fn what_are_no_moments_is_an_error_that_says_where() {
         let error = Moments::of(&wave(1, 2, 0.0)).unwrap_err();
         assert_eq!(
@@ -355,6 +390,15 @@ mod tests {
         assert!(error.contains("negative variance in row 1"), "{error}");
         let error = new(&[0.0, 0.0], &[1.0, 0.5]);
         assert!(error.contains("2 values for 2 features"), "{error}");
+        // The eigenvalues are 3 and -1, 1 and -1, and 1.9, 1.9 and -0.8.
+        for (dim, covariance) in [
+            (2, &[1.0, 2.0, 2.0, 1.0][..]),
+            (2, &[0.0, 1.0, 1.0, 0.0][..]),
+            (3, &[1.0, 0.9, 0.9, 0.9, 1.0, -0.9, 0.9, -0.9, 1.0][..]),
+        ] {
+            let error = new(&vec![0.0; dim], covariance);
+            assert!(error.contains("negative eigenvalue") && !error.contains('\n'), "{error}");
+        }
         let error = new(&[0.0, f64::NAN], &[1.0; 4]);
         assert!(error.contains("mean: row 0 has NaN at 1"), "{error}");
         let mut running = RunningMoments::new(2);

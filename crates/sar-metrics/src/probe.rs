@@ -3,11 +3,11 @@
 //! Letters: n rows, d features, c classes.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::cholesky::llt::solve::{solve_in_place, solve_in_place_scratch};
 use faer::{MatMut, Par};
 use serde::{Deserialize, Serialize};
 
+use crate::cholesky::cholesky;
 use crate::error::{enough_rows, same_dim};
 use crate::product::{add_gram, dots, mirror};
 use crate::{Features, MetricsError};
@@ -161,15 +161,9 @@ fn solve(mut matrix: Vec<f64>, sides: &mut [f64], size: usize) -> Result<(), Met
     mirror(&mut matrix, size);
     let n_sides = sides.len() / size;
     let mut matrix = MatMut::from_column_major_slice_mut(&mut matrix, size, size);
-    let scratch = cholesky_in_place_scratch::<f64>(size, Par::Seq, Default::default());
-    cholesky_in_place(
-        matrix.as_mut(),
-        Default::default(),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| MetricsError::Decomposition { what: "the probe's matrix" })?;
+    if !cholesky(matrix.as_mut()) {
+        return Err(MetricsError::Decomposition { what: "the probe's matrix" });
+    }
     let scratch = solve_in_place_scratch::<f64>(size, n_sides, Par::Seq);
     let sides = MatMut::from_column_major_slice_mut(sides, size, n_sides);
     solve_in_place(matrix.as_ref(), sides, Par::Seq, MemStack::new(&mut MemBuffer::new(scratch)));

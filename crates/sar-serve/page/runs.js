@@ -42,6 +42,8 @@ export function startRuns(model) {
   const known = new Map();
   /** The step whose sheet is looked at, by run and stage; without one it is the newest. */
   const chosen = new Map();
+  /** Whether somebody drags a slider, which is not made anew meanwhile. */
+  let dragging = false;
   /** When a stage was how far: for the time to go. */
   const pace = new Map();
 
@@ -226,12 +228,12 @@ export function startRuns(model) {
     const key = `${run.name} ${stage}`;
     const steps = run.stages.find(({ name }) => name === stage)?.steps;
     const last = sheets.length - 1;
-    const output = make("output");
+    const said = make("span", { class: "value" });
     const slider = make("input", { type: "range", min: 0, max: last, "aria-label": `Step, ${NAMES[stage]}, ${run.name}`, "data-key": `step ${key}` });
     const told = ({ step }) => (steps ? `${step} of ${steps}` : String(step));
     const alt = (sheet) => `${SHEETS[stage]}. Step ${told(sheet)}`;
     function turn(sheet) {
-      output.textContent = told(sheet);
+      said.textContent = told(sheet);
       slider.setAttribute("aria-valuetext", `step ${told(sheet)}`);
     }
     const found = sheets.findIndex(({ step }) => step === chosen.get(key));
@@ -247,12 +249,13 @@ export function startRuns(model) {
       Object.assign(link.firstChild, { src: `${sheet.url}?${sheet.changed}`, alt: alt(sheet) });
     });
     return make("figure", {}, link,
-      make("div", { class: "field" }, make("span", {}, "Step ", output), last ? slider : null),
+      make("div", { class: "field" }, make("span", {}, "Step ", said), last ? slider : null),
       make("figcaption", { class: "hint" }, SHEETS[stage]));
   }
   function sheets(run) {
     const figures = Object.keys(SHEETS).map((stage) => overTime(run, stage)).filter(Boolean);
-    return figures.length ? make("div", { class: "run-pictures sheets" }, ...figures) : null;
+    const cut = run.sheets_left_out ? make("p", { class: "hint" }, `Of more sheets, the last ${run.sheets.length} are shown.`) : null;
+    return figures.length ? make("div", { class: "run-pictures sheets" }, ...figures, cut) : null;
   }
 
   const pictures = ({ pictures }) => make("div", { class: "run-pictures" }, ...pictures.map((one) =>
@@ -272,11 +275,27 @@ export function startRuns(model) {
       return parts.some(Boolean) ? make("div", { class: b ? "run-columns two" : "run-columns" }, ...parts.map((part) => make("div", { class: "run" }, part))) : null;
     };
     put($("run-course"), columns(head), curves(a, b));
-    // A slider that somebody drags is made anew only where there is another sheet.
-    const drawn = JSON.stringify([a, b].map((run) => run && [run.name, run.stages.map(({ steps }) => steps), run.sheets]));
-    if ($("run-sheets").dataset.shown !== drawn) put($("run-sheets"), columns(sheets));
-    $("run-sheets").dataset.shown = drawn;
+    showSheets([a, b], columns);
     put($("run-results"), columns(byScale), columns(figures), columns(pictures));
+  }
+
+  /** Sheets are made anew only where there is another one, and not under the hand of somebody. */
+  function showSheets(runs, columns) {
+    const drawn = JSON.stringify(runs.map((run) => {
+      const last = run?.sheets[run.sheets.length - 1];
+      return run && [run.name, run.stages.map(({ steps }) => steps), run.sheets.length, last?.url, last?.changed];
+    }));
+    if (dragging || $("run-sheets").dataset.shown === drawn) return;
+    put($("run-sheets"), columns(sheets));
+    $("run-sheets").dataset.shown = drawn;
+  }
+  $("run-sheets").addEventListener("pointerdown", ({ target }) => (dragging = target.type === "range"));
+  for (const end of ["pointerup", "pointercancel"]) {
+    addEventListener(end, () => {
+      if (!dragging) return;
+      dragging = false;
+      show();
+    });
   }
 
   async function load(name) {

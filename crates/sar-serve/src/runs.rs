@@ -24,7 +24,7 @@ const PICTURES: [&str; 3] = ["reconstructions.png", "samples-before.png", "sampl
 
 /// Runs that are shown.
 const MOST_RUNS: usize = 1000;
-/// Sheets of a run that are shown.
+/// Sheets of a run that are shown: the last ones.
 const MOST_SHEETS: usize = 4096;
 /// The largest file that is shown whole.
 const LARGEST: u64 = 32 << 20;
@@ -167,13 +167,14 @@ impl Run {
         })
     }
 
-    /// Its sheets, in the order in which they were drawn.
-    fn sheets(&self) -> Vec<Sheet> {
+    /// Its sheets that are shown, in the order in which they were drawn, and how many before them are not.
+    fn sheets(&self) -> (Vec<Sheet>, usize) {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let sheets = entries.filter_map(|entry| Sheet::named(entry.file_name().to_str()?));
-        let mut sheets: Vec<Sheet> = sheets.take(MOST_SHEETS).collect();
+        let mut sheets: Vec<Sheet> = sheets.collect();
         sheets.sort();
-        sheets
+        let left_out = sheets.len().saturating_sub(MOST_SHEETS);
+        (sheets.split_off(left_out), left_out)
     }
 
     /// All that is shown of it.
@@ -186,7 +187,9 @@ impl Run {
             told["step"] = sheet.step.into();
             told
         };
-        whole["sheets"] = self.sheets().iter().map(sheet).collect();
+        let (sheets, left_out) = self.sheets();
+        whole["sheets"] = sheets.iter().map(sheet).collect();
+        whole["sheets_left_out"] = left_out.into();
         let report = json_of(&self.file(REPORT)).unwrap_or_default();
         let parts =
             ["wall_s", "peak_rss_mb", "images", "stages", "tokenizer", "held_out", "quality"];
@@ -205,7 +208,10 @@ impl Run {
             .map(|name| stamp(&self.file(name)))
             .map(|(changed, length)| format!("{changed:x}.{length:x}"))
             .collect();
-        format!("\"{}-{}-{}\"", self.state(), self.sheets().len(), stamps.join("-"))
+        let (sheets, left_out) = self.sheets();
+        let last = sheets.last().map_or_else(String::new, Sheet::name);
+        let n = sheets.len() + left_out;
+        format!("\"{}-{n}-{last}-{}\"", self.state(), stamps.join("-"))
     }
 
     /// The bytes of a picture.
@@ -297,6 +303,7 @@ mod tests {
         let folder = folder();
         let run = find(folder.path(), "my run").unwrap();
         assert_eq!(run.whole()["sheets"], json!([]));
+        assert_eq!(run.whole()["sheets_left_out"], 0);
         let mut tag = run.tag();
         // Each is seen, though nothing else has changed.
         for name in ["sheet-sar-2.png", "sheet-pretrain-10.png", "sheet-pretrain-9.png"] {
@@ -315,6 +322,33 @@ mod tests {
         assert_eq!(run.picture("sheet-pretrain-9.png").unwrap(), b"\x89PNGsheet-pretrain-9.png");
         // The list of all runs does without them.
         assert_eq!(run.summary()["sheets"], Value::Null);
+    }
+
+    #[test]
+    fn of_too_many_sheets_the_last_are_shown() {
+        let folder = folder();
+        let run = find(folder.path(), "my run").unwrap();
+        let draw = |stage: &str, step: usize| {
+            fs::write(run.file(&format!("sheet-{stage}-{step}.png")), PNG).unwrap();
+        };
+        // The newest ones first: a folder has no order.
+        (0..MOST_SHEETS - 1).rev().for_each(|step| draw("sar", step));
+        draw("pretrain", 7);
+        let whole = run.whole();
+        assert_eq!([&whole["sheets"][0]["step"], &whole["sheets_left_out"]], [7, 0]);
+        draw("pretrain", 9);
+        draw("tokenizer", 5);
+        let (whole, tag) = (run.whole(), run.tag());
+        let sheets = whole["sheets"].as_array().unwrap();
+        assert_eq!((sheets.len(), &whole["sheets_left_out"]), (MOST_SHEETS, &json!(2)));
+        let name = |sheet: &Value| sheet["name"].as_str().unwrap().to_owned();
+        assert_eq!(name(&sheets[0]), "sheet-pretrain-9.png");
+        let last = format!("sheet-sar-{}.png", MOST_SHEETS - 2);
+        assert_eq!(name(&sheets[MOST_SHEETS - 1]), last);
+        // As many as before, and another one is the last.
+        fs::remove_file(run.file("sheet-tokenizer-5.png")).unwrap();
+        draw("sar", MOST_SHEETS);
+        assert_ne!(run.tag(), tag);
     }
 
     #[test]

@@ -166,7 +166,7 @@ impl<B: Backend> Judge<B> {
         let labels: Vec<usize> = indices.iter().map(|i| dataset.label(*i)).collect();
         let n_classes = dataset.classes().len();
         let name = recipe.name.clone();
-        let size = [data.side as usize; 2];
+        let size = Some([data.side as usize; 2]);
         let pictures = Pictures::of_dataset(name, Arc::clone(dataset), indices, size)?;
         let extractor = Extractor::efficientnet_lite0(device);
         let looking = Looking::new(&extractor, Keep::Features, device);

@@ -17,6 +17,7 @@ use sar_rollout::{Choice, Guidance, Sampler, generate};
 use sar_train::event::{Event, Observer, Silent};
 use sar_train::{Execution, Recipe, TrainError, train};
 use sar_weights::{NamedTensors, WeightsFile};
+use serde_json::Value;
 
 /// What these runs set beside what every tiny run does.
 const MORE: &[&str] = &[
@@ -525,7 +526,7 @@ fn weights_of_other_classes_are_adapted_when_asked_for() {
     let images = folder.path().join("images");
     for (class, level) in [("Flags", 40u8), ("cats", 200)] {
         fs::create_dir_all(images.join(class)).unwrap();
-        for i in 0..6u8 {
+        for i in 0..10u8 {
             let image = RgbImage::from_pixel(16, 16, image::Rgb([level + i; 3]));
             fs::write(images.join(class).join(format!("{i}.png")), to_png(&image)).unwrap();
         }
@@ -538,9 +539,9 @@ fn weights_of_other_classes_are_adapted_when_asked_for() {
             source.as_str(),
             init.as_str(),
             "data.augmentation.flip_except=[]",
-            "sar.control=false",
             "pretrain.steps=0",
             "sar.steps=1",
+            "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 3 }",
         ]);
         let mut notes = Notes::default();
         let (dir, stop) = (folder.path().join(name), AtomicBool::new(false));
@@ -564,6 +565,38 @@ fn weights_of_other_classes_are_adapted_when_asked_for() {
     assert_eq!((ours.len(), theirs.len()), (3, 10));
     assert_eq!((&ours[0], &ours[2]), (&theirs[8], &theirs[9]));
     assert!(!theirs.contains(&ours[1]));
+    check_quality(&dir);
+}
+
+/// What a report says of four samples of each of three seeds, beside 20 images, of which two are held out.
+fn check_quality(dir: &Path) {
+    let report: Value =
+        serde_json::from_slice(&fs::read(dir.join("report.json")).unwrap()).unwrap();
+    let quality = &report["quality"];
+    let number = |path: &str| quality.pointer(path).and_then(Value::as_f64).expect(path);
+    assert_eq!(quality["extractor"][0], "efficientnet-lite0");
+    let counts = ["/samples", "/seeds", "/reference", "/floor/images"].map(number);
+    assert_eq!(counts, [4.0, 3.0, 20.0, 2.0]);
+    assert!(number("/floor/kid_effnetlite0") < number("/after/kid_effnetlite0"));
+    // Each class has a gray of its own.
+    assert_eq!(number("/floor/class_accuracy"), 1.0);
+    for (minus, other) in [("after_minus_before", "before"), ("after_minus_control", "control")] {
+        for figure in ["fd_effnetlite0", "kid_effnetlite0", "class_accuracy"] {
+            let part = |of: &str, part: &str| number(&format!("/{of}/{figure}/{part}"));
+            let [after, before, difference] = ["after", other, minus].map(|of| part(of, "mean"));
+            let error = (after - before - difference).abs();
+            assert!(error < 1e-9 * after.abs().max(1.0), "{minus}, {figure}: {quality}");
+            for of in ["after", other, minus] {
+                let [low, mean, high] = ["low", "mean", "high"].map(|name| part(of, name));
+                assert!(low <= mean && mean <= high, "{of}, {figure}: {quality}");
+            }
+        }
+        assert!(number(&format!("/{minus}/fd_effnetlite0/mean")).abs() > 1e-3, "{quality}");
+    }
+    for of in ["before", "after", "control"] {
+        let part = |part: &str| number(&format!("/{of}/fd_effnetlite0/{part}"));
+        assert!(part("low") < part("high"), "seeds draw other samples: {quality}");
+    }
 }
 
 #[test]

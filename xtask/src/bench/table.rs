@@ -7,7 +7,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::cpu::Cpu;
-use super::paired::{Against, MEMORY, ROWS, Row};
+use super::paired::{Against, MEMORY, MEMORY_OF_PACKAGES, ROWS, Row};
 use super::worker::results;
 use crate::cargo::{self, Failure, Outcome};
 
@@ -62,11 +62,12 @@ pub(super) fn in_readme() -> Outcome {
 fn markdown(newest: &BTreeMap<String, Vec<Value>>) -> Result<String, Failure> {
     let machines = newest.iter().map(|(kind, rows)| machine(kind, rows));
     let machines: Vec<Machine> = machines.collect::<Result<_, _>>()?;
-    let [must, aim] = MEMORY;
+    let ([must, aim], [must_of_packages, aim_of_packages]) = (MEMORY, MEMORY_OF_PACKAGES);
     let mut text = format!(
         "\n`encode`, `decode`: 256 px through the tokenizer; `sample-d16-bN`: N images of 256 px at depth 16; `*-step`: a training step; `sar-*`: \
-         one of SAR; `inception-*`: features for FID. Limit is the largest ratio of times that is accepted, aim the one that is wanted; of \
-         the memory against PyTorch eager {must} and {aim}. In parentheses, where they are faster than eager: against PyTorch \
+         one of SAR; `features-efficientnet`: features of 256 images of 64 px; `inception-*`: features for FID. Limit is the largest ratio of \
+         times that is accepted, aim the one that is wanted; of the memory against PyTorch eager {must} and {aim}, against pytorch-fid and \
+         torch-fidelity {must_of_packages} and {aim_of_packages}. In parentheses, where they are faster than eager: against PyTorch \
          compiled and in bf16. "
     );
     let legends: Vec<String> = machines.iter().map(Machine::legend).collect();
@@ -213,8 +214,9 @@ mod tests {
         ]);
         let expected = "
 `encode`, `decode`: 256 px through the tokenizer; `sample-d16-bN`: N images of 256 px at depth 16; `*-step`: a training step; `sar-*`: \
-one of SAR; `inception-*`: features for FID. Limit is the largest ratio of times that is accepted, aim the one that is wanted; of \
-the memory against PyTorch eager 0.7 and 0.55. In parentheses, where they are faster than eager: against PyTorch compiled and in bf16. \
+one of SAR; `features-efficientnet`: features of 256 images of 64 px; `inception-*`: features for FID. Limit is the largest ratio of \
+times that is accepted, aim the one that is wanted; of the memory against PyTorch eager 0.7 and 0.55, against pytorch-fid and torch-fidelity \
+0.5 and 0.5. In parentheses, where they are faster than eager: against PyTorch compiled and in bf16. \
 AMD Zen 4, 2 cores, avx512, 2026-01-31; \
 Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
 

@@ -47,7 +47,8 @@ impl Source {
             let source = ImageSource::Folder { path: path.into(), held_out: None };
             return Ok(Self::Images { name, source, side: None });
         }
-        let recipe = Recipe::load(&name, &[])?;
+        let recipe = Recipe::load(&name, &[])
+            .with_context(|| format!("{name}: neither a folder nor an .npz file nor a recipe"))?;
         let (name, data) = (format!("recipe {}", recipe.name), recipe.data);
         Ok(Self::Images { name, source: data.source, side: Some(data.side) })
     }
@@ -81,7 +82,14 @@ impl Source {
                 of_dataset(name, source, size)
             }
         };
-        opened.context("--reference")
+        let opened = opened.context("--reference")?;
+        if let (None, Kind::Images { pictures, moments: None, .. }) = (size, &opened.kind) {
+            let (name, [h, w]) = (pictures.name(), pictures.size());
+            eprintln!(
+                "{name}: looked at with {w}x{h} px; of what size the measured images were is not known"
+            );
+        }
+        Ok(opened)
     }
 }
 
@@ -136,13 +144,6 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
     }
     let side = size.map_or(0, |[height, _]| height as u32);
     let dataset: Arc<dyn Dataset> = source.open(side, &|| ())?.into();
-    let size = match size {
-        Some(size) => size,
-        None => {
-            let (width, height) = dataset.image(0)?.dimensions();
-            [height as usize, width as usize]
-        }
-    };
     dataset.notes().iter().for_each(|note| eprintln!("{note}"));
     let all: Vec<usize> = (0..dataset.len()).collect();
     let labels: Vec<usize> = all.iter().map(|i| dataset.label(*i)).collect();
@@ -151,14 +152,14 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
         [_] => Vec::new(),
         several => several.to_vec(),
     };
+    let pictures = Pictures::of_dataset(name.into(), dataset, all, size)?;
     let described = json!({
         "source": name,
-        "n": all.len(),
+        "n": pictures.len(),
         "held_out": split.held_out.len(),
-        "size": size,
+        "size": pictures.size(),
         "classes": classes.len(),
     });
-    let pictures = Pictures::of_dataset(name.into(), dataset, all, size)?;
     let kind = Kind::Images { pictures, split, labels, moments: None };
     Ok(Opened { name: name.into(), kind, classes, described })
 }
@@ -166,7 +167,7 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
 fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
     let name = path.display().to_string();
     if let Some(set) = moments_alone(path)? {
-        let described = json!({ "source": name, "kind": "moments" });
+        let described = json!({ "source": name, "kind": "moments", "hash": set.hash() });
         return Ok(Opened { name, kind: Kind::Moments(set), classes: Vec::new(), described });
     }
     // Moments that are there are those that published figures are of.
@@ -193,13 +194,15 @@ fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
             Vec::new()
         }
     };
+    let of_moments =
+        |set: &FeatureSet| json!({ "source": "mu and sigma of the file", "hash": set.hash() });
     let described = json!({
         "source": name,
         "n": n,
         "held_out": split.held_out.len(),
         "size": pictures.size(),
         "classes": classes.len(),
-        "moments": moments.is_some().then_some("mu and sigma of the file"),
+        "moments": moments.as_ref().map(of_moments),
     });
     let kind = Kind::Images { pictures, split, labels, moments };
     Ok(Opened { name, kind, classes, described })
@@ -213,19 +216,22 @@ impl Opened {
         keep: Keep,
         device: &B::Device,
     ) -> Result<Real> {
-        let Self { name, kind, classes, described } = self;
+        let Self { name, kind, classes, mut described } = self;
         if let Kind::Moments(set) | Kind::Images { moments: Some(set), .. } = &kind {
             check_moments(&name, set, extractor).context("--reference")?;
         }
+        let mut seen = |pictures: &Pictures| -> Result<FeatureSet> {
+            let set = features(pictures, extractor, keep, device)?;
+            described["hash"] = json!(set.hash());
+            Ok(set)
+        };
         let reference = match (keep, kind) {
             (_, Kind::Moments(set)) | (Keep::Moments, Kind::Images { moments: Some(set), .. }) => {
                 Reference::of(set)
             }
-            (Keep::Moments, Kind::Images { pictures, .. }) => {
-                Reference::of(features(&pictures, extractor, keep, device)?)
-            }
+            (Keep::Moments, Kind::Images { pictures, .. }) => Reference::of(seen(&pictures)?),
             (Keep::Features, Kind::Images { pictures, split, labels, moments }) => {
-                let mut set = features(&pictures, extractor, keep, device)?;
+                let mut set = seen(&pictures)?;
                 if let Some(moments) = moments {
                     set = set.with_moments(moments);
                 }

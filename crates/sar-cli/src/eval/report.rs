@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use sar_eval::{Extractor, Quality};
+use sar_eval::{Extractor, FeatureSet, Quality};
+use sar_metrics::Ridge;
 use serde_json::{Map, Value, json};
 
 use super::Seen;
@@ -61,10 +62,10 @@ impl Report {
         });
         fields.insert("extractor".into(), network);
         fields.insert("reference".into(), real.described.clone());
+        fields.insert("measures".into(), measures());
         fields.insert("sar".into(), json!(env!("CARGO_PKG_VERSION")));
-        if let Some(floor) = &floor {
-            fields.insert("floor".into(), Value::Object(figures(kind, floor)));
-        }
+        let of_floor = floor.as_ref().map(|floor| figures(kind, floor));
+        fields.insert("floor".into(), json!(of_floor));
         Ok(Self { kind, fields, floor, results: Vec::new() })
     }
 
@@ -79,15 +80,25 @@ impl Report {
     /// Compares images with the real ones; `settings` are what a sweep has chosen.
     pub(super) fn add(&mut self, seen: &Seen, real: &Real, settings: Value) -> Result<Quality> {
         let quality = real.reference.compare(&seen.set, seen.labels.as_deref())?;
-        if quality.rank_deficient && self.results.is_empty() {
-            let fewest = count(&quality).into_iter().chain(quality.n_reference).min();
-            eprintln!(
-                "{} images or fewer than features: the Fréchet distance is far too large, and compares \
-                 with those of as many images only",
-                fewest.expect("a number that is too small")
-            );
+        if self.results.is_empty() {
+            match quality.rank_deficient {
+                Some(true) => {
+                    let fewest = count(&quality).into_iter().chain(quality.n_reference).min();
+                    eprintln!(
+                        "{} images or fewer than features: the Fréchet distance is far too large, and compares \
+                         with those of as many images only",
+                        fewest.expect("a number that is too small")
+                    );
+                }
+                None => eprintln!(
+                    "mu and sigma do not say of how many images they are: the Fréchet distance compares with those \
+                     of as many only, and is far too large if they are no more than features"
+                ),
+                Some(false) => {}
+            }
         }
         let mut result = figures(self.kind, &quality);
+        result.insert("images_hash".into(), json!(seen.set.hash()));
         if let Value::Object(settings) = settings {
             result.extend(settings);
         }
@@ -106,6 +117,20 @@ impl Report {
         }
         Value::Object(fields)
     }
+}
+
+/// The settings of figures, which are the same for all images.
+fn measures() -> Value {
+    let [published, newer] = Quality::NEIGHBORS;
+    json!({
+        "seed": Quality::SEED,
+        "neighbors": {
+            "precision": published, "recall": published, "density": newer, "coverage": newer
+        },
+        "mind_directions": Quality::DIRECTIONS,
+        "inception_score_split": FeatureSet::SPLIT,
+        "probe": Ridge::default(),
+    })
 }
 
 /// The number of images, where it is known.

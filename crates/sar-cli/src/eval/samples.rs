@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::tensor::backend::Backend;
 use sar_core::SeedTree;
 use sar_eval::{FeatureSet, Looking};
-use sar_pipeline::{Pipeline, Request, RgbImage};
+use sar_pipeline::{MadeWith, Pipeline, Request, RgbImage};
 use sar_rollout::Sampler;
 use serde_json::{Value, json};
 
@@ -48,18 +48,21 @@ impl Weights {
         }
     }
 
-    pub(super) fn described<B: Backend>(&self, pipeline: &Pipeline<B>) -> Result<Value> {
-        let tokenizer = pipeline.tokenizer();
-        let backbone = pipeline.backbone();
+    pub(super) fn described<B: Backend>(
+        &self,
+        pipeline: &Pipeline<B>,
+        made_with: &MadeWith,
+    ) -> Result<Value> {
         // Of several, what they are made from.
         let sampler = match self.samplers(pipeline).as_slice() {
             [(_, _, only)] => *only,
-            _ => self.settings.sampler(backbone.sampler),
+            _ => self.settings.sampler(pipeline.backbone().sampler),
         };
         Ok(json!({
             "source": "samples",
-            "tokenizer": sar_weights::checksum(&tokenizer.model, tokenizer.config.layout()),
-            "backbone": sar_weights::checksum(&backbone.model, &sar_model::LAYOUT),
+            "tokenizer": made_with.tokenizer,
+            "backbone": made_with.backbone,
+            "precision": made_with.precision,
             "size": self.size(pipeline)?,
             "seed": self.settings.seed,
             "per_class": self.n,
