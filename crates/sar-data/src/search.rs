@@ -21,7 +21,10 @@ pub trait Search {
         index: &mut dyn FnMut(&Path) -> Result<ShardIndex, DataError>,
         take: &mut dyn FnMut(ShardIndex),
     ) -> Result<(), DataError> {
-        files.iter().try_for_each(|file| index(file).map(&mut *take))
+        for file in files {
+            take(index(file)?);
+        }
+        Ok(())
     }
 }
 

@@ -39,19 +39,20 @@ pub enum Target<I: Backend> {
 }
 
 impl StudentTarget {
-    /// The values that it names: of the teacher pass's tokens, its logits, and the ground truth.
+    /// The values that it names: of the teacher pass's tokens, its logits, and the ground truth. The tokens are asked
+    /// for only if they are the target: they may have to be found first.
     ///
     /// # Shapes
     /// - `predicted_bl`, `truth_bl`: `[b, l]`
     /// - `teacher_blv`: `[b, l, v]`, unnormalized log-probabilities
     pub fn of<I: Backend>(
         self,
-        predicted_bl: Tensor<I, 2, Int>,
+        predicted_bl: impl FnOnce() -> Tensor<I, 2, Int>,
         teacher_blv: Tensor<I, 3>,
         truth_bl: Tensor<I, 2, Int>,
     ) -> Target<I> {
         match self {
-            Self::TeacherTokens => Target::Tokens(predicted_bl),
+            Self::TeacherTokens => Target::Tokens(predicted_bl()),
             Self::TeacherProbabilities => Target::SoftmaxOf(teacher_blv),
             Self::GroundTruth => Target::Tokens(truth_bl),
         }

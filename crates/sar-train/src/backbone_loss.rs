@@ -104,11 +104,11 @@ where
     let student_drops = drops("student");
     let teacher_blv = teacher_blv.inner();
     // The teacher pass's own prediction is the target, also where the context is a full rollout.
-    let teacher_bl = match predictions {
+    let teacher_bl = || match predictions {
         Predictions::FullRollout { .. } => argmax_tokens(teacher_blv.clone()),
         Predictions::TeacherArgmax | Predictions::TeacherSample { .. } => predicted_bl,
     };
-    let target = student_target.of(teacher_bl, teacher_blv, batch.tokens_bl.clone());
+    let target = student_target.of(teacher_bl, teacher_blv.clone(), batch.tokens_bl.clone());
     let losses = passes.into_iter().map(|pass| {
         let first = match (given.is_behind_the_class_token(), student_first_token) {
             (true, _) if pass.has_first_scale => first(),
