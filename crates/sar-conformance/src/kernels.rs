@@ -86,6 +86,7 @@ pub fn resampling_equals_its_definition<B: Backend>(device: &B::Device) {
         ([4, 6], [4, 9]),
         ([7, 2], [3, 2]),
         ([3, 9], [8, 4]),
+        ([40, 3], [60, 5]),
     ] {
         let x_bchw = SeedTree::new(1).at((h * 100 + w) as u64).normals(2 * 3 * h * w);
         for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest, Filter::Linear] {

@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sar_core::SeedTree;
 use sar_kernels::{
     AttentionConfig, GroupMoments, GroupNormConfig, KeyValueCache, Visible, attention, conv2d,
-    cross_entropy, depthwise_conv2d, double_sides, gated_residual, gelu_tanh, group_norm,
-    group_norm_by, layer_norm_modulated, linear, soft_cross_entropy,
+    cross_entropy, double_sides, gated_residual, gelu_tanh, group_norm, group_norm_by,
+    inverted_bottleneck, layer_norm_modulated, linear, soft_cross_entropy,
 };
 
 use crate::host::{assert_near, floats, normals, tensor, widened};
@@ -240,40 +240,80 @@ pub fn convolution_equals_f64<A: AutodiffBackend>(device: &A::Device) {
     }
 }
 
-/// Kernels of 3 and 5, strides of 1 and 2, padding on all sides, on some, on none.
-pub fn depthwise_convolution_equals_f64<A: AutodiffBackend>(device: &A::Device) {
-    for ([b, c], [height, width], k, stride, padding) in [
-        ([1, 1], [1, 1], 3, 1, [1; 4]),
-        ([2, 3], [5, 4], 3, 1, [1; 4]),
-        ([2, 3], [6, 8], 3, 2, [0, 0, 1, 1]),
-        ([1, 4], [5, 7], 5, 1, [2; 4]),
-        ([2, 2], [8, 6], 5, 2, [1, 1, 2, 2]),
-        ([1, 2], [5, 7], 3, 1, [0; 4]),
+/// With an expansion and without, the input added and not, kernels of 3 and 5, strides of 1 and 2.
+pub fn inverted_bottleneck_equals_f64<A: AutodiffBackend>(device: &A::Device) {
+    for ([b, c, e, o], [height, width], k, stride, padding) in [
+        ([1, 2, 12, 3], [5, 4], 3, 1, [1; 4]),
+        ([2, 3, 8, 3], [6, 8], 5, 1, [2; 4]),
+        ([3, 2, 7, 4], [6, 8], 3, 2, [0, 0, 1, 1]),
+        ([1, 4, 4, 2], [8, 6], 5, 2, [1, 1, 2, 2]),
+        ([2, 3, 3, 3], [5, 7], 3, 1, [1; 4]),
     ] {
         let [top, left, bottom, right] = padding;
         let rows = (height + top + bottom - k) / stride + 1;
         let cols = (width + left + right - k) / stride + 1;
+        let (expands, is_residual) = (e != c, [o, rows, cols] == [c, height, width]);
+        let stream = SeedTree::new(31);
+        let constants: Vec<Vec<f32>> = [e * c, e, e * k * k, e, o * e, o]
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| stream.at(i as u64).normals(n))
+            .collect();
+        let pair = |i: usize, shape: [usize; 4]| {
+            let [weight, bias] = [constants[i].clone(), constants[i + 1].clone()];
+            (tensor::<A, 4>(weight, shape, device), tensor::<A, 1>(bias, [shape[0]], device))
+        };
         let ours = |x: &[Tensor<A, 1>]| {
             let x_bchw = x[0].clone().reshape([b, c, height, width]);
-            let weight_c1kk = x[1].clone().reshape([c, 1, k, k]);
-            flat(depthwise_conv2d(x_bchw, weight_c1kk, x[2].clone(), stride, padding))
+            let expand = expands.then(|| pair(0, [e, c, 1, 1]));
+            let (depthwise, project) = (pair(2, [e, 1, k, k]), pair(4, [o, e, 1, 1]));
+            flat(inverted_bottleneck(
+                x_bchw,
+                expand,
+                depthwise,
+                project,
+                stride,
+                padding,
+                is_residual,
+            ))
         };
+        let wide: Vec<Vec<f64>> = constants.iter().map(|x| widened(x)).collect();
+        // Channels of each of n pixels to others.
+        let mixed = |x: &[f64], weight: &[f64], bias: &[f64], n: usize| -> Vec<f64> {
+            let (to, from) = (bias.len(), weight.len() / bias.len());
+            let element = |at: usize| {
+                let (image, channel, p) = (at / (to * n), at / n % to, at % n);
+                let term = |i: usize| weight[channel * from + i] * x[(image * from + i) * n + p];
+                bias[channel] + (0..from).map(term).sum::<f64>()
+            };
+            (0..b * to * n).map(element).collect()
+        };
+        let relu6 = |x: Vec<f64>| -> Vec<f64> { x.iter().map(|x| x.clamp(0.0, 6.0)).collect() };
         let exact = |x: &[Vec<f64>]| {
+            let inside = relu6(match expands {
+                true => mixed(&x[0], &wide[0], &wide[1], height * width),
+                false => x[0].clone(),
+            });
             let element = |at: usize| {
                 let (map, row, col) = (at / (rows * cols), at / cols % rows, at % cols);
                 let tap = |t: usize| {
                     let (y, z) = (row * stride + t / k, col * stride + t % k);
-                    let inside =
+                    let is_inside =
                         (top..height + top).contains(&y) && (left..width + left).contains(&z);
-                    let pixel = || x[0][(map * height + y - top) * width + z - left];
-                    if inside { pixel() * x[1][map % c * k * k + t] } else { 0.0 }
+                    let pixel = || inside[(map * height + y - top) * width + z - left];
+                    if is_inside { pixel() * wide[2][map % e * k * k + t] } else { 0.0 }
                 };
-                x[2][map % c] + (0..k * k).map(tap).sum::<f64>()
+                wide[3][map % e] + (0..k * k).map(tap).sum::<f64>()
             };
-            (0..b * c * rows * cols).map(element).collect()
+            let convolved = relu6((0..b * e * rows * cols).map(element).collect());
+            let mut y = mixed(&convolved, &wide[4], &wide[5], rows * cols);
+            if is_residual {
+                y.iter_mut().zip(&x[0]).for_each(|(y, x)| *y += x);
+            }
+            y
         };
-        let sizes = [b * c * height * width, c * k * k, c];
-        check::<A>(&format!("depthwise {k}x{k} of {height}x{width}"), &sizes, ours, exact, device);
+        let what = format!("bottleneck {c}, {e}, {o}, {k}x{k} of {height}x{width}");
+        check::<A>(&what, &[b * c * height * width], ours, exact, device);
     }
 }
 

@@ -138,6 +138,10 @@ pub fn interpolate<B: Backend>(x_bchw: Tensor<B, 4>, size: ScaleSize, grid: Grid
     by_matrices(x_bchw, size, |n_in, n_out| grid.matrix(n_in, n_out))
 }
 
+/// Old rows times new ones from which on every map is a product of its own: to turn large maps around,
+/// so that all are one, takes longer than the products.
+const LARGE: usize = 1 << 11;
+
 fn by_matrices<B: Backend>(
     x_bchw: Tensor<B, 4>,
     size: ScaleSize,
@@ -148,6 +152,12 @@ fn by_matrices<B: Backend>(
     let x = along_last(x_bchw.reshape([b * c * h, w]), size.width, &matrix);
     if size.height == h {
         return x.reshape([b, c, h, size.width]);
+    }
+    if h * size.height >= LARGE {
+        let matrix = TensorData::new(matrix(h, size.height), [1, size.height, h]);
+        let matrix = Tensor::<B, 3>::from_data(matrix, &x.device());
+        let x = matrix.matmul(x.reshape([b * c, h, size.width]));
+        return x.reshape([b, c, size.height, size.width]);
     }
     let x = x.reshape([b * c, h, size.width]).swap_dims(1, 2).reshape([b * c * size.width, h]);
     let x = along_last(x, size.height, &matrix).reshape([b * c, size.width, size.height]);

@@ -4,10 +4,7 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use sar_kernels::{conv2d, depthwise_conv2d};
-
-/// Maps of so many positions at most are small beside the weights of a 1x1 convolution.
-const FEW_POSITIONS: usize = 64;
+use sar_kernels::{conv2d, inverted_bottleneck};
 
 /// A convolution that is not trained.
 #[derive(Module, Debug)]
@@ -36,21 +33,34 @@ impl<B: Backend> Convolution<B> {
 
     /// All channels to all.
     pub(crate) fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let (weight_ockl, bias_o) = (self.weight_ockl.clone(), self.bias_o.clone());
-        let ([o, c, k, l], [b, _, h, w]) = (weight_ockl.dims(), x_bchw.dims());
-        if k * l > 1 || self.stride > 1 || h * w > FEW_POSITIONS {
-            return conv2d(x_bchw, weight_ockl, bias_o, self.stride, self.padding());
-        }
-        // One product for the batch: by image, reading the weights would cost more than the sums.
-        let x_cr = x_bchw.swap_dims(0, 1).reshape([c, b * h * w]);
-        let y_or = weight_ockl.reshape([o, c]).matmul(x_cr) + bias_o.reshape([o, 1]);
-        y_or.reshape([o, b, h, w]).swap_dims(0, 1)
+        let (weight_ockl, bias_o) = self.parameters();
+        conv2d(x_bchw, weight_ockl, bias_o, self.stride, self.padding())
     }
 
-    /// Each channel to its own.
-    pub(crate) fn depthwise(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let (weight_c1kk, bias_c) = (self.weight_ockl.clone(), self.bias_o.clone());
-        depthwise_conv2d(x_bchw, weight_c1kk, bias_c, self.stride, self.padding())
+    /// Each channel to its own, between an expansion, if there is one, and a projection; the input is
+    /// added if it is said to be `is_residual`.
+    pub(crate) fn between(
+        &self,
+        expand: Option<&Self>,
+        project: &Self,
+        x_bchw: Tensor<B, 4>,
+        is_residual: bool,
+    ) -> Tensor<B, 4> {
+        let (expand, project) = (expand.map(Self::parameters), project.parameters());
+        let (stride, padding) = (self.stride, self.padding());
+        inverted_bottleneck(
+            x_bchw,
+            expand,
+            self.parameters(),
+            project,
+            stride,
+            padding,
+            is_residual,
+        )
+    }
+
+    fn parameters(&self) -> (Tensor<B, 4>, Tensor<B, 1>) {
+        (self.weight_ockl.clone(), self.bias_o.clone())
     }
 
     /// Zeros at top, left, bottom and right.

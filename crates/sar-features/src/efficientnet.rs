@@ -27,9 +27,9 @@ pub const MAP_CHANNELS: [usize; 5] = [16, 24, 40, 112, 320];
 
 /// The side at which [`EfficientNetLite0::pooled`] looks at images.
 const SIDE: usize = 160;
-/// How many images [`EfficientNetLite0::pooled`] takes through the network at a time: their maps
-/// should fit a cache.
-const AT_A_TIME: usize = 4;
+/// How many images [`EfficientNetLite0::pooled`] takes through the network at a time: small maps of
+/// several share weights in a cache.
+const AT_A_TIME: usize = 16;
 
 /// Blocks of one shape.
 struct Stage {
@@ -116,7 +116,7 @@ impl<B: Backend> EfficientNetLite0<B> {
     /// If the images have other channels, or a smaller side.
     pub fn features(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let x = self.blocks.iter().fold(self.start(x_bchw), |x, block| block.forward(x));
-        relu6(self.head.forward(x))
+        self.head.forward(x).clamp(0.0, 6.0)
     }
 
     /// The last map of every resolution, finest first: what the last block before each halving gives,
@@ -165,28 +165,19 @@ impl<B: Backend> EfficientNetLite0<B> {
         Tensor::cat(pooled.collect(), 0)
     }
 
-    /// `(255 (x + 1) / 2 - 127) / 128`, and the stem.
+    /// `(255 (x + 1) / 2 - 127) / 128`, and the stem; the first block begins with its ReLU6.
     fn start(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, c, h, w] = x_bchw.dims();
         assert!(
             c == 3 && h >= MIN_SIDE && w >= MIN_SIDE,
             "images of 3 channels, {MIN_SIDE} px and more, not of {c} channels, {w}x{h} px"
         );
-        relu6(self.stem.forward(x_bchw * (255.0 / 256.0) + 1.0 / 256.0))
+        self.stem.forward(x_bchw * (255.0 / 256.0) + 1.0 / 256.0)
     }
 }
 
 impl<B: Backend> Block<B> {
     fn forward(&self, x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-        let inside = match &self.expand {
-            Some(expand) => relu6(expand.forward(x_bchw.clone())),
-            None => x_bchw.clone(),
-        };
-        let y = self.project.forward(relu6(self.depthwise.depthwise(inside)));
-        if self.is_residual { y + x_bchw } else { y }
+        self.depthwise.between(self.expand.as_ref(), &self.project, x_bchw, self.is_residual)
     }
-}
-
-fn relu6<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
-    x_bchw.clamp(0.0, 6.0)
 }

@@ -3,6 +3,7 @@
 
 mod adamw;
 mod attention;
+mod bottleneck;
 mod conv;
 mod cross_entropy;
 mod depthwise;
@@ -155,18 +156,31 @@ pub(crate) fn conv2d<B: Backend>(
     run(conv, tensors, [batch, c_out, out_height, out_width])
 }
 
-pub(crate) fn depthwise_conv2d<B: Backend>(
+pub(crate) fn inverted_bottleneck<B: Backend>(
     x_bchw: Tensor<B, 4>,
-    weight_c1kk: Tensor<B, 4>,
-    bias_c: Tensor<B, 1>,
-    stride: usize,
-    pad: [usize; 4],
+    expand: Option<(Tensor<B, 4>, Tensor<B, 1>)>,
+    depthwise: (Tensor<B, 4>, Tensor<B, 1>),
+    project: (Tensor<B, 4>, Tensor<B, 1>),
+    (stride, pad, is_residual): (usize, [usize; 4], bool),
 ) -> Tensor<B, 4> {
-    let ([batch, channels, height, width], [_, _, _, kernel]) = (x_bchw.dims(), weight_c1kk.dims());
-    let conv = depthwise::Depthwise { channels, height, width, kernel, stride, pad };
-    let [out_height, out_width] = conv.out_size();
-    let tensors = [primitive(x_bchw), primitive(weight_c1kk), primitive(bias_c)];
-    run(conv, tensors, [batch, channels, out_height, out_width])
+    let ([batch, c_in, height, width], [channels, _, _, kernel]) =
+        (x_bchw.dims(), depthwise.0.dims());
+    let [c_out, ..] = project.0.dims();
+    let depthwise_conv = depthwise::Depthwise { channels, height, width, kernel, stride, pad };
+    let [out_height, out_width] = depthwise_conv.out_size();
+    let bottleneck =
+        bottleneck::Bottleneck { batch, c_in, c_out, depthwise: depthwise_conv, is_residual };
+    let shape = [batch, c_out, out_height, out_width];
+    let x = primitive(x_bchw);
+    let [d, of_d] = [primitive(depthwise.0), primitive(depthwise.1)];
+    let [p, of_p] = [primitive(project.0), primitive(project.1)];
+    match expand {
+        None => run(bottleneck, [x, d, of_d, p, of_p], shape),
+        Some((weight, bias)) => {
+            let inputs = [x, primitive(weight), primitive(bias), d, of_d, p, of_p];
+            run(bottleneck, inputs, shape)
+        }
+    }
 }
 
 pub(crate) fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {

@@ -20,7 +20,7 @@
 //! | [`conv2d`], [`group_norm`], [`double_sides`] | the tokenizer |
 //! | [`GroupMoments`], [`group_norm_by`] | the same in bands of rows, where a map is too large |
 //! | [`square_conv`], [`convolve`], [`normalize`] | burn's layers, computed by these operators |
-//! | [`depthwise_conv2d`] | the networks that features come from |
+//! | [`inverted_bottleneck`] | the network that features come from |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
 //! | [`filtered`] | draws |
 //! | [`adamw`], [`sum_of_squares`] | the optimizer |
@@ -31,11 +31,11 @@
 mod adaln;
 mod adamw;
 mod attention;
+mod bottleneck;
 mod conv;
 #[cfg(feature = "flex")]
 mod cpu;
 mod cross_entropy;
-mod depthwise;
 mod filtered;
 mod gelu;
 mod group_norm;
@@ -47,11 +47,11 @@ mod visible;
 pub use adaln::{gated_residual, layer_norm_modulated};
 pub use adamw::{AdamWStep, adamw, sum_of_squares};
 pub use attention::{AttentionConfig, KeyValueCache, attention};
+pub use bottleneck::inverted_bottleneck;
 pub use conv::{conv2d, double_sides};
 #[cfg(feature = "flex")]
 pub use cpu::CpuLevel;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
-pub use depthwise::depthwise_conv2d;
 pub use filtered::filtered;
 pub use gelu::gelu_tanh;
 pub use group_norm::{GroupMoments, GroupNormConfig, group_norm, group_norm_by};

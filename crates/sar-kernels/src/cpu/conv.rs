@@ -24,7 +24,7 @@
 //! m0 to m3 that of the kernels of one row, and from these that of the weight.
 
 mod correlation;
-mod products;
+pub(super) mod products;
 mod tile;
 
 use rayon::prelude::*;
@@ -33,6 +33,8 @@ use super::kernel::{Gradient, Kernel, Pass};
 use super::simd::{sum_of, vectorized};
 use correlation::{Correlation, PARALLEL};
 use tile::TILE;
+
+pub(super) use correlation::with_scratch;
 
 /// Geometry of a convolution.
 #[derive(Clone, Copy, Debug)]

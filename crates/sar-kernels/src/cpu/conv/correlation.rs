@@ -42,7 +42,7 @@ thread_local! {
 }
 
 /// Runs `work` with this thread's scratch memory: its content is whatever was left there.
-fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(in crate::cpu) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut scratch = SCRATCH.take();
     if scratch.len() < len {
         scratch.resize(len, 0.0);
@@ -153,7 +153,7 @@ impl Correlation {
                         #[inline(always)]
                         || {
                             for (at, plane) in planes.iter_mut().enumerate() {
-                                let sums = &sums[at * sums_row..];
+                                let sums = &mut sums[at * sums_row..];
                                 tiling.finish(sums, step, bias[o + at], plane);
                             }
                         },

@@ -9,12 +9,12 @@ use super::super::simd::mul_add;
 /// Output channels computed at a time, each for 2 vectors of pixels (forward) or 2 taps (weight
 /// gradient): 12 accumulators, which with their operands fill 15 of 16 registers. With fewer
 /// channels there are more vectors or taps, and twice as many with AVX-512, which has 32 registers.
-pub(super) const ROWS: usize = 6;
+pub(in crate::cpu) const ROWS: usize = 6;
 /// The lanes of the widest vectors.
-pub(super) const WIDEST: usize = 16;
+pub(in crate::cpu) const WIDEST: usize = 16;
 
 /// A product of up to [`ROWS`] rows.
-pub(super) trait Product {
+pub(in crate::cpu) trait Product {
     fn n_rows(&self) -> usize;
 
     /// The product of `M` rows, `N` vectors of pixels or taps at a time.
@@ -22,7 +22,7 @@ pub(super) trait Product {
 }
 
 /// Runs a product with as many vectors or taps at a time as its rows leave registers for.
-pub(super) struct ByRows<P>(pub(super) P);
+pub(in crate::cpu) struct ByRows<P>(pub(in crate::cpu) P);
 
 impl<P: Product> WithSimd for ByRows<P> {
     type Output = ();
@@ -45,18 +45,18 @@ impl<P: Product> WithSimd for ByRows<P> {
 }
 
 /// `sums[m, p] += sum over k of weights[m, k] tile[offsets[k] + p]`, for up to `ROWS` rows m.
-pub(super) struct Strips<'a> {
-    pub(super) weights: &'a [f32],
+pub(in crate::cpu) struct Strips<'a> {
+    pub(in crate::cpu) weights: &'a [f32],
     /// From one row of weights to the next.
-    pub(super) weights_row: usize,
-    pub(super) offsets: &'a [usize],
-    pub(super) tile: &'a [f32],
+    pub(in crate::cpu) weights_row: usize,
+    pub(in crate::cpu) offsets: &'a [usize],
+    pub(in crate::cpu) tile: &'a [f32],
     /// Whether the sums begin with zero, whatever they are.
-    pub(super) fresh: bool,
+    pub(in crate::cpu) fresh: bool,
     /// As many rows as there are sums for.
-    pub(super) sums: &'a mut [f32],
-    pub(super) sums_row: usize,
-    pub(super) pixels: usize,
+    pub(in crate::cpu) sums: &'a mut [f32],
+    pub(in crate::cpu) sums_row: usize,
+    pub(in crate::cpu) pixels: usize,
 }
 
 impl Product for Strips<'_> {
@@ -92,8 +92,8 @@ impl Strips<'_> {
         let mut acc = [[simd.splat_f32s(0.0); N]; M];
         if !self.fresh {
             for (m, acc) in acc.iter_mut().enumerate() {
-                let sums = &self.sums[m * self.sums_row + p..][..width];
-                acc.copy_from_slice(S::as_simd_f32s(sums).0);
+                let sums = S::as_simd_f32s(&self.sums[m * self.sums_row + p..][..width]).0;
+                *acc = from_fn(|n| sums[n]);
             }
         }
         for k in 0..offsets.len() {
@@ -108,7 +108,8 @@ impl Strips<'_> {
         }
         for (m, acc) in acc.iter().enumerate() {
             let sums = &mut self.sums[m * self.sums_row + p..][..width];
-            S::as_mut_simd_f32s(sums).0.copy_from_slice(acc);
+            let sums = S::as_mut_simd_f32s(sums).0;
+            (0..N).for_each(|n| sums[n] = acc[n]);
         }
     }
 }

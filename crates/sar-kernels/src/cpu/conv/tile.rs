@@ -140,44 +140,50 @@ impl Tiling {
         }
     }
 
-    /// [`Self::fill`] with the four combinations of rows of each pair.
+    /// [`Self::fill`] with the four combinations of rows of each pair: from the even and the odd rows
+    /// between their zeros, so that they are sums of long slices.
     #[inline(always)]
     fn fill_pairs(&self, image: &[f32], first: usize, tile: &mut [f32]) {
         let Correlation { source: [height, width], origin, .. } = self.correlation;
         let pitch = self.pitch;
         let (tile, zeros) = tile.split_at_mut(image.len() / (height * width) * self.channel);
-        // The shared zeros of the last row, and rows outside of the image.
+        // The shared zeros of the last row.
         zeros.fill(0.0);
         let (left, from) = (-origin[1].min(0), origin[1].max(0));
         let (left, from) = ((left as usize).min(pitch), (from as usize).min(width));
         let len = (width - from).min(pitch - left);
+        let half = (self.phase_rows + 1) * pitch;
+        let mut rows = vec![0.0; 2 * half];
         let planes = image.chunks_exact(height * width);
         for (plane, to) in planes.zip(tile.chunks_exact_mut(self.channel)) {
-            for pair in 0..self.phase_rows {
-                let rows: [&[f32]; 4] = from_fn(|u| {
-                    let row = (first + 2 * pair + u) as isize + origin[0];
-                    match row >= 0 && row < height as isize {
-                        true => &plane[row as usize * width..][from..from + len],
-                        false => &zeros[..len],
-                    }
-                });
-                let sums = [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)];
-                for (phase, (a, b, sign)) in sums.into_iter().enumerate() {
-                    let line = &mut to[(phase * self.phase_rows + pair) * pitch..][..pitch];
-                    line[..left].fill(0.0);
-                    line[left + len..].fill(0.0);
-                    let line = line[left..].iter_mut();
-                    for ((to, a), b) in line.zip(rows[a]).zip(rows[b]) {
-                        *to = a + sign * b;
-                    }
+            for u in 0..2 * (self.phase_rows + 1) {
+                let row = (first + u) as isize + origin[0];
+                if row >= 0 && row < height as isize {
+                    let to = &mut rows[u % 2 * half + u / 2 * pitch + left..][..len];
+                    to.copy_from_slice(&plane[row as usize * width + from..][..len]);
                 }
+            }
+            let (even, odd) = rows.split_at(half);
+            let [d0, d1, d2, d3] = [even, odd, &even[pitch..], &odd[pitch..]];
+            let [d0, d1, d2, d3] = [d0, d1, d2, d3].map(|d| &d[..self.phase]);
+            let (upper, lower) = to.split_at_mut(2 * self.phase);
+            let ((m0, m1), (m2, m3)) =
+                (upper.split_at_mut(self.phase), lower.split_at_mut(self.phase));
+            let (m1, m2, m3) =
+                (&mut m1[..self.phase], &mut m2[..self.phase], &mut m3[..self.phase]);
+            for (p, m0) in m0.iter_mut().enumerate() {
+                *m0 = d0[p] - d2[p];
+                m1[p] = d1[p] + d2[p];
+                m2[p] = d2[p] - d1[p];
+                m3[p] = d1[p] - d3[p];
             }
         }
     }
 
-    /// Makes the rows of a plane from the sums of their products, which begin at 0, `step`, ...
+    /// Makes the rows of a plane from the sums of their products, which begin at 0, `step`, .. and are
+    /// overwritten.
     #[inline(always)]
-    pub(super) fn finish(&self, sums: &[f32], step: usize, bias: f32, plane: &mut [f32]) {
+    pub(super) fn finish(&self, sums: &mut [f32], step: usize, bias: f32, plane: &mut [f32]) {
         let width = self.correlation.out[1];
         if !self.pairs {
             for (line, sums) in plane.chunks_exact_mut(width).zip(sums.chunks(self.pitch)) {
@@ -185,39 +191,53 @@ impl Tiling {
             }
             return;
         }
+        // Sums of long slices, ends of rows included, and then the rows.
+        let n = self.pixels(plane.len() / width);
+        let ((m0, m1), (m2, m3)) = {
+            let (upper, lower) = sums.split_at_mut(2 * step);
+            (upper.split_at_mut(step), lower.split_at_mut(step))
+        };
+        let (m1, m2, m3) = (&m1[..n], &m2[..n], &mut m3[..n]);
+        for (p, m0) in m0[..n].iter_mut().enumerate() {
+            *m0 = *m0 + m1[p] + m2[p] + bias;
+            m3[p] = m1[p] - m2[p] - m3[p] + bias;
+        }
         for (at, pair) in plane.chunks_mut(2 * width).enumerate() {
-            let m: [&[f32]; 4] = from_fn(|m| &sums[m * step + at * self.pitch..][..width]);
             let (upper, lower) = pair.split_at_mut(width);
-            for (j, y) in upper.iter_mut().enumerate() {
-                *y = m[0][j] + m[1][j] + m[2][j] + bias;
-            }
-            for (j, y) in lower.iter_mut().enumerate() {
-                *y = m[1][j] - m[2][j] - m[3][j] + bias;
-            }
+            upper.copy_from_slice(&m0[at * self.pitch..][..width]);
+            // The last row may be alone.
+            lower.copy_from_slice(&m3[at * self.pitch..][..lower.len()]);
         }
     }
 
     /// Makes the gradients of the products, each of `pixels`, from those of the rows of a plane.
     #[inline(always)]
     pub(super) fn spread(&self, plane: &[f32], pixels: usize, grads: &mut [f32]) {
-        let (width, rows) = (self.correlation.out[1], if self.pairs { 2 } else { 1 });
-        for (m, grads) in grads.chunks_exact_mut(pixels).enumerate() {
-            let lines = plane.chunks(rows * width);
-            grads[lines.len() * self.pitch..].fill(0.0);
-            for (lines, to) in lines.zip(grads.chunks_exact_mut(self.pitch)) {
-                let (upper, lower) = lines.split_at(width);
-                let (to, end) = to.split_at_mut(width);
-                end.fill(0.0);
-                let pairs = to.iter_mut().zip(upper.iter().zip(lower));
-                // The last row may be alone.
-                match (m, lower.is_empty()) {
-                    (0, _) | (1 | 2, true) => to.copy_from_slice(upper),
-                    (3, true) => to.fill(0.0),
-                    (1, _) => pairs.for_each(|(to, (upper, lower))| *to = upper + lower),
-                    (2, _) => pairs.for_each(|(to, (upper, lower))| *to = upper - lower),
-                    _ => pairs.for_each(|(to, (_, lower))| *to = -lower),
-                }
+        let (width, pitch) = (self.correlation.out[1], self.pitch);
+        if !self.pairs {
+            grads[plane.len() / width * pitch..].fill(0.0);
+            for (line, to) in plane.chunks_exact(width).zip(grads.chunks_exact_mut(pitch)) {
+                to[..width].copy_from_slice(line);
+                to[width..].fill(0.0);
             }
+            return;
+        }
+        let ((e0, sum), (difference, e1)) = {
+            let (upper, lower) = grads.split_at_mut(2 * pixels);
+            (upper.split_at_mut(pixels), lower.split_at_mut(pixels))
+        };
+        let (sum, difference, e1) =
+            (&mut sum[..pixels], &mut difference[..pixels], &mut e1[..pixels]);
+        e0.fill(0.0);
+        e1.fill(0.0);
+        for (at, lines) in plane.chunks(2 * width).enumerate() {
+            // The last row may be alone.
+            let (upper, lower) = lines.split_at(width);
+            e0[at * pitch..][..width].copy_from_slice(upper);
+            e1[at * pitch..][..lower.len()].copy_from_slice(lower);
+        }
+        for (p, &e0) in e0.iter().enumerate() {
+            (sum[p], difference[p], e1[p]) = (e0 + e1[p], e0 - e1[p], -e1[p]);
         }
     }
 
