@@ -163,8 +163,11 @@ fn shown((value, [low, high]): Shown) -> String {
 struct Curves(BTreeMap<String, BTreeMap<String, Vec<(f64, f64)>>>);
 
 /// Fields of a metrics line that are no losses.
-const NO_LOSS: [&str; 9] = [
+const NO_LOSS: [&str; 12] = [
     "step",
+    "fd_effnetlite0",
+    "kid_effnetlite0",
+    "class_accuracy",
     "gradient_norm",
     "lr",
     "weight_decay",

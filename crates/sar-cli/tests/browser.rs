@@ -555,21 +555,32 @@ fn watches_a_run_to_its_end_and_stops_another() {
     let value: f64 = value.parse().unwrap();
     assert!((value - last["teacher"].as_f64().unwrap()).abs() < 0.01, "{told} {last}");
 
-    // KID is measured at its end.
-    let report = fs::read_to_string(runs.join("first/report.json")).unwrap();
+    // KID as the report has it.
+    let at_the_end = runs.join("first/report.json");
+    let report = fs::read_to_string(&at_the_end).unwrap();
     let quality = &serde_json::from_str::<Value>(&report).unwrap()["quality"];
-    let row = "[...document.querySelectorAll('#run-results tbody tr')].find((row) => row.textContent.startsWith('KID, times 1000'))";
-    let row = browser.value(&format!(
-        "[...{row}.querySelectorAll('td')].map((cell) => cell.firstChild.textContent)"
-    ));
-    let row: Vec<String> = serde_json::from_value(row).unwrap();
+    let kids = |browser: &mut Browser| -> Vec<String> {
+        let row = "[...document.querySelectorAll('#run-results tbody tr')].find((row) => row.textContent.startsWith('KID, times 1000'))";
+        let row =
+            format!("[...{row}.querySelectorAll('td')].map((cell) => cell.firstChild.textContent)");
+        serde_json::from_value(browser.value(&row)).unwrap()
+    };
+    let row = kids(&mut browser);
     assert_eq!(row.len(), 3, "{row:?}");
-    for (kind, shown) in ["before", "after", "control"].into_iter().zip(row) {
+    for (kind, shown) in ["before", "after", "control"].into_iter().zip(&row) {
         let kid = 1000.0 * quality[kind]["kid_effnetlite0"]["mean"].as_f64().unwrap();
         // Three digits of it.
         let off = (shown.parse::<f64>().unwrap() - kid).abs();
         assert!(off <= 0.005 * kid.abs(), "{kind}: {shown}, not {kid}");
     }
+    // And before there is one: each stage's as soon as it has ended.
+    let kept = folder.path().join("report.json");
+    fs::rename(&at_the_end, &kept).unwrap();
+    let columns = "document.querySelector('#run-results thead')?.textContent";
+    browser.until(&format!("{columns} === 'Samples so farPre-trainingSARControl'"));
+    assert_eq!(kids(&mut browser), row);
+    fs::rename(&kept, &at_the_end).unwrap();
+    browser.until(&format!("{columns}?.startsWith('Held out')"));
 
     // Pictures over time, by keyboard: a place for each that the run has left.
     let places = "[...document.querySelectorAll('#run-sheets figure')]

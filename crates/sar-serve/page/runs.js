@@ -195,9 +195,31 @@ export function startRuns(model) {
       psnr && chart("PSNR by scale, dB", [{ name: "tokenizer", style: "a", points: psnr.map((row, i) => [i, row.psnr_db]) }], { names: psnr.map(({ scale }) => scale) }));
   }
 
-  function figures({ report }) {
+  /** Names of columns, and rows of a name and what it is in each column. */
+  function table(title, columns, rows) {
+    const cell = (value) => typeof value === "object" && value
+      ? make("td", {}, short(value.mean), value.low == null ? null : make("small", {}, `${short(value.low)} to ${short(value.high)}`))
+      : make("td", {}, short(value));
+    return make("div", { class: "panel scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, title), ...columns.map(([, name]) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), ...columns.map(([kind]) => cell(value(kind))))))));
+  }
+
+  /** How samples were judged as each stage ended: all there is before the report. */
+  function figuresSoFar(series) {
+    const last = (stage, key) => series[stage]?.[key]?.at(-1)[1];
+    const of = (key) => (stage) => ({ mean: last(stage, key), low: last(stage, `${key}_interval/0`), high: last(stage, `${key}_interval/1`) });
+    const stages = Object.entries(NAMES).filter(([stage]) => last(stage, "kid_effnetlite0") != null);
+    return stages.length ? table("Samples so far", stages, [
+      ["KID, times 1000", (stage) => scaled(of("kid_effnetlite0")(stage), 1000)],
+      ["Fréchet distance", of("fd_effnetlite0")],
+      ["class accuracy", of("class_accuracy")],
+    ]) : null;
+  }
+
+  function figures({ report, series }) {
     const held = report?.held_out;
-    if (!held) return null;
+    if (!held) return figuresSoFar(series);
     const kinds = [["before", "before"], ["after", "after SAR"], ["control", "control"]].filter(([kind]) => held[kind]);
     const { quality } = report;
     const rows = [
@@ -208,12 +230,7 @@ export function startRuns(model) {
       quality && ["Fréchet distance", (kind) => quality[kind]?.fd_effnetlite0],
       quality && ["class accuracy", (kind) => quality[kind]?.class_accuracy],
     ].filter(Boolean);
-    const cell = (value) => typeof value === "object" && value
-      ? make("td", {}, short(value.mean), value.low == null ? null : make("small", {}, `${short(value.low)} to ${short(value.high)}`))
-      : make("td", {}, short(value));
-    return make("div", { class: "panel scroll" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Held out"), ...kinds.map(([, name]) => make("th", { scope: "col" }, name)))),
-      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), ...kinds.map(([kind]) => cell(value(kind))))))));
+    return table("Held out", kinds, rows);
   }
   const scaled = (estimate, by) => estimate && Object.fromEntries(Object.entries(estimate).map(([key, value]) => [key, value == null ? null : value * by]));
 

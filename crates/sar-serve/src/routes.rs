@@ -451,5 +451,10 @@ mod tests {
             }
         }
         walk(&described, &described);
+        for way in described["security"].as_array().unwrap() {
+            for name in way.as_object().unwrap().keys() {
+                assert!(described["components"]["securitySchemes"][name].is_object(), "{name}");
+            }
+        }
     }
 }

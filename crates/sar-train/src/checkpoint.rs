@@ -23,9 +23,6 @@ use crate::recipe::Output;
 use crate::run_dir::RunDir;
 use crate::{StageId, TrainError};
 
-/// The newest checkpoints of a stage that are kept, beside the best.
-const KEPT: usize = 2;
-
 /// How far a stage is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
@@ -67,7 +64,7 @@ const TASK: &str = "task";
 
 /// Writes `checkpoints/<stage>-<step>.safetensors` whole or not at all, one tensor after the other, and
 /// removes the stage's older ones but for the last and the best. Of several ranks the one that leads does, and
-/// the others give it what they alone have.
+/// the others give it what they alone have. The newest `kept` of the stage stay, and its best.
 ///
 /// # Errors
 /// If the file cannot be written, or a value in it is not finite.
@@ -78,6 +75,7 @@ pub(crate) fn save(
     progress: Progress,
     learners: &[State<'_>],
     task: Vec<(&'static str, TensorData)>,
+    kept: usize,
 ) -> Result<(), TrainError> {
     if !group.leads() {
         return hand_over(group, learners);
@@ -127,7 +125,7 @@ pub(crate) fn save(
     }
 
     let mut old = list(&folder, stage)?;
-    old.truncate(old.len().saturating_sub(KEPT));
+    old.truncate(old.len().saturating_sub(kept));
     for (step, path) in old {
         if best.is_none_or(|best| best.step != step) {
             remove(&path)?;
@@ -455,8 +453,22 @@ mod tests {
         let (wall, run_wall) = (Duration::ZERO, Duration::ZERO);
         let progress = Progress { step, wall, run_wall, best: None };
         let task = vec![("memory", TensorData::new(vec![step as f32], [1]))];
-        save(dir, &Group::alone(), stage, progress, &[], task).unwrap();
+        save(dir, &Group::alone(), stage, progress, &[], task, 2).unwrap();
         path_of(&dir.checkpoints(), stage, step)
+    }
+
+    #[test]
+    fn the_newest_stay_and_the_best() {
+        let (_folder, dir) = run_dir();
+        let (wall, run_wall) = (Duration::ZERO, Duration::ZERO);
+        let best = Some(Best { step: 2, value: 0.5 });
+        for step in 1..=6 {
+            let progress = Progress { step, wall, run_wall, best };
+            save(&dir, &Group::alone(), StageId::Sar, progress, &[], Vec::new(), 3).unwrap();
+        }
+        let steps =
+            list(&dir.checkpoints(), StageId::Sar).unwrap().into_iter().map(|(step, _)| step);
+        assert_eq!(steps.collect::<Vec<_>>(), [2, 4, 5, 6]);
     }
 
     fn damage(path: &Path) {

@@ -439,3 +439,46 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
 fn is_finite<B: Backend>(x: Tensor<B, 1>) -> bool {
     x.into_data().iter::<f64>().all(f64::is_finite)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn::nn::{Linear, LinearConfig};
+    use burn_flex::Flex;
+    use sar_core::SeedTree;
+    use sar_weights::fill;
+
+    use super::*;
+    use crate::Recipe;
+    use crate::testing::on_ranks;
+
+    type A = Autodiff<Flex>;
+
+    const BARE: Layout = Layout { renames: &[], ignored: &[] };
+
+    /// Of a weight and a bias two ranks own one each, and the third nothing.
+    #[test]
+    fn moments_live_with_the_owner_of_a_parameter_alone() {
+        let optimization = Recipe::load("emoji-quick", &[]).unwrap().sar.optimization;
+        let moments = on_ranks(3, |group| {
+            let linear = LinearConfig::new(3, 2).init::<Flex>(&Default::default());
+            let draws = SeedTree::new(4);
+            let linear = fill(linear, &BARE, |name, shape| {
+                draws.child(name).normals(shape.iter().product())
+            });
+            let learner =
+                Learner::<A, Linear<A>>::new("layer", linear, &BARE, &optimization, Precision::F32);
+            let mut learner = learner.among(&group, Wire::F32);
+            let share = group.share(3);
+            let micro_batches = MicroBatches::new(vec![(); share.len()], share);
+            let sum = learner.accumulate(micro_batches, 1, |model, ()| {
+                let x = Tensor::<A, 2>::ones([2, 3], &Default::default());
+                let loss = model.forward(x).square().mean();
+                (Terms { loss, parts: Vec::new(), scales: Vec::new() }, ())
+            });
+            learner.update(sum.unwrap().gradients, (0, 1)).unwrap();
+            learner.optimizer.moments().map(|(_, pair)| pair.is_some()).collect::<Vec<_>>()
+        });
+        assert_eq!(moments, [[true, false], [false, true], [false, false]]);
+    }
+}

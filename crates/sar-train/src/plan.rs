@@ -173,8 +173,8 @@ fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
             }
         }
         if steps > 0 {
-            // The last two, and the best where anything is measured.
-            let kept = 2 + u64::from(has_best);
+            // The newest, and the best where anything is measured.
+            let kept = recipe.log.checkpoints_kept as u64 + u64::from(has_best);
             let checkpoints = format!("checkpoints/{id}-*.safetensors, at most {kept}");
             files.push((checkpoints, kept * (3 + u64::from(has_average)) * weights));
         }

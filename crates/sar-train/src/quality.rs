@@ -11,13 +11,14 @@ use sar_eval::{EvalError, Extractor, FeatureSet, Glance, Keep, Looking, Pictures
 use sar_metrics::Estimate;
 use sar_pipeline::{Pipeline, RgbImage, TrainedBackbone, TrainedTokenizer};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::event::Event;
 use crate::figures::wanted;
 use crate::recipe::SampleQuality;
 use crate::run::{Inner, Run};
 use crate::run_dir::unreadable_of;
-use crate::{Recipe, TrainError};
+use crate::{Recipe, StageId, TrainError};
 
 /// Real images that are looked at, at most.
 const MOST_REAL: usize = 5000;
@@ -73,6 +74,9 @@ pub struct Figures {
     pub class_accuracy: Option<Estimate>,
 }
 
+/// The figure that a line of the metrics is known by.
+const KID: &str = "kid_effnetlite0";
+
 /// A figure of a seed.
 type Figure = fn(&Glance) -> Option<f64>;
 
@@ -87,6 +91,25 @@ impl Figures {
 
     fn of(seeds: &[Glance]) -> Self {
         Self::new(|figure| Estimate::of_each(seeds, figure))
+    }
+
+    /// As a line of the metrics, at the last of a stage's steps: each figure's mean, and its interval where
+    /// there are several seeds.
+    fn line(&self, stage: StageId, steps: u64) -> Value {
+        let figures = [
+            ("fd_effnetlite0", Some(self.fd_effnetlite0)),
+            (KID, Some(self.kid_effnetlite0)),
+            ("class_accuracy", self.class_accuracy),
+        ];
+        let mut line = json!({ "stage": stage, "step": steps.saturating_sub(1) });
+        for (name, figure) in figures {
+            let Some(Estimate { mean, low, high }) = figure else { continue };
+            line[name] = mean.into();
+            if let Some((low, high)) = low.zip(high) {
+                line[format!("{name}_interval")] = json!([low, high]);
+            }
+        }
+        line
     }
 
     /// Of differences seed by seed.
@@ -307,11 +330,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
         }
     }
 
-    /// The figures of weights, one for each seed; none on a rank that only looks.
+    /// The figures of the weights that a stage ends with, one for each seed; none on a rank that only looks.
+    /// They are in the metrics as soon as they are known.
     pub(crate) fn glances(
         &mut self,
         eyes: Option<&Eyes<Inner<A>>>,
-        what: &str,
+        (what, stage): (&str, StageId),
         tokenizer: &TrainedTokenizer<Inner<A>>,
         backbone: &TrainedBackbone<Inner<A>>,
     ) -> Result<Vec<Glance>, TrainError> {
@@ -334,6 +358,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
             if let Eyes::Judge(judge) = eyes {
                 glances.push(judge.reference.glance(&looking.finish()?, labels)?);
             }
+        }
+        if !glances.is_empty() {
+            let line = Figures::of(&glances).line(stage, self.recipe.steps(stage));
+            self.journal.metrics.line_once(KID, &line)?;
         }
         Ok(glances)
     }
@@ -373,9 +401,37 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn figures_are_a_line_of_the_metrics() {
+        let of = |mean, interval: Option<(f64, f64)>| {
+            let (low, high) = interval.unzip();
+            Estimate { mean, low, high }
+        };
+        let figures = Figures {
+            fd_effnetlite0: of(210.0, Some((200.0, 220.0))),
+            kid_effnetlite0: of(0.5, Some((0.25, 0.75))),
+            class_accuracy: None,
+        };
+        let line = json!({
+            "stage": "sar", "step": 7,
+            "fd_effnetlite0": 210.0, "fd_effnetlite0_interval": [200.0, 220.0],
+            "kid_effnetlite0": 0.5, "kid_effnetlite0_interval": [0.25, 0.75],
+        });
+        assert_eq!(figures.line(StageId::Sar, 8), line);
+        // Of one seed, and of weights that a recipe without the stage starts from.
+        let one = Figures {
+            fd_effnetlite0: of(210.0, None),
+            kid_effnetlite0: of(0.5, None),
+            class_accuracy: Some(of(0.125, None)),
+        };
+        let line = json!({
+            "stage": "pretrain", "step": 0,
+            "fd_effnetlite0": 210.0, "kid_effnetlite0": 0.5, "class_accuracy": 0.125,
+        });
+        assert_eq!(one.line(StageId::Pretrain, 0), line);
+    }
 
     #[test]
     fn differences_are_of_pairs() {

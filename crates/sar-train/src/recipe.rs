@@ -225,6 +225,9 @@ pub struct LogRecipe {
     pub checkpoint_steps: u64,
     /// Minutes between checkpoints; 0: no matter how many. Each stage ends with one.
     pub checkpoint_minutes: f64,
+    /// The newest checkpoints of a stage that are kept, beside the best. Where one alone is kept and damaged, its
+    /// stage begins anew.
+    pub checkpoints_kept: usize,
     /// Steps between measurements on held-out images, each with a sheet of what the weights make and with a
     /// checkpoint, the best of which is kept; 0 never measures.
     pub measure_steps: u64,
@@ -427,8 +430,8 @@ impl Recipe {
 
 /// What may change when a run is resumed, as it changes no result: where the images lie (that they are
 /// the same is checked by their fingerprint), how many of them may be unreadable, how much is done at a
-/// time when nothing is trained, and when checkpoints are written.
-const MAY_CHANGE: [&str; 9] = [
+/// time when nothing is trained, when checkpoints are written, and how many are kept.
+const MAY_CHANGE: [&str; 10] = [
     "data.source.path",
     "data.source.root",
     "data.source.shards",
@@ -437,6 +440,7 @@ const MAY_CHANGE: [&str; 9] = [
     "evaluation.batch_size",
     "log.checkpoint_steps",
     "log.checkpoint_minutes",
+    "log.checkpoints_kept",
     "log.tensorboard",
 ];
 

@@ -235,20 +235,22 @@ impl<A: AutodiffBackend> Run<'_, A> {
         self.draw_samples("samples-before.png", &tokenizer, &pretrained)?;
         let eyes = self.judge()?;
         let eyes = eyes.as_ref();
-        let seen_before = self.glances(eyes, "before", &tokenizer, &pretrained)?;
+        let seen_before =
+            self.glances(eyes, ("before", StageId::Pretrain), &tokenizer, &pretrained)?;
 
         let Trained { model: refined, average } =
             self.train_backbone(StageId::Sar, tokens, pretrained.clone())?;
         let (after, after_meter) = self.measure("after", &tokenizer.model, &refined)?;
         let after_average = self.measure_average("after", &tokenizer.model, average)?;
         self.draw_samples("samples-after.png", &tokenizer, &refined)?;
-        let seen_after = self.glances(eyes, "after", &tokenizer, &refined)?;
+        let seen_after = self.glances(eyes, ("after", StageId::Sar), &tokenizer, &refined)?;
 
         let (control, seen_control) = match self.recipe.sar.control {
             true => {
                 let control = self.train_backbone(StageId::Control, tokens, pretrained)?.model;
                 let measured = self.measure("control", &tokenizer.model, &control)?;
-                (Some(measured), Some(self.glances(eyes, "control", &tokenizer, &control)?))
+                let what = ("control", StageId::Control);
+                (Some(measured), Some(self.glances(eyes, what, &tokenizer, &control)?))
             }
             false => (None, None),
         };

@@ -4,7 +4,7 @@
 //! recipe.toml                      the resolved recipe
 //! data.json                        what the images were at the start
 //! unreadable.json                  which of them could not be read, where there are any
-//! metrics.jsonl                    one line per logged step, measurement and skipped step
+//! metrics.jsonl                    one line per logged step, measurement, skipped step, and set of samples that is judged
 //! checkpoints/<stage>-<step>.safetensors
 //! tokenizer.safetensors, backbone-pretrain.safetensors, backbone-sar.safetensors,
 //! backbone-control.safetensors     the weights that each stage ends with
@@ -29,7 +29,7 @@ use sar_data::{Fingerprint, UnreadableImage};
 use sar_pipeline::{RgbImage, to_png};
 use sar_weights::{remove_stale, write_bytes};
 
-use crate::tensorboard::EventFiles;
+use crate::tensorboard::{EventFiles, PICTURES};
 use crate::{Recipe, StageId, TrainError};
 
 /// The folder of a run, locked as long as this lives; in the hands of a rank that does not lead, nothing is
@@ -295,9 +295,25 @@ impl Metrics {
         self.events.as_mut().map_or(Ok(()), |events| events.line(value))
     }
 
-    /// A picture, which only event files hold.
+    /// A picture for event files.
     pub(crate) fn picture(&mut self, name: &str, image: &RgbImage) -> Result<(), TrainError> {
-        self.events.as_mut().map_or(Ok(()), |events| events.picture(name, image))
+        self.events.as_mut().map_or(Ok(()), |events| events.picture(PICTURES, 0, name, image))
+    }
+
+    /// What the weights of a stage make after a step, for event files.
+    pub(crate) fn sheet(
+        &mut self,
+        stage: StageId,
+        step: u64,
+        sheet: &RgbImage,
+    ) -> Result<(), TrainError> {
+        let name = match stage {
+            StageId::Tokenizer => "reconstructions",
+            StageId::Pretrain | StageId::Sar | StageId::Control => "samples",
+        };
+        self.events
+            .as_mut()
+            .map_or(Ok(()), |events| events.picture(stage.name(), step, name, sheet))
     }
 
     /// Makes all lines survive a power failure.
@@ -306,12 +322,37 @@ impl Metrics {
         file.sync_all().map_err(TrainError::io(&self.path, "cannot be written"))
     }
 
+    /// Appends what a run measures anew when it goes on behind the end of a stage, unless the stage has a line
+    /// with this field already.
+    pub(crate) fn line_once(
+        &mut self,
+        field: &str,
+        value: &serde_json::Value,
+    ) -> Result<(), TrainError> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        let text = self.text()?;
+        // Where no stage made a step, nothing has removed a torn line.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let is_there = text[..whole].lines().any(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            line["stage"] == value["stage"] && line.get(field).is_some()
+        });
+        if is_there {
+            return Ok(());
+        }
+        self.cut(whole, text.len())?;
+        self.line(value)
+    }
+
     /// Removes what a stage that goes on at step `done` will write again: its lines from there on,
     /// everything behind them, and a torn last line.
     pub(crate) fn rewind(&mut self, stage: StageId, done: u64) -> Result<(), TrainError> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let text =
-            fs::read_to_string(&self.path).map_err(TrainError::io(&self.path, "cannot be read"))?;
+        if self.file.is_none() {
+            return Ok(());
+        }
+        let text = self.text()?;
         let mut kept = 0;
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { break };
@@ -322,14 +363,22 @@ impl Metrics {
             }
             kept += line.len();
         }
-        if kept < text.len() {
-            let cut = |file: &mut File| {
-                file.set_len(kept as u64)?;
-                file.seek(SeekFrom::End(0))
-            };
-            cut(file).map_err(TrainError::io(&self.path, "cannot be cut"))?;
-        }
+        self.cut(kept, text.len())?;
         self.events.as_mut().map_or(Ok(()), |events| events.goes_on(stage.name(), done))
+    }
+
+    fn text(&self) -> Result<String, TrainError> {
+        fs::read_to_string(&self.path).map_err(TrainError::io(&self.path, "cannot be read"))
+    }
+
+    /// Keeps so many bytes of those that there are.
+    fn cut(&mut self, kept: usize, of: usize) -> Result<(), TrainError> {
+        let Some(file) = self.file.as_mut().filter(|_| kept < of) else { return Ok(()) };
+        let cut = |file: &mut File| {
+            file.set_len(kept as u64)?;
+            file.seek(SeekFrom::End(0))
+        };
+        cut(file).map(drop).map_err(TrainError::io(&self.path, "cannot be cut"))
     }
 }
 
@@ -358,6 +407,34 @@ mod tests {
         metrics.line(&json!({ "stage": b, "step": 20 })).unwrap();
         assert_eq!(left(&mut metrics, b, 10), 3);
         assert_eq!(left(&mut metrics, a, 10), 1);
+    }
+
+    #[test]
+    fn figures_behind_a_stage_are_there_once() {
+        let (_folder, dir) = run_dir();
+        let mut metrics = Metrics::open(&dir, false).unwrap();
+        let text = |metrics: &Metrics| fs::read_to_string(&metrics.path).unwrap();
+        let figures = |stage: StageId, kid: f64| json!({ "stage": stage, "step": 9, "kid": kid });
+        let (a, b) = (StageId::Pretrain, StageId::Sar);
+        metrics.line(&json!({ "stage": a, "step": 9, "teacher": 1.0 })).unwrap();
+        metrics.file.as_mut().unwrap().write_all(b"{\"stage\":\"pretrain\",\"kid\":1").unwrap();
+        metrics.line_once("kid", &figures(a, 0.5)).unwrap();
+        metrics.line(&json!({ "stage": b, "step": 0, "student": 2.0 })).unwrap();
+        let before = text(&metrics);
+        assert_eq!(before.lines().count(), 3, "{before}");
+        assert_eq!(before.lines().nth(1).unwrap(), figures(a, 0.5).to_string());
+        // The run has stopped behind the first stage, in the second: figures stay in front of its lines.
+        metrics.rewind(a, 10).unwrap();
+        metrics.line_once("kid", &figures(a, 0.5)).unwrap();
+        assert_eq!(text(&metrics), before);
+        // Those of another stage are others.
+        metrics.line_once("kid", &figures(b, 0.5)).unwrap();
+        assert_eq!(text(&metrics).lines().count(), 4);
+        // What a stage makes again, it is measured for again.
+        metrics.rewind(a, 9).unwrap();
+        assert_eq!(text(&metrics), "");
+        metrics.line_once("kid", &figures(a, 0.25)).unwrap();
+        assert_eq!(text(&metrics), format!("{}\n", figures(a, 0.25)));
     }
 
     #[test]

@@ -232,7 +232,9 @@ impl Stage {
                     best = Some(Best { step: done, value: measure.value });
                 }
                 if group.leads() {
-                    journal.dir.write_png(&format!("sheet-{id}-{done}.png"), &task.draw()?)?;
+                    let sheet = task.draw()?;
+                    journal.dir.write_png(&format!("sheet-{id}-{done}.png"), &sheet)?;
+                    journal.metrics.sheet(id, step, &sheet)?;
                 }
             }
             if is_saved {
@@ -242,7 +244,8 @@ impl Stage {
                 let run_wall = journal.clock.elapsed();
                 let progress = Progress { step: done, wall, run_wall, best };
                 let (learners, state) = (task.learners(), task.state()?);
-                checkpoint::save(&journal.dir, &group, id, progress, &learners, state)?;
+                let kept = journal.log.checkpoints_kept;
+                checkpoint::save(&journal.dir, &group, id, progress, &learners, state, kept)?;
                 saved = Instant::now();
             }
             if stopped && !is_last {

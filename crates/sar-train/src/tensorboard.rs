@@ -23,8 +23,8 @@ use serde_json::Value;
 
 use crate::TrainError;
 
-/// The run that pictures belong to.
-const PICTURES: &str = "pictures";
+/// The run of the pictures that belong to no stage.
+pub(crate) const PICTURES: &str = "pictures";
 
 #[derive(Clone, PartialEq, Message)]
 struct Record {
@@ -76,7 +76,7 @@ struct SessionLog {
     status: i32,
 }
 
-/// The event files of a run, one for each stage and one for pictures.
+/// The event files of a run, one for each stage and one for pictures of no stage.
 #[derive(Debug)]
 pub(crate) struct EventFiles {
     folder: PathBuf,
@@ -114,8 +114,14 @@ impl EventFiles {
         self.write(stage, Record { step, summary: Some(Summary { value }), ..now() })
     }
 
-    /// A picture.
-    pub(crate) fn picture(&mut self, name: &str, image: &RgbImage) -> Result<(), TrainError> {
+    /// A picture of a run there, such as a stage, at one of its steps.
+    pub(crate) fn picture(
+        &mut self,
+        run: &str,
+        step: u64,
+        name: &str,
+        image: &RgbImage,
+    ) -> Result<(), TrainError> {
         let picture = Picture {
             height: image.height() as i32,
             width: image.width() as i32,
@@ -124,7 +130,7 @@ impl EventFiles {
         };
         let value = SummaryValue { tag: name.into(), simple_value: None, image: Some(picture) };
         let summary = Some(Summary { value: vec![value] });
-        self.write(PICTURES, Record { summary, ..now() })
+        self.write(run, Record { step: step as i64, summary, ..now() })
     }
 
     fn write(&mut self, run: &str, record: Record) -> Result<(), TrainError> {
@@ -230,7 +236,7 @@ mod tests {
         });
         events.line(&line).unwrap();
         events.line(&json!({ "step": 1, "lost": 1 })).unwrap();
-        events.picture("samples", &RgbImage::new(2, 3)).unwrap();
+        events.picture(PICTURES, 7, "samples", &RgbImage::new(2, 3)).unwrap();
         events.goes_on("sar", 3).unwrap();
         events.line(&json!({ "stage": "sar", "step": 3, "total": 2 })).unwrap();
 
@@ -248,6 +254,7 @@ mod tests {
         assert_eq!((sar[3].step, sar[3].session_log.clone()), (3, Some(SessionLog { status: 1 })));
         assert_eq!(tags(&sar[4]), [named("total", 2.0)]);
         let pictures = read(&folder.path().join("tensorboard/pictures"));
+        assert_eq!(pictures[1].step, 7);
         let picture = pictures[1].summary.clone().unwrap().value.remove(0);
         assert_eq!(picture.tag, "samples");
         let image = picture.image.unwrap();

@@ -116,12 +116,14 @@ pub(crate) fn validate(recipe: &Recipe) -> Result<(), Problem> {
         every,
         checkpoint_steps: _,
         checkpoint_minutes,
+        checkpoints_kept,
         measure_steps: _,
         measure_images,
         tensorboard: _,
     } = log;
     check(*every > 0, "log.every", "must be at least 1")?;
     at_least_zero(*checkpoint_minutes, "log.checkpoint_minutes")?;
+    check(*checkpoints_kept > 0, "log.checkpoints_kept", "must be at least 1")?;
     check(*measure_images > 0, "log.measure_images", "must be at least 1")
 }
 
@@ -595,6 +597,7 @@ mod tests {
                 "sar.objective.predictions.sampler.choice",
             ),
             ("log.checkpoint_minutes=-1", "log.checkpoint_minutes"),
+            ("log.checkpoints_kept=0", "log.checkpoints_kept"),
             (
                 "latents={ kind = \"cached\", folder = \"x\", variants = 0, precision = \"half\" }",
                 "latents.variants",

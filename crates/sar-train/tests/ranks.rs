@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
-use common::ADVERSARY;
+use common::{ADVERSARY, FLIP_ALL, draw_images};
 use sar_core::SeedTree;
 use sar_exchange::{Exchange, ExchangeError, Group, threads};
 use sar_pipeline::TrainedTokenizer;
@@ -50,24 +50,6 @@ const DEADLINE: Duration = Duration::from_secs(300);
 fn tiny(more: &[&str]) -> Recipe {
     common::tiny(MORE, more)
 }
-
-/// Two classes of so many images; the setting that trains on them.
-fn draw_images(folder: &Path, each: u32) -> String {
-    for (class, name) in ["squares", "stripes"].iter().enumerate() {
-        fs::create_dir_all(folder.join(name)).unwrap();
-        for i in 0..each {
-            let image = image::RgbImage::from_fn(16, 16, |x, y| {
-                let on = if class == 0 { x.max(y) < 4 + i % 8 } else { (x + i) / 4 % 2 == 0 };
-                image::Rgb([if on { 200 } else { 20 }, (9 * i) as u8, 70])
-            });
-            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
-        }
-    }
-    format!("data.source={{ kind = \"folder\", path = {folder:?} }}")
-}
-
-/// For images whose classes are not those of the emoji.
-const FLIP_ALL: &str = "data.augmentation.flip_except=[]";
 
 /// Asks its rank to stop after some number of its steps.
 struct StopAfter<'a> {
@@ -158,15 +140,32 @@ fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// A line of a table (`--nocapture`): CRC-32 of all weights and of the metrics.
+/// Columns of a table, and how the names of their files begin and end: of each stage all weights, averages among them.
+const COLUMNS: [[&str; 3]; 6] = [
+    ["tokenizer", "tokenizer", ".safetensors"],
+    ["pretrain", "backbone-pretrain", ".safetensors"],
+    ["sar", "backbone-sar", ".safetensors"],
+    ["control", "backbone-control", ".safetensors"],
+    ["metrics", "metrics", ".jsonl"],
+    ["pictures", "", ".png"],
+];
+
+/// The head of a table of what runs end with (`--nocapture`).
+fn print_columns() {
+    let names = COLUMNS.map(|[name, ..]| name).join(" | ");
+    println!("\n| ranks x workers | {names} |\n|{}", "---|".repeat(1 + COLUMNS.len()));
+}
+
+/// A row of it: CRC-32 of the files of each column.
 fn print_hashes(files: &BTreeMap<String, Vec<u8>>, what: &str) {
-    let hash = |ending: &str| {
+    let hashes = COLUMNS.map(|[_, begin, end]| {
         let mut hasher = crc32fast::Hasher::new();
-        let of_ending = files.iter().filter(|(name, _)| name.ends_with(ending));
-        of_ending.for_each(|(_, bytes)| hasher.update(bytes));
-        hasher.finalize()
-    };
-    println!("{what}: weights {:08x}, metrics {:08x}", hash(".safetensors"), hash(".jsonl"));
+        let is_of = |name: &str| name.starts_with(begin) && name.ends_with(end);
+        let of_column = files.iter().filter(|(name, _)| is_of(name.as_str()));
+        of_column.for_each(|(_, bytes)| hasher.update(bytes));
+        format!("{:08x}", hasher.finalize())
+    });
+    println!("| {what} | {} |", hashes.join(" | "));
 }
 
 fn assert_same(ours: &Path, theirs: &BTreeMap<String, Vec<u8>>, what: &str) {
@@ -191,9 +190,10 @@ fn assert_any_ranks(recipe: &Recipe, kinds: &[[usize; 2]]) -> BTreeMap<String, V
     let alone = folder.path().join("alone");
     whole([1, 1], &alone, recipe);
     let alone = outcome(&alone);
+    print_columns();
     print_hashes(&alone, "alone");
     for [ranks, workers] in kinds.iter().copied() {
-        let what = format!("{ranks} ranks with {workers} workers");
+        let what = format!("{ranks} x {workers}");
         let dir = folder.path().join(&what);
         whole([ranks, workers], &dir, recipe);
         assert_same(&dir, &alone, &what);
@@ -261,9 +261,11 @@ fn samples_are_judged_alike_by_any_ranks() {
             let theirs = &outcome.as_ref().unwrap().quality;
             assert_eq!(serde_json::to_value(theirs).unwrap(), quality, "{ranks} ranks");
         }
-        quality
+        let metrics = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.matches("\"kid_effnetlite0\":").count(), 3, "{metrics}");
+        (quality, metrics)
     };
-    let alone = quality(1);
+    let (alone, metrics) = quality(1);
     for weights in ["before", "after", "control", "after_minus_before"] {
         for figure in ["fd_effnetlite0", "kid_effnetlite0", "class_accuracy"] {
             assert!(alone[weights][figure]["mean"].is_number(), "{weights}, {figure}: {alone}");
@@ -271,7 +273,9 @@ fn samples_are_judged_alike_by_any_ranks() {
     }
     assert!(alone["after"]["fd_effnetlite0"]["mean"].as_f64().unwrap() > 0.0, "{alone}");
     for ranks in [2, 3] {
-        assert_eq!(quality(ranks), alone, "{ranks} ranks");
+        let (theirs, theirs_so_far) = quality(ranks);
+        assert_eq!(theirs, alone, "{ranks} ranks");
+        assert!(theirs_so_far == metrics, "{ranks} ranks: {theirs_so_far}");
     }
 }
 
@@ -424,13 +428,14 @@ fn assert_goes_on(recipe: &Recipe, least_stops: usize) {
     let alone = folder.path().join("alone");
     whole([1, 2], &alone, recipe);
     let alone = outcome(&alone);
-    print_hashes(&alone, "alone, with 2 workers");
+    print_columns();
+    print_hashes(&alone, "1 x 2");
     // Ranks, who of them asks to stop, and after how many steps.
     let once = |ranks: usize| vec![[4, 3, 6], [ranks, 0, usize::MAX]];
     let often = vec![[4, 3, 1], [2, 1, 1], [3, 0, 2], [1, 0, 1], [4, 2, 3], [3, 2, 2]];
     for (kinds, least_stops) in [(once(2), 1), (once(3), 1), (often, least_stops)] {
         let route: Vec<String> = kinds.iter().map(|[ranks, ..]| ranks.to_string()).collect();
-        let what = format!("{} ranks", route.join(" to "));
+        let what = format!("{} x 1", route.join(" to "));
         let pieces = folder.path().join(&what);
         let stops = in_pieces(recipe, &kinds, &pieces);
         assert!(stops >= least_stops, "{what}: {stops} stops");

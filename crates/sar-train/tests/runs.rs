@@ -593,10 +593,28 @@ fn check_quality(dir: &Path) {
         }
         assert!(number(&format!("/{minus}/fd_effnetlite0/mean")).abs() > 1e-3, "{quality}");
     }
-    for of in ["before", "after", "control"] {
+    let metrics = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> =
+        metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (of, stage) in [("before", "pretrain"), ("after", "sar"), ("control", "control")] {
         let part = |part: &str| number(&format!("/{of}/fd_effnetlite0/{part}"));
         assert!(part("low") < part("high"), "seeds draw other samples: {quality}");
+        // The same as soon as they are known, behind the stage's last step.
+        let judged = |line: &&Value| line["stage"] == stage && line["kid_effnetlite0"].is_number();
+        let judged: Vec<&Value> = lines.iter().filter(judged).collect();
+        assert_eq!(judged.len(), 1, "{stage}: {metrics}");
+        for figure in ["fd_effnetlite0", "kid_effnetlite0", "class_accuracy"] {
+            let figures = &quality[of][figure];
+            assert_eq!(judged[0][figure], figures["mean"], "{stage}, {figure}");
+            let interval = &judged[0][format!("{figure}_interval")];
+            assert_eq!([&interval[0], &interval[1]], [&figures["low"], &figures["high"]]);
+        }
     }
+    let at = |stage: &str, field: &str| {
+        lines.iter().position(|line| line["stage"] == stage && line[field].is_number()).unwrap()
+    };
+    assert!(at("pretrain", "kid_effnetlite0") < at("sar", "student"), "{metrics}");
+    assert!(at("sar", "kid_effnetlite0") < at("control", "teacher"), "{metrics}");
 }
 
 #[test]

@@ -29,12 +29,14 @@ const MORE: &[&str] = &[
     "pretrain.optimization.batch_size=4",
     "sar.steps=2",
     "sar.optimization.batch_size=4",
+    "evaluation.quality={ kind = \"efficientnet-lite0\", per_class = 2, seeds = 2 }",
     "log.every=1",
     "log.measure_steps=2",
+    "log.measure_images=4",
     "log.tensorboard=true",
 ];
 
-/// Prints `{run: {tag: [[step, value], ..]}}`, of images their number.
+/// Prints `{run: {tag: [[step, value], ..]}}`, of images `[step, width, height]`.
 const READ: &str = "
 import json, os, sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,7 +47,7 @@ for run in sorted(os.listdir(sys.argv[1])):
     tags = events.Tags()
     found[run] = {tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag in tags['scalars']}
     for tag in tags['images']:
-        found[run][tag] = [[image.width, image.height] for image in events.Images(tag)]
+        found[run][tag] = [[image.step, image.width, image.height] for image in events.Images(tag)]
 print(json.dumps(found))
 ";
 
@@ -79,7 +81,8 @@ fn read(folder: &Path) -> Option<Value> {
 fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
-    let recipe = common::tiny(MORE, &[]);
+    let images = common::draw_images(&folder.path().join("images"), 20);
+    let recipe = common::tiny(MORE, &[&images, common::FLIP_ALL]);
     let go = |resume, until: u64| {
         let stop = AtomicBool::new(false);
         let execution = Execution { resume, workers: 1, stop: &stop, group: &Group::alone() };
@@ -133,8 +136,21 @@ fn tensorboard_reads_a_run_that_stopped_and_went_on() {
         ("tokenizer", "held_out_perplexity/2"),
         ("pretrain", "held_out_teacher_scales/2"),
         ("sar", "held_out_student_scales/2"),
+        ("pretrain", "kid_effnetlite0"),
+        ("sar", "class_accuracy"),
+        ("control", "kid_effnetlite0_interval/1"),
     ] {
         assert!(found[stage][tag].is_array(), "no {tag} of {stage}");
+    }
+    // What the weights made over time, once each, though the run had stopped behind step 3.
+    for (stage, tag, steps) in [
+        ("tokenizer", "reconstructions", &[1, 3][..]),
+        ("pretrain", "samples", &[1, 3, 5]),
+        ("sar", "samples", &[1]),
+    ] {
+        let seen: Vec<&Value> =
+            found[stage][tag].as_array().unwrap().iter().map(|image| &image[0]).collect();
+        assert_eq!(seen, steps, "{stage}");
     }
     // The student has no loss of its own at the first scale.
     assert!(found["sar"]["held_out_student_scales/0"].is_null());

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::fs;
+use std::path::Path;
+
 use sar_train::Recipe;
 
 /// What every tiny run sets: with a few steps a stage it takes seconds.
@@ -26,6 +29,24 @@ pub(crate) const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator
     peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
     \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
     0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
+
+/// Two classes of so many images; the setting that trains on them.
+pub(crate) fn draw_images(folder: &Path, each: u32) -> String {
+    for (class, name) in ["squares", "stripes"].iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        for i in 0..each {
+            let image = image::RgbImage::from_fn(16, 16, |x, y| {
+                let on = if class == 0 { x.max(y) < 4 + i % 8 } else { (x + i) / 4 % 2 == 0 };
+                image::Rgb([if on { 200 } else { 20 }, (9 * i) as u8, 70])
+            });
+            image.save(folder.join(format!("{name}/{i}.png"))).unwrap();
+        }
+    }
+    format!("data.source={{ kind = \"folder\", path = {folder:?} }}")
+}
+
+/// For images whose classes are not those of the emoji.
+pub(crate) const FLIP_ALL: &str = "data.augmentation.flip_except=[]";
 
 /// `emoji-quick` with what every tiny run sets, what those of a file do, and then `more`: the last setting of a
 /// key counts.
