@@ -11,6 +11,7 @@
 //! is not there, and machines that share the folder, or copy what they have made into one, share the work.
 
 mod code;
+mod elsewhere;
 mod file;
 mod page;
 mod recipes;
@@ -36,7 +37,7 @@ use crate::{Verdict, table};
 use code::Code;
 use file::{START, Study, has_ended};
 use recipes::check_run;
-use results::{Arm, Finished, arms};
+use results::{Arm, Finished, arms, correct};
 use unit::{Grid, Sampling, Trained, Unit, best, train_run};
 
 #[derive(clap::Args)]
@@ -56,6 +57,10 @@ pub(crate) struct Args {
     /// Trains and samples nothing: makes the report anew of what is there.
     #[arg(long, conflicts_with_all = ["arms", "shard", "dry_run"])]
     report: bool,
+    /// Puts the arms of another folder's study.json into the report, too: start and control have to be the same
+    /// there, to the last digit. May be given more than once.
+    #[arg(long, value_name = "FILE", requires = "report")]
+    with: Vec<PathBuf>,
     /// Prints what the study would do, and ends.
     #[arg(long)]
     dry_run: bool,
@@ -67,7 +72,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { file, out, arms, shard, report, dry_run, json, device } = args;
+    let Args { file, out, arms, shard, report, with, dry_run, json, device } = args;
     let study = Study::load(&file)?;
     let shard = shard.as_deref().map(Shard::parse).transpose()?.unwrap_or(Shard::WHOLE);
     for name in arms.iter().filter(|name| *name != START) {
@@ -87,12 +92,21 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     if report {
         ensure!(folder.join("study.toml").is_file(), "--out {}: holds no study", out.display());
     }
+    let written = json.iter().cloned().chain([folder.join("study.json")]);
+    let written = written.map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
+    for file in &with {
+        ensure!(
+            !written.contains(&std::path::absolute(file)?),
+            "--with {}: is what this command writes, and its hours would count twice; give the result of another folder",
+            file.display()
+        );
+    }
     study.settle(&folder)?;
-    let folder = Folder { study, path: folder, json };
+    let folder = Folder { study, path: folder, with, json };
     folder.check_recipes()?;
     if report {
-        let arms = folder.write_report()?;
-        print!("{}", page::shown(&arms));
+        let summary = folder.write_report()?;
+        print!("{}", page::shown(&summary));
         return Ok(Verdict::Good);
     }
     device.run(Run { folder, ours })
@@ -149,6 +163,8 @@ fn plan(study: &Study, ours: &[String]) -> Result<String> {
 struct Folder {
     study: Study,
     path: PathBuf,
+    /// Results of other folders.
+    with: Vec<PathBuf>,
     json: Option<PathBuf>,
 }
 
@@ -205,8 +221,8 @@ impl Folder {
     }
 
     /// Writes study.json and report.html of what is there.
-    fn write_report(&self) -> Result<Vec<Arm>> {
-        let Self { study, path, json } = self;
+    fn write_report(&self) -> Result<Summary> {
+        let Self { study, path, with, json } = self;
         let names = std::iter::once(START).chain(study.arms.iter().map(|arm| arm.name.as_str()));
         let (mut done, mut unfinished) = (Vec::new(), Vec::new());
         for name in names {
@@ -224,20 +240,25 @@ impl Folder {
         }
         let real = path.join("real.json");
         let real = std::fs::read_to_string(&real).ok();
-        let summary = Summary {
+        let mut summary = Summary {
             name: study.name.clone(),
             recipe: study.recipe.clone(),
-            start: START,
+            start: START.into(),
             control: study.control.clone(),
             scratch_control: study.scratch_control.clone(),
-            intervals: INTERVALS,
+            intervals: INTERVALS.into(),
             hours: outcomes().fold(0.0, |seconds, of| seconds + of.wall_s) / 3600.0,
             command: code::command(),
             code,
             real: real.and_then(|text| serde_json::from_str(&text).ok()),
             unfinished,
+            elsewhere: Vec::new(),
             arms: arms(study, &done)?,
         };
+        for file in with {
+            elsewhere::add(file, study, &mut summary)?;
+        }
+        correct(&mut summary.arms);
         let text = serde_json::to_string_pretty(&summary).expect("plain values") + "\n";
         for file in std::iter::once(&path.join("study.json")).chain(json) {
             sar_weights::write_bytes(file, text.as_bytes())?;
@@ -246,7 +267,7 @@ impl Folder {
             |arm: &str| self.units(arm).map(|unit| unit.picture()).find(|path| path.is_file());
         let html = page::page(study, &summary, picture)?;
         page::write(path, &html)?;
-        Ok(summary.arms)
+        Ok(summary)
     }
 }
 
@@ -255,21 +276,24 @@ const INTERVALS: &str = "95 %, Student's t over seeds of training (of the start:
      the number of arms that have a control";
 
 /// `study.json`.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Summary {
     name: String,
     recipe: String,
-    start: &'static str,
+    start: String,
     control: String,
     scratch_control: Option<String>,
     /// What `low` and `high` are.
-    intervals: &'static str,
+    intervals: String,
     /// Of all arms and seeds together, on whichever machine.
     hours: f64,
     command: String,
     code: Vec<Code>,
     real: Option<Real>,
     unfinished: Vec<String>,
+    /// The arms that other folders have measured.
+    #[serde(default)]
+    elsewhere: Vec<String>,
     arms: Vec<Arm>,
 }
 
@@ -340,8 +364,8 @@ impl Job for Run {
             }
             folder.write_report()?;
         }
-        let arms = folder.write_report()?;
-        print!("{}", page::shown(&arms));
+        let summary = folder.write_report()?;
+        print!("{}", page::shown(&summary));
         eprintln!("everything in {}; open report.html", folder.path.display());
         Ok(verdict)
     }
@@ -517,7 +541,8 @@ mod tests {
     #[test]
     fn an_arm_is_finished_when_all_seeds_are_measured_at_its_best_setting() {
         let root = tempfile::tempdir().unwrap();
-        let folder = Folder { study: small(), path: root.path().into(), json: None };
+        let path = root.path().into();
+        let folder = Folder { study: small(), path, with: Vec::new(), json: None };
         let Finished { outcomes, mut grids, .. } = finished("control", &[1.0, 3.0]);
         // At a guidance of 4, as measured, the mean of both seeds is 2, at 6 it is 2.5.
         let other = |kid: f64| Row {

@@ -154,6 +154,7 @@ fn kills_and_shards_change_nothing() {
     let (_, said) = does(folder, &[&study[..], &["shards", "--report"]].concat());
     assert!(said.is_empty(), "{said}");
     assert!(arms(&folder.join("shards/study.json")) == expected);
+    arms_of_another_folder_stand_beside(folder, &whole);
 
     // By names, with the weights of files; the same weights, so the same result.
     let text = fs::read_to_string(folder.join("study.toml")).unwrap();
@@ -186,6 +187,57 @@ fn kills_and_shards_change_nothing() {
     fs::remove_dir_all(folder.join("cached")).unwrap();
     let (code, _, said) = sar(folder, &start);
     assert!(code == Some(2) && said.contains("data.max_unreadable: 2 of 32"), "{said}");
+}
+
+/// A folder that has lost an arm, and the result of one that has it; `copy.json` is that one's.
+fn arms_of_another_folder_stand_beside(folder: &Path, whole: &Value) {
+    fs::remove_dir_all(folder.join("shards/sar-soft")).unwrap();
+    let study = ["study", "study.toml", "--out", "shards"];
+    let report = [&study[..], &["--report"]].concat();
+    does(folder, &report);
+    let alone = json(&folder.join("shards/study.json"));
+    assert_eq!(alone["unfinished"], Value::from(vec!["sar-soft"]));
+    assert_eq!(alone["elsewhere"], Value::Array(Vec::new()));
+    let with = [&report[..], &["--with", "copy.json", "--json", "joined.json"]].concat();
+    let (table, said) = does(folder, &with);
+    assert!(table.contains("measured in other folders: sar-soft") && said.is_empty(), "{said}");
+    let joined = json(&folder.join("joined.json"));
+    assert_eq!(joined["unfinished"], Value::Array(Vec::new()));
+    assert_eq!(joined["elsewhere"], Value::from(vec!["sar-soft"]));
+    let commands = joined["command"].as_str().unwrap();
+    assert!(commands.contains("--with copy.json") && commands.ends_with("--json copy.json"));
+    let hours = |of: &Value| of["hours"].as_f64().unwrap();
+    assert!((hours(&joined) - hours(&alone) - hours(whole)).abs() < 1e-9);
+    for (found, expected) in
+        joined["arms"].as_array().unwrap().iter().zip(whole["arms"].as_array().unwrap())
+    {
+        assert_eq!(found["name"], expected["name"]);
+        for path in ["/kid/mean", "/minus_control/fd/high", "/minus_control_p/kid", "/grid/1/fd"] {
+            let [found, expected] =
+                [found, expected].map(|arm| arm.pointer(path).and_then(Value::as_f64));
+            let apart = found.zip(expected).map_or(0.0, |(a, b)| (a - b).abs() / b.abs());
+            assert!(
+                found.is_some() == expected.is_some() && apart < 1e-9,
+                "{path}: {found:?}, {expected:?}"
+            );
+        }
+    }
+    let page = fs::read_to_string(folder.join("shards/report.html")).unwrap();
+    assert!(page.contains("Measured in other folders") && page.contains("<td>sar-soft</td>"));
+    let (_, said) =
+        does(folder, &["study", "study.toml", "--out", "whole", "--report", "--with", "copy.json"]);
+    assert!(said.contains("copy.json: 'sar-soft' is left out: it is measured here, too"), "{said}");
+
+    let text = fs::read_to_string(folder.join("copy.json")).unwrap();
+    assert_eq!(text.matches("\"steps\": 4,").count(), 1, "the control's");
+    let text = text.replacen("\"steps\": 4,", "\"steps\": 5,", 1);
+    fs::write(folder.join("other.json"), text).unwrap();
+    let with = |file: &'static str| [&report[..], &["--with", file]].concat();
+    refuses(folder, &with("other.json"), &["other.json: 'control': has steps = 5, here it is 4"]);
+    refuses(folder, &with("shards/study.json"), &["--with shards/study.json", "count twice"]);
+    refuses(folder, &with("none.json"), &["--with none.json"]);
+    let (code, _, error) = sar(folder, &[&study[..], &["--with", "copy.json"]].concat());
+    assert!(code == Some(2) && error.contains("--report"), "{error}");
 }
 
 /// A seed that was measured at what is not the best setting any more is measured again; until then there is no

@@ -75,10 +75,10 @@ macro_rules! tests {
             cached_attention_equals_f64,
             convolution_equals_f64,
             cross_entropies_equal_f64,
-            depthwise_convolution_equals_f64,
             double_sides_equals_f64,
             gelu_equals_f64,
             group_norm_equals_f64,
+            inverted_bottleneck_equals_f64,
             linear_equals_f64,
         ));
     };
@@ -94,6 +94,7 @@ macro_rules! tests {
             a_step_that_overflowed_is_not_taken,
             adamw_equals_its_equations,
             clipping_limits_the_norm,
+            gradients_behind_a_growing_codebook_equal_finite_differences,
             gradients_of_resampling_are_its_transpose,
             gradients_of_the_backbone_equal_finite_differences,
             gradients_of_the_tokenizer_equal_finite_differences,

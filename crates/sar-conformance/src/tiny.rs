@@ -68,8 +68,16 @@ pub(crate) fn tokenizer_config() -> TokenizerConfig {
 
 /// A tokenizer that halves the side once.
 pub(crate) fn tokenizer<B: Backend>(device: &B::Device) -> Tokenizer<B> {
+    tokenizer_of(&tokenizer_config(), device)
+}
+
+/// As [`tokenizer`], of another configuration.
+pub(crate) fn tokenizer_of<B: Backend>(
+    config: &TokenizerConfig,
+    device: &B::Device,
+) -> Tokenizer<B> {
     sar_tokenizer::init(
-        &tokenizer_config(),
+        config,
         sar_tokenizer::Init::Torch {},
         SeedTree::new(3).child("tokenizer"),
         device,

@@ -10,7 +10,7 @@ use sar_core::first_scale::{MaskLoss, MaskShare, Reveal};
 use sar_core::{CodePyramid, Filter, FirstScale, ScaleSchedule, ScaleSize, SeedTree, resample};
 use sar_loss::Reduction;
 use sar_model::{Backbone, Precision, Visibility};
-use sar_tokenizer::{Perturbation, Tokenizer, codebook};
+use sar_tokenizer::{CodebookGrowth, Perturbation, Tokenizer, TokenizerConfig, codebook};
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
@@ -78,6 +78,38 @@ pub fn gradients_of_the_backbone_equal_finite_differences<A: AutodiffBackend>(de
     }
 }
 
+/// Teacher forcing where each scale may use its first codes only, every parameter; what the head says of codes that
+/// no scale may use has no gradient.
+pub fn gradients_behind_a_growing_codebook_equal_finite_differences<A: AutodiffBackend>(
+    device: &A::Device,
+) {
+    // 4 sqrt(23 / 4) is 9.6, and 4 (23 / 4)^(ln 3 / ln 4) is 16.0.
+    let growing = TokenizerConfig {
+        codebook_growth: CodebookGrowth::Geometric { first: 4, full_side: 4 },
+        ..tiny::tokenizer_config()
+    };
+    let tokenizer = tiny::tokenizer_of::<Inner<A>>(&growing, device);
+    let n_codes = |size: ScaleSize| tokenizer.n_codes(size);
+    let batch = token_batch_of::<Inner<A>>(0..3, n_codes, device);
+    let limits: Vec<usize> = batch.schedule.sizes().iter().map(|size| n_codes(*size)).collect();
+    assert_eq!(limits, [4, 10, 16]);
+    let model = tiny::backbone::<Inner<A>>(false, true, device);
+    let loss = |model: &Backbone<A>| {
+        let (objective, step) = (Objective::TeacherForcing, SeedTree::new(0));
+        backbone_loss(model, &tokenizer, &batch, &objective, &UNREGULARIZED, step, device).loss
+    };
+    assert_differences::<A, Backbone<A>>(model.clone(), &sar_model::LAYOUT, &loss, device);
+
+    let infos = parameters(&model, &sar_model::LAYOUT);
+    let place = infos.iter().position(|info| info.name == "head.bias").expect("the head's bias");
+    let differentiable = trainable::<A, Backbone<A>>(model);
+    let gradients = Gradients::of(loss(&differentiable), &differentiable);
+    let gradient = gradients.iter().nth(place).flatten().expect("a gradient reaches it");
+    let gradient = floats(gradient.clone());
+    let (used, beyond) = gradient.split_at(16);
+    assert!(used.iter().all(|g| *g != 0.0) && beyond.iter().all(|g| *g == 0.0), "{gradient:?}");
+}
+
 /// Encoder and decoder, every parameter: convolutions of all strides and sizes, group normalization,
 /// attention, both kinds of resampling.
 pub fn gradients_of_the_tokenizer_equal_finite_differences<A: AutodiffBackend>(device: &A::Device) {
@@ -100,7 +132,7 @@ pub fn gradients_of_the_tokenizer_equal_finite_differences<A: AutodiffBackend>(d
 pub fn gradients_of_resampling_are_its_transpose<A: AutodiffBackend>(device: &A::Device) {
     let (maps, from) = (6, 32);
     for filter in [Filter::Area, Filter::Bicubic, Filter::Nearest, Filter::Linear] {
-        for to in [1, 2, 3, 5, 13, 16, 24, 40] {
+        for to in [1, 2, 3, 5, 13, 16, 24, 40, 72] {
             let stream = SeedTree::new(22).at(to as u64);
             let gradient = stream.normals(maps * to * to);
             let matrix = widened(&filter.matrix(from, to));
@@ -510,12 +542,28 @@ where
 
 /// Images of the tiny world: image `i` always has the same class and tokens.
 fn token_batch<B: Backend>(images: std::ops::Range<usize>, device: &B::Device) -> TokenBatch<B> {
+    token_batch_of(images, |_| tiny::CODES, device)
+}
+
+/// As [`token_batch`], where a scale of a size has so many codes.
+fn token_batch_of<B: Backend>(
+    images: std::ops::Range<usize>,
+    n_codes: impl Fn(ScaleSize) -> usize,
+    device: &B::Device,
+) -> TokenBatch<B> {
     let schedule: ScaleSchedule = "1_2_2x3".parse().expect("a valid schedule");
     let l = schedule.n_tokens();
+    let sizes = schedule.sizes().iter();
+    let limits: Vec<usize> =
+        sizes.flat_map(|size| std::iter::repeat_n(n_codes(*size), size.tokens())).collect();
     let stream = SeedTree::new(21);
     let tokens: Vec<i64> = images
         .clone()
-        .flat_map(|i| (0..l as u64).map(move |t| stream.at(i as u64).below(t, tiny::CODES) as i64))
+        .flat_map(|i| {
+            let of_image = stream.at(i as u64);
+            let drawn = limits.iter().enumerate();
+            drawn.map(move |(t, limit)| of_image.below(t as u64, *limit) as i64)
+        })
         .collect();
     TokenBatch {
         labels: images.clone().map(|i| i % tiny::CLASSES).collect(),

@@ -40,6 +40,23 @@ impl Estimate {
         Self::of_each(&pairs, |&(a, b)| Some(figure(a)? - figure(b)?))
     }
 
+    /// The two-sided p-value, by Student's t, of a mean that is 0; `n` is the number of repetitions. None of one
+    /// repetition.
+    pub fn p_value(self, n: usize) -> Option<f64> {
+        let half = (self.high? - self.low?) / 2.0;
+        if n < 2 {
+            return None;
+        }
+        Some(match (self.mean, half) {
+            (0.0, _) => 1.0,
+            (_, 0.0) => 0.0,
+            (mean, half) => {
+                let t = student(n - 1);
+                2.0 * t.sf((mean / half).abs() * t.inverse_cdf(0.975))
+            }
+        })
+    }
+
     /// The same in another unit, such as thousandths for 1000.
     #[must_use]
     pub fn times(self, by: f64) -> Self {
@@ -58,16 +75,6 @@ impl fmt::Display for Estimate {
             None => Ok(()),
         }
     }
-}
-
-/// The two-sided p-value of a mean that is 0 by Student's t; none of fewer than two values.
-pub fn p_of_mean(values: &[f64]) -> Option<f64> {
-    let (mean, error) = mean_and_error(values);
-    Some(match (mean, error?) {
-        (0.0, _) => 1.0,
-        (_, 0.0) => 0.0,
-        (mean, error) => 2.0 * student(values.len() - 1).sf((mean / error).abs()),
-    })
 }
 
 /// P-values by Holm: below 0.05 in 1 of 20 such families at most, where nothing differs.
@@ -127,14 +134,16 @@ mod tests {
     #[test]
     fn p_values_are_those_of_the_tables() {
         // Two values of mean t and standard error 1; quantiles at 97.5 % and 99.5 %.
-        let p = |t: f64| p_of_mean(&[t - 1.0, t + 1.0]).unwrap();
+        let p_of = |values: &[f64]| Estimate::of(values).p_value(values.len());
+        let p = |t: f64| p_of(&[t - 1.0, t + 1.0]).unwrap();
         assert!((p(12.706205) - 0.05).abs() < 1e-6 && (p(63.656741) - 0.01).abs() < 1e-6);
         // Mean 3, standard error 1.5275, two degrees: t is 1.964.
-        assert!((p_of_mean(&[1.0, 2.0, 6.0]).unwrap() - 0.188497).abs() < 1e-4);
-        assert_eq!(p_of_mean(&[1.0]), None);
-        assert_eq!(p_of_mean(&[]), None);
-        assert_eq!(p_of_mean(&[0.0, 0.0]), Some(1.0));
-        assert_eq!(p_of_mean(&[1.0, 1.0]), Some(0.0));
+        assert!((p_of(&[1.0, 2.0, 6.0]).unwrap() - 0.188497).abs() < 1e-4);
+        assert_eq!(p_of(&[1.0]), None);
+        assert_eq!(p_of(&[0.0, 0.0]), Some(1.0));
+        assert_eq!(p_of(&[1.0, 1.0]), Some(0.0));
+        // As a file may have it that nobody has written by the rules.
+        assert_eq!(Estimate { mean: 1.0, low: Some(0.0), high: Some(2.0) }.p_value(1), None);
         for (degrees, t) in [(1, 12.706205), (2, 4.302653), (4, 2.776445), (30, 2.042272)] {
             assert!((student(degrees).inverse_cdf(0.975) - t).abs() < 1e-5, "{degrees}");
         }

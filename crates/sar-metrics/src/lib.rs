@@ -40,7 +40,7 @@ mod prdc;
 mod probe;
 
 pub use error::MetricsError;
-pub use estimate::{Estimate, holm, p_of_mean};
+pub use estimate::{Estimate, holm};
 pub use features::Features;
 pub use frechet::{Frechet, frechet};
 pub use inception_score::{

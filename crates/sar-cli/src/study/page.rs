@@ -42,6 +42,12 @@ pub(super) fn page(
     if !summary.unfinished.is_empty() {
         html += &format!(" <b>Not finished: {}.</b>", escape(&summary.unfinished.join(", ")));
     }
+    if !summary.elsewhere.is_empty() {
+        let names = escape(&summary.elsewhere.join(", "));
+        html += &format!(
+            " Measured in other folders, whose start and control are those of this one to the last digit: {names}."
+        );
+    }
     html += "</p>\n";
     for line in mixed(arms) {
         html += &format!("<p><b>{}</b></p>\n", escape(&line));
@@ -267,7 +273,8 @@ fn plot(arms: &[Arm], figure: Figure) -> Result<String> {
 }
 
 /// The arms in a few lines.
-pub(super) fn shown(arms: &[Arm]) -> String {
+pub(super) fn shown(summary: &Summary) -> String {
+    let arms = summary.arms.as_slice();
     let mut rows = vec![
         ["arm", "seeds", "KID x1000", "class accuracy", "FD", "KID x1000 minus control", "p"]
             .map(String::from)
@@ -292,6 +299,9 @@ pub(super) fn shown(arms: &[Arm]) -> String {
         lines += "intervals are each at 95 %, not corrected for their number; p is, by Holm\n";
     }
     mixed(arms).for_each(|line| lines += &(line + "\n"));
+    if !summary.elsewhere.is_empty() {
+        lines += &format!("measured in other folders: {}\n", summary.elsewhere.join(", "));
+    }
     lines
 }
 

@@ -27,14 +27,14 @@ const SET_BY_STUDY: [&str; 14] = [
     "log",
 ];
 
-/// What an arm may not set beside that, by what it begins with. With a tokenizer of its own the tokens are
-/// others in any case, and so may be their scales.
+/// What an arm may not set beside that, by what it begins with. A backbone that begins at random may have scales of
+/// its own.
 fn set_by_study(from: Origin) -> &'static [&'static str] {
     match from {
         Origin::Start => {
             &["backbone.schedule", "tokenizer.steps", "tokenizer.init_from", "pretrain.steps"]
         }
-        Origin::Scratch => &["backbone.schedule", "tokenizer.steps", "tokenizer.init_from"],
+        Origin::Scratch => &["tokenizer.steps", "tokenizer.init_from"],
         Origin::Images => &["tokenizer.init_from"],
     }
 }
@@ -114,7 +114,7 @@ impl Study {
         self.check_settings(arm)?;
         let recipe = self.recipe_with(arm, &arm.set, seed, start)?;
         self.check_effects(arm, &recipe, |set| self.recipe_with(arm, set, seed, start))?;
-        if arm.from == Origin::Images {
+        if arm.from != Origin::Start {
             let [theirs, ours] = [&self.start_recipe()?, &recipe].map(|of| of.scales().last());
             ensure!(
                 ours == theirs,
@@ -163,7 +163,7 @@ impl Study {
                     || (is_below(field, key) && self.changes(field, setting)?);
                 let hint = match *field {
                     "sar.steps" => "; write steps = N beside its settings",
-                    "backbone.schedule" => ", but for arms with from = \"images\"",
+                    "backbone.schedule" => ", but for arms with from = \"scratch\" or \"images\"",
                     _ => "",
                 };
                 ensure!(!sets, "{setting}: {field} is for the study to set{hint}");
@@ -352,21 +352,23 @@ mod tests {
     }
 
     #[test]
-    fn an_arm_from_images_may_have_scales_of_its_own() {
-        let study =
-            load(&with_settings("scratch-wide", "[\"backbone.schedule.scales=1_2_3_5_8\"]"));
-        let study = study.unwrap();
-        let scales = |name: &str| {
-            let recipe = study.recipe(study.arm(name).unwrap(), 1, Path::new("")).unwrap();
-            recipe.scales().to_string()
-        };
-        let both = ["scratch-wide", "scratch-control"].map(scales);
-        assert_eq!(both, ["1_2_3_5_8", "1_2_3_4_6_8"]);
+    fn an_arm_that_does_not_begin_with_the_start_may_have_scales_of_its_own() {
+        let (own, common) = ("1_2_3_5_8", "1_2_3_4_6_8");
+        for (arm, expected) in [("scratch-wide", [own, common]), ("scratch-control", [common, own])]
+        {
+            let study = load(&with_settings(arm, "[\"backbone.schedule.scales=1_2_3_5_8\"]"));
+            let study = study.unwrap();
+            let scales = |name: &str| {
+                let recipe = study.recipe(study.arm(name).unwrap(), 1, Path::new("")).unwrap();
+                recipe.scales().to_string()
+            };
+            assert_eq!(["scratch-wide", "scratch-control"].map(scales), expected);
+        }
         let wide = "backbone.width=96";
         let parts = ["'scratch-wide'", "backbone.schedule", "ends at 4", "the start at 8"];
         refuses([wide, "backbone.schedule.scales=1_2_4"], &parts);
-        let text = with_settings("scratch-control", "[\"backbone.schedule.scales=1_2_3_5_8\"]");
+        let text = with_settings("sar-soft", "[\"backbone.schedule.scales=1_2_3_5_8\"]");
         let error = format!("{:#}", load(&text).unwrap_err());
-        assert!(error.contains("from = \"images\""), "{error}");
+        assert!(error.contains("from = \"scratch\" or \"images\""), "{error}");
     }
 }

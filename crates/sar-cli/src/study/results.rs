@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use sar_metrics::{Estimate, holm, p_of_mean};
-use serde::Serialize;
+use sar_metrics::{Estimate, holm};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::code::Code;
@@ -20,7 +20,7 @@ use super::file::{START, Study};
 use super::unit::{Failed, Grid, Outcome};
 
 /// An arm, or the weights that arms begin with.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Arm {
     pub(super) name: String,
     /// How many seeds of training are in the figures; for the start, of sampling.
@@ -42,7 +42,7 @@ pub(super) struct Arm {
     pub(super) control: Option<String>,
     pub(super) minus_control: Option<Figures>,
     /// P-values of these differences, by Holm over all arms that have a control.
-    pub(super) minus_control_p: BTreeMap<&'static str, f64>,
+    pub(super) minus_control_p: BTreeMap<String, f64>,
     pub(super) minus_start: Option<Figures>,
     /// What trained, drew and measured it.
     pub(super) programs: BTreeSet<String>,
@@ -61,7 +61,7 @@ impl Arm {
 }
 
 /// Figures with their intervals.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) kid: Estimate,
     pub(super) fd: Estimate,
@@ -74,7 +74,7 @@ pub(super) struct Figures {
 }
 
 /// A scale's losses.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Scale {
     pub(super) scale: String,
     pub(super) teacher_loss: Estimate,
@@ -83,7 +83,7 @@ pub(super) struct Scale {
 }
 
 /// A setting of the sampler.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct GridRow {
     pub(super) settings: Value,
     pub(super) kid: f64,
@@ -152,6 +152,22 @@ impl Figures {
     fn minus((a, b): &Pairs<'_>) -> Option<Self> {
         Self::new(|figure| Estimate::of_pairs(a, b, |of| figure(of)))
     }
+
+    /// In the order of `FIGURES`.
+    fn all(&self) -> [Option<Estimate>; FIGURES.len()] {
+        let Self {
+            kid,
+            fd,
+            class_accuracy,
+            precision,
+            recall,
+            teacher_loss,
+            student_loss,
+            exposure_gap,
+        } = *self;
+        let (kid, fd, teacher_loss) = (Some(kid), Some(fd), Some(teacher_loss));
+        [kid, fd, class_accuracy, precision, recall, teacher_loss, student_loss, exposure_gap]
+    }
 }
 
 /// Two arms' outcomes of the same seeds.
@@ -162,7 +178,8 @@ fn pairs<'a>(a: &'a Finished, b: &'a Finished) -> Pairs<'a> {
     a.outcomes.iter().filter_map(|of| Some((of, of_seed(of.seed)?))).unzip()
 }
 
-/// The arms that are finished, the start first, then in the order of the study.
+/// The arms that are finished, the start first, then in the order of the study; p-values are still to be
+/// corrected.
 ///
 /// # Errors
 /// If a recipe cannot be read any more.
@@ -200,20 +217,28 @@ pub(super) fn arms(study: &Study, finished: &[Finished]) -> Result<Vec<Arm>> {
             grid: grid(&of.grids),
         })
     };
-    let mut arms = order.iter().map(arm).collect::<Result<Vec<Arm>>>()?;
-    for (name, figure) in FIGURES {
-        let p_of = |of: &Finished| {
-            let (a, b) = pairs(of, beside(of)?);
-            let minus = a.iter().zip(b).map(|(a, b)| Some(figure(a)? - figure(b)?));
-            p_of_mean(&minus.collect::<Option<Vec<f64>>>()?)
+    order.iter().map(arm).collect()
+}
+
+/// Corrects the p-values of all differences from a control together, by Holm.
+pub(super) fn correct(arms: &mut [Arm]) {
+    for (at, (name, _)) in FIGURES.into_iter().enumerate() {
+        let p_of = |arm: &Arm| {
+            let control = arms.iter().find(|of| arm.control.as_ref() == Some(&of.name))?;
+            arm.minus_control.as_ref()?.all()[at]?.p_value(n_pairs(arm, control))
         };
         let (which, p): (Vec<usize>, Vec<f64>) =
-            order.iter().enumerate().filter_map(|(i, of)| Some((i, p_of(of)?))).unzip();
+            arms.iter().enumerate().filter_map(|(i, arm)| Some((i, p_of(arm)?))).unzip();
         for (i, p) in which.into_iter().zip(holm(&p)) {
-            arms[i].minus_control_p.insert(name, p);
+            arms[i].minus_control_p.insert(name.into(), p);
         }
     }
-    Ok(arms)
+}
+
+/// How many seeds went well in both: all arms have the same ones.
+fn n_pairs(arm: &Arm, control: &Arm) -> usize {
+    let went_well = |of: &&Failed| arm.diverged.iter().all(|own| own.seed != of.seed);
+    arm.seeds.saturating_sub(control.diverged.iter().filter(went_well).count())
 }
 
 fn scales(outcomes: &[Outcome]) -> Vec<Scale> {
@@ -327,7 +352,8 @@ pub(super) mod tests {
             finished("control", &[1.0, 3.0]),
             finished("start", &[4.0, 4.0]),
         ];
-        let arms = arms(&study, &all).unwrap();
+        let mut arms = arms(&study, &all).unwrap();
+        correct(&mut arms);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         assert_eq!(names, ["start", "control", "sar-soft"], "in the order of the study");
         let [start, control, sar] = &arms[..] else { panic!() };
@@ -372,7 +398,8 @@ pub(super) mod tests {
         one.grids.remove(0);
         one.failed.push(failed(1));
         let all = [finished("control", &[1.0, 3.0]), one];
-        let arms = super::arms(&small(), &all).unwrap();
+        let mut arms = super::arms(&small(), &all).unwrap();
+        correct(&mut arms);
         let sar = &arms[1];
         assert_eq!((sar.seeds, sar.diverged_of().unwrap().as_str()), (1, "diverged 1 of 2"));
         // Of the seed that both have; of one seed there is no interval, and nothing to correct.
