@@ -7,6 +7,7 @@ mod report;
 mod samples;
 pub(crate) mod sweep;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ use crate::hub::WeightsPath;
 use crate::job::n_images;
 use crate::progress::clock;
 use outputs::{Beside, Outputs};
-use reference::{Real, Source, check_moments, moments_alone, recipe_of};
+use reference::{Real, Source, check_moments, moments_alone, recipe_of, said_of_enlarged};
 use report::Report;
 use samples::{Weights, labels_among};
 use sweep::Sweep;
@@ -283,9 +284,12 @@ impl Eval {
         let real = opened.look(extractor, self.keep, device)?;
         let mut report = self.report(extractor, &real, device)?;
         let part = if pictures.is_held_out() { "held out" } else { "all" };
+        let enlarged = said_of_enlarged(pictures.name(), pictures);
         report.set(
             "images",
-            json!({ "source": pictures.name(), "part": part, "size": pictures.size() }),
+            json!({
+                "source": pictures.name(), "part": part, "size": pictures.size(), "enlarged": enlarged
+            }),
         );
         let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
         Ok(Found { report, rows, first })
@@ -325,7 +329,7 @@ impl Eval {
         announce(wanted.len(), 1, extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
         for (name, settings, sampler) in weights.samplers(&pipeline) {
-            let looking = Looking::new(extractor, self.keep, device);
+            let looking = Looking::new(extractor, self.keep, device).in_turn(wanted.len());
             let (set, shown) = weights.sample(&pipeline, sampler, &wanted, looking)?;
             let seen = Seen { set, labels: labels.clone(), shown };
             rows.push((name, report.add(&seen, &real, settings)?));
@@ -371,7 +375,21 @@ fn look<B: Backend>(
             classes.len()
         );
     }
+    if set.inception_score().is_some() && pictures.bare_labels().is_some_and(are_by_class) {
+        eprintln!(
+            "{}: images come class by class, so that splits of {} for the inception score lack most classes, and \
+             it is far too low; shuffle them",
+            pictures.name(),
+            FeatureSet::SPLIT
+        );
+    }
     Ok(Seen { set, labels: said(labels), shown })
+}
+
+/// Whether a split of the inception score lacks most of the classes.
+fn are_by_class(labels: &[usize]) -> bool {
+    let count = |labels: &[usize]| labels.iter().collect::<HashSet<_>>().len();
+    labels.chunks_exact(FeatureSet::SPLIT).any(|split| 2 * count(split) < count(labels))
 }
 
 /// Labels, or none and a line that says why.
@@ -430,5 +448,16 @@ mod tests {
         let command = SamplerArgs::augment_args(command);
         let shared = command.get_arguments().map(|option| option.get_id().as_str());
         assert_eq!(shared.chain(["n", "sweep"]).collect::<Vec<_>>(), OF_SAMPLES);
+    }
+
+    #[test]
+    fn labels_in_the_order_of_classes_are_seen() {
+        let n = 2 * FeatureSet::SPLIT + 10;
+        let labels = |of: &dyn Fn(usize) -> usize| (0..n).map(of).collect::<Vec<_>>();
+        assert!(are_by_class(&labels(&|i| i / 50)));
+        // The ten that are left over are no split.
+        assert!(!are_by_class(&labels(&|i| i % 200)));
+        assert!(!are_by_class(&labels(&|_| 3)));
+        assert!(!are_by_class(&labels(&|i| i / 50)[..FeatureSet::SPLIT - 1]));
     }
 }

@@ -8,13 +8,13 @@ use std::process;
 
 use anyhow::{Context, Result, bail, ensure};
 use image::{ImageFormat, load_from_memory_with_format};
-use sar_pipeline::RgbImage;
+use sar_pipeline::{Origin, RgbImage};
 use sar_weights::{remove_stale_of, write_whole};
 
 use crate::Verdict;
 use crate::generation::{check_file, folder_of};
 use crate::interrupt::{self, INTERRUPTED};
-use crate::job::SampleJob;
+use crate::job::{SampleJob, difference};
 use crate::npz::write_npz;
 
 #[derive(clap::Args)]
@@ -30,7 +30,8 @@ pub(crate) struct Args {
 /// Which files.
 #[derive(clap::Args)]
 pub(crate) struct PackArgs {
-    /// One .npz file of all images, as evaluation scripts read them: arr_0, and arr_1, the labels.
+    /// One .npz file of all images, as evaluation scripts read them: arr_0, and arr_1, the labels. Classes take
+    /// turns, as the splits of an inception score need it.
     #[arg(long, value_name = "FILE")]
     npz: Option<PathBuf>,
     /// One tar file of all images, as WebDataset reads them: 000000.png, and 000000.cls, its label.
@@ -88,8 +89,8 @@ impl PackArgs {
         let done = |path: &Path| eprintln!("wrote {} images to {}", job.len(), path.display());
         if let Some(path) = &self.npz {
             let write = |file: &mut BufWriter<File>| {
-                let images = (0..job.len()).map(|p| Ok(read(job, folder, p)?.1));
-                let labels: Vec<i64> = (0..job.len()).map(|p| job.image(p).0 as i64).collect();
+                let images = job.in_turn().map(|p| Ok(read(job, folder, p)?.1));
+                let labels: Vec<i64> = job.in_turn().map(|p| job.image(p).0 as i64).collect();
                 let labels = job.has_classes().then_some(&labels[..]);
                 write_npz(file, [job.len(), job.height, job.width], images, labels)
             };
@@ -122,7 +123,28 @@ pub(crate) fn read(job: &SampleJob, folder: &Path, position: usize) -> Result<(V
         job.width,
         job.height
     );
+    if let Some(problem) = misfit(job, position, &bytes) {
+        bail!("{}: {problem}; {advice}", path.display());
+    }
     Ok((bytes, image))
+}
+
+/// What an image says of itself that is not as the job has it: one of another job may lie in its place, of a shard
+/// that was drawn elsewhere with other settings.
+fn misfit(job: &SampleJob, position: usize, png: &[u8]) -> Option<String> {
+    let Some(theirs) = Origin::of_png(png) else {
+        return Some("does not say that it is of this job".into());
+    };
+    let ours = job.origin(position);
+    let text = serde_json::to_string(&ours).expect("plain values");
+    // A number that was written and read may differ in its last digit.
+    if theirs == ours || serde_json::from_str::<Origin>(&text).is_ok_and(|ours| theirs == ours) {
+        return None;
+    }
+    let [theirs, ours] =
+        [theirs, ours].map(|origin| serde_json::to_value(origin).expect("plain values"));
+    let (field, theirs, ours) = difference("", &theirs, &ours)?;
+    Some(format!("is of another job, with {field} = {theirs}, not {ours}"))
 }
 
 /// Images and their labels under the numbers of their positions, with nothing of when and by whom it was made.

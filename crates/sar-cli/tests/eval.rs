@@ -596,6 +596,52 @@ fn a_class_is_what_the_name_of_a_file_says() {
 }
 
 #[test]
+fn of_a_class_that_is_all_held_out_there_is_no_accuracy() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    // Every tenth image is held out: all of class 9.
+    let arrays = |name: &str, n: usize| {
+        let labels: Vec<u8> = (0..n as i64).flat_map(|i| (i % 10).to_le_bytes()).collect();
+        let shapes = [format!("({n}, 32, 32, 3)"), format!("({n},)")];
+        let images = pixels(0, n);
+        let arrays = [
+            ("arr_0.npy", "|u1", &shapes[0][..], &images[..]),
+            ("arr_1.npy", "<i8", &shapes[1][..], &labels[..]),
+        ];
+        npz(&at(name), &arrays);
+    };
+    arrays("all.npz", 20);
+    arrays("nine.npz", 9);
+    let measured = |images: &str| {
+        let out = format!("{images}.json");
+        let args = ["--images", images, "--reference", "all.npz", "--json", &out];
+        let (_, said) = does(root.path(), &args);
+        (json(&at(&out)), said)
+    };
+    let (found, said) = measured("all.npz");
+    assert!(is_none(&found, "class_accuracy") && found["kid_effnetlite0"].is_number(), "{found}");
+    let why = "no class accuracy: of class 9, '9', the reference has no training image";
+    assert!(said.contains(why), "{said}");
+    let (found, said) = measured("nine.npz");
+    assert!(found["class_accuracy"].is_number() && is_none(&found["floor"], "class_accuracy"));
+    assert!(!said.contains("no class accuracy"), "{said}");
+}
+
+#[test]
+fn real_images_that_are_enlarged_are_counted() {
+    let root = tempfile::tempdir().unwrap();
+    flat(&root.path().join("images"), 12, [32, 32]);
+    flat(&root.path().join("real"), 12, [24, 24]);
+    RgbImage::new(40, 33).save(root.path().join("real/0-name-900.png")).unwrap();
+    let args = ["--images", "images", "--reference", "real", "--json", "out.json"];
+    let (_, said) = does(root.path(), &args);
+    let line = "real: 12 of 13 images are smaller than 32x32 px and were enlarged, so that they are less sharp";
+    assert!(said.contains(line), "{said}");
+    let found = json(&root.path().join("out.json"));
+    assert_eq!([&found["reference"]["enlarged"], &found["images"]["enlarged"]], [12, 0]);
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_in_a_line() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();

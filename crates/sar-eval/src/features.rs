@@ -35,6 +35,8 @@ pub struct Looking<'a, B: Backend> {
     features: Option<Features>,
     places: Option<RunningMoments>,
     inception_score: Option<RunningInceptionScore>,
+    /// Of the inception score, where images take turns in them.
+    splits: Option<usize>,
     /// Of the pixels so far, unless some were looked at elsewhere.
     pixels: Option<Hasher>,
 }
@@ -51,8 +53,16 @@ impl<'a, B: Backend> Looking<'a, B> {
             features,
             places: None,
             inception_score: None,
+            splits: None,
             pixels: Some(Hasher::new()),
         }
+    }
+
+    /// For `n` images that come class by class: the splits of the inception score take them in turn, where they
+    /// would hold some classes alone one after the other.
+    #[must_use]
+    pub fn in_turn(self, n: usize) -> Self {
+        Self { splits: Some(n.div_ceil(FeatureSet::SPLIT).max(1)), ..self }
     }
 
     /// Looks at images of one size.
@@ -86,7 +96,11 @@ impl<'a, B: Backend> Looking<'a, B> {
                 moments.add(&Features::from_rows(dim, rows)?)?;
             }
             if let Some((classes, rows)) = logits {
-                let new = || RunningInceptionScore::new(classes, FeatureSet::SPLIT);
+                let splits = self.splits;
+                let new = || match splits {
+                    Some(splits) => RunningInceptionScore::in_turn(classes, splits),
+                    None => RunningInceptionScore::new(classes, FeatureSet::SPLIT),
+                };
                 let score = self.inception_score.get_or_insert_with(new);
                 score.add(&Features::from_rows(classes, rows)?)?;
             }
@@ -111,7 +125,8 @@ impl FeatureSet {
     /// Images of a split of the inception score, as published.
     pub const SPLIT: usize = 5000;
 
-    /// Looks at all images; `seen` is told how many were looked at so far.
+    /// Looks at all images; `seen` is told how many were looked at so far. Those of an `.npz` file are in the order
+    /// that published inception scores are of; all others, which come class by class, [take turns](Looking::in_turn).
     ///
     /// # Errors
     /// If an image cannot be read or has another size, or there are fewer than two.
@@ -121,6 +136,9 @@ impl FeatureSet {
         mut seen: impl FnMut(usize, &[RgbImage]),
     ) -> Result<Self, EvalError> {
         let mut n = 0;
+        if !pictures.is_npz() {
+            looking = looking.in_turn(pictures.len());
+        }
         pictures.for_each_batch(BATCH, |images| {
             looking.add(&images)?;
             n += images.len();
@@ -192,7 +210,8 @@ impl FeatureSet {
         self.places.as_ref()
     }
 
-    /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT).
+    /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT), or of a little
+    /// fewer where images [take turns](Looking::in_turn).
     pub fn inception_score(&self) -> Option<Spread> {
         self.inception_score
     }
@@ -241,6 +260,33 @@ mod tests {
         let both = all.clone().with_moments(other);
         assert_eq!((both.moments().dim(), both.len()), (2, 4));
         assert!(both.features() == all.features() && both.moments_of_places().is_none());
+    }
+
+    #[test]
+    fn images_that_come_class_by_class_take_turns_in_the_splits() {
+        let device = Default::default();
+        let extractor = Extractor::<Flex>::efficientnet_lite0(&device);
+        // Two classes, one after the other: a second split of the last two images has one class alone.
+        let n = FeatureSet::SPLIT + 2;
+        let seen = Extracted {
+            pooled: vec![0.0; n * extractor.dimension()],
+            places: None,
+            logits: Some((
+                2,
+                (0..n).flat_map(|i| if 2 * i < n { [1e4, 0.0] } else { [0.0, 1e4] }).collect(),
+            )),
+        };
+        let score = |mut looking: Looking<'_, Flex>| {
+            looking.take(vec![seen.clone()]).unwrap();
+            looking.finish().unwrap().inception_score().unwrap()
+        };
+        let [in_order, in_turn] = [false, true].map(|takes_turns| {
+            let looking = Looking::new(&extractor, Keep::Moments, &device);
+            score(if takes_turns { looking.in_turn(n) } else { looking })
+        });
+        assert_eq!((in_order.n, in_turn.n), (2, 2));
+        assert!((in_order.mean - 1.5).abs() < 1e-6, "{in_order:?}");
+        assert!((in_turn.mean - 2.0).abs() < 1e-6, "{in_turn:?}");
     }
 
     #[test]

@@ -105,12 +105,8 @@ impl Npz {
                     return Ok(Err(error));
                 }
             }
-            // The archive's checksum is compared at the end of the array.
-            let rest = reader.read(&mut [0]).map_err(|error| format!("{IMAGES}: {error}"))?;
-            match rest {
-                0 => Ok(Ok(())),
-                _ => Err(format!("{IMAGES}: is longer than its shape says")),
-            }
+            check_end(IMAGES, reader)?;
+            Ok(Ok(()))
         });
         match outcome {
             Ok(outcome) => outcome,
@@ -147,7 +143,7 @@ impl Npz {
                 _ => return Err(format!("{name}: {:?} is no matrix", header.shape())),
             };
             let kind = kind(header);
-            let file = NpyFile::with_header(header.clone(), reader);
+            let file = NpyFile::with_header(header.clone(), &mut *reader);
             let values: Result<Vec<f64>, _> = match kind {
                 Some((TypeChar::Float, 8)) => file.into_vec(),
                 Some((TypeChar::Float, 4)) => floats(file.into_vec::<f32>()),
@@ -155,6 +151,13 @@ impl Npz {
                     file.into_vec::<i64>().map(|v| v.into_iter().map(|x| x as f64).collect())
                 }
                 Some((TypeChar::Int, 4)) => floats(file.into_vec::<i32>()),
+                Some((TypeChar::Int, 2)) => floats(file.into_vec::<i16>()),
+                Some((TypeChar::Int, 1)) => floats(file.into_vec::<i8>()),
+                Some((TypeChar::Uint, 8)) => {
+                    file.into_vec::<u64>().map(|v| v.into_iter().map(|x| x as f64).collect())
+                }
+                Some((TypeChar::Uint, 4)) => floats(file.into_vec::<u32>()),
+                Some((TypeChar::Uint, 2)) => floats(file.into_vec::<u16>()),
                 Some((TypeChar::Uint, 1)) => floats(file.into_vec::<u8>()),
                 _ => {
                     return Err(format!(
@@ -164,6 +167,7 @@ impl Npz {
                 }
             };
             let mut values = values.map_err(|error| format!("{name}: {error}"))?;
+            check_end(name, reader)?;
             if header.order() == Order::Fortran {
                 let [rows, columns] = shape;
                 let at = |i: usize| values[(i % columns) * rows + i / columns];
@@ -218,6 +222,15 @@ fn check_size(header: &NpyHeader, room: u64) -> Result<(), String> {
         _ => Err(format!(
             "has shape {shape:?}, but {room} bytes at most; the file is truncated or damaged, write it anew"
         )),
+    }
+}
+
+/// Looks for the end of an array, where the archive's checksum is compared.
+fn check_end(name: &str, reader: &mut dyn Read) -> Result<(), String> {
+    match reader.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(format!("{name}: is longer than its shape says")),
+        Err(error) => Err(format!("{name}: {error}; the file is damaged, write it anew")),
     }
 }
 
@@ -344,6 +357,50 @@ mod tests {
             assert_eq!(matrix.matrix("mu").unwrap(), expected);
             assert!(matrix.has("mu") && !matrix.has("sigma") && matrix.images().unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn integers_of_all_sizes_are_numbers() {
+        let i8s = [0u8, 127, 0x80];
+        let i16s = [0i16, 300, -300].map(i16::to_le_bytes).concat();
+        let u16s = [0u16, 300, 65535].map(u16::to_le_bytes).concat();
+        let u32s = [0u32, 70_000, u32::MAX].map(u32::to_le_bytes).concat();
+        let u64s = [0u64, 70_000, 1 << 40].map(u64::to_le_bytes).concat();
+        let big = [0i16, 300, -300].map(i16::to_be_bytes).concat();
+        for (kind, data, expected) in [
+            ("|i1", &i8s[..], [0.0, 127.0, -128.0]),
+            ("<i2", &i16s, [0.0, 300.0, -300.0]),
+            (">i2", &big, [0.0, 300.0, -300.0]),
+            ("<u2", &u16s, [0.0, 300.0, 65535.0]),
+            ("<u4", &u32s, [0.0, 70_000.0, 4_294_967_295.0]),
+            ("<u8", &u64s, [0.0, 70_000.0, 1_099_511_627_776.0]),
+        ] {
+            let mut saved = file("arr_1", kind, &[3], data, CompressionMethod::Deflated);
+            assert_eq!(saved.npz.matrix("arr_1").unwrap().values, expected, "{kind}");
+            let labels = saved.npz.labels();
+            assert_eq!(labels.is_err(), expected[2] < 0.0, "{kind}: {labels:?}");
+        }
+        let mut half = file("mu", "<f2", &[2], &[0; 4], CompressionMethod::Stored).npz;
+        let error = half.matrix("mu").unwrap_err().to_string();
+        assert!(error.contains("type '<f2'; save float32, float64 or integers"), "{error}");
+    }
+
+    #[test]
+    fn an_array_that_is_not_what_was_written_is_refused() {
+        let data: Vec<u8> = [1.5f64, -2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let Saved { folder, .. } = file("mu", "<f8", &[2], &data, CompressionMethod::Stored);
+        let path = folder.path().join("a.npz");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(data.len()).position(|some| some == data).unwrap();
+        // 1.5 becomes 1.75.
+        bytes[at + 6] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+        let error = Npz::open(&path).unwrap().matrix("mu").unwrap_err().to_string();
+        assert!(error.contains("a.npz: mu: ") && error.contains("is damaged"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+        let mut long = file("mu", "<f8", &[1], &data, CompressionMethod::Deflated).npz;
+        let error = long.matrix("mu").unwrap_err().to_string();
+        assert!(error.contains("mu: is longer than its shape says"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sar_core::find_class;
 use sar_data::{Crop, Dataset, ImageSource, Prefetch, ReadAhead, RgbImage};
 
 use crate::{EvalError, Npz};
@@ -17,6 +17,7 @@ pub struct Pictures {
     size: [usize; 2],
     len: usize,
     notes: Vec<String>,
+    enlarged: Arc<AtomicUsize>,
 }
 
 enum Origin {
@@ -96,6 +97,7 @@ impl Pictures {
             name,
             size: [height, width],
             len: n,
+            enlarged: Arc::default(),
             origin: Origin::Npz { path: path.into(), labels },
         })
     }
@@ -128,6 +130,7 @@ impl Pictures {
             size,
             len: indices.len(),
             notes: Vec::new(),
+            enlarged: Arc::default(),
             origin: Origin::Dataset { dataset, indices, others },
         })
     }
@@ -162,6 +165,16 @@ impl Pictures {
         }
     }
 
+    /// How many of those that were read last were smaller than the size, before they were cropped to it.
+    pub fn n_enlarged(&self) -> usize {
+        self.enlarged.load(Ordering::Relaxed)
+    }
+
+    /// Whether they are those of an `.npz` file, in an order that its maker chose.
+    pub(crate) fn is_npz(&self) -> bool {
+        matches!(self.origin, Origin::Npz { .. })
+    }
+
     /// How the source was understood, a line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -176,9 +189,10 @@ impl Pictures {
         }
     }
 
-    /// The class of each image among classes, or why they are not known: class folders by their names,
-    /// `arr_1` of an `.npz` file, or file names that begin with the index of a class and a hyphen, as
-    /// `sar sample` gives them. A name behind that has to be the one of the class, see [`class_slug`].
+    /// The class of each image among classes, or why they are not known: class folders by their names, or by
+    /// their indices where no class is called by a number, `arr_1` of an `.npz` file, or file names that begin with
+    /// the index of a class and a hyphen, as `sar sample` gives them. A name behind that has to be the one of the
+    /// class, see [`class_slug`].
     pub fn labels(&self, classes: &[String]) -> Result<Vec<usize>, String> {
         let labels = match &self.origin {
             Origin::Npz { labels: Some(labels), .. } => labels.clone(),
@@ -189,11 +203,8 @@ impl Pictures {
                 indices.iter().map(|i| dataset.label(*i)).collect()
             }
             Origin::Dataset { dataset, indices, .. } if dataset.classes().len() > 1 => {
-                let of = |name: &String| match find_class(classes, name) {
-                    Ok(label) => Ok(label),
-                    Err(error) => Err(format!("class folder {name}: {error}")),
-                };
-                let labels = dataset.classes().iter().map(of).collect::<Result<Vec<_>, _>>()?;
+                let labels = dataset.classes().iter().map(|name| class_of_folder(name, classes));
+                let labels = labels.collect::<Result<Vec<_>, _>>()?;
                 indices.iter().map(|i| labels[dataset.label(*i)]).collect()
             }
             Origin::Dataset { dataset, indices, .. } => {
@@ -229,12 +240,18 @@ impl Pictures {
             Origin::Dataset { dataset, indices, others } => {
                 let [height, width] = self.size;
                 let (of, at, others) = (Arc::clone(dataset), indices.clone(), *others);
+                let enlarged = Arc::clone(&self.enlarged);
+                enlarged.store(0, Ordering::Relaxed);
                 let ReadAhead { threads, batches } = ReadAhead::default();
                 let positions = 0..indices.len() as u64;
                 let mut images =
                     Prefetch::new(positions, threads, batches * batch, move |position| {
                         let index = at[position as usize];
                         let image = of.image(index)?;
+                        let is_smaller = image.width().min(image.height()) < height as u32;
+                        if is_smaller && matches!(others, Others::Cropped) {
+                            enlarged.fetch_add(1, Ordering::Relaxed);
+                        }
                         fitted(image, [height, width], others).map_err(|size| EvalError::Sizes {
                             image: of.describe(index),
                             size,
@@ -252,6 +269,21 @@ impl Pictures {
                 }
             }
         }
+    }
+}
+
+/// The class of a class folder. A part of a name is not enough: what is like it may be another class.
+fn class_of_folder(name: &str, classes: &[String]) -> Result<usize, String> {
+    let slug = class_slug(name);
+    let is_it = classes.iter().position(|class| class == name);
+    let is_like_it = || classes.iter().position(|class| class_slug(class) == slug);
+    if let Some(label) = is_it.or_else(is_like_it) {
+        return Ok(label);
+    }
+    let is_number = |text: &String| text.parse::<usize>().is_ok();
+    match name.parse::<usize>() {
+        Ok(label) if label < classes.len() && !classes.iter().any(is_number) => Ok(label),
+        _ => Err(format!("class folder {name}: the reference has no class of this name")),
     }
 }
 
@@ -338,6 +370,33 @@ mod tests {
             let error = label(file).unwrap_err();
             assert!(error.contains(file) && error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_class_folder_is_of_its_name_not_of_one_like_it() {
+        let classes = ["Smileys & Emotion", "caterpillar", "area-51"].map(String::from);
+        let label = |name: &str| class_of_folder(name, &classes);
+        for (name, expected) in [
+            ("Smileys & Emotion", 0),
+            ("smileys-emotion", 0),
+            ("caterpillar", 1),
+            ("Area 51", 2),
+            ("0", 0),
+            ("002", 2),
+        ] {
+            assert_eq!(label(name), Ok(expected), "{name}");
+        }
+        for name in ["cat", "pillar", "Smileys", "3", "-1", "51"] {
+            let error = label(name).unwrap_err();
+            assert_eq!(
+                error,
+                format!("class folder {name}: the reference has no class of this name")
+            );
+        }
+        // Names that are numbers are no indices.
+        let numbers = ["1", "2", "10"].map(String::from);
+        assert_eq!(class_of_folder("10", &numbers), Ok(2));
+        assert!(class_of_folder("0", &numbers).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How good a set of samples is: its features beside those of real images.
 
 use sar_metrics::{
-    Features, Memorization, Nearest, Neighbors, Probe, Ridge, Spread, Subsets, frechet,
+    Features, Memorization, Moments, Nearest, Neighbors, Probe, Ridge, Spread, Subsets, frechet,
     kernel_distance, kernel_distance_by_subsets, memorization, mind, nearest, prdc,
 };
 use serde::{Deserialize, Serialize};
@@ -61,10 +61,12 @@ pub struct Reference {
     set: FeatureSet,
     parts: Option<Parts>,
     probe: Option<Probe>,
+    /// Of each class, whether the probe has seen it.
+    learned: Vec<bool>,
 }
 
-/// Held-out and training images, and the labels of the former.
-type Sides<'a> = ([FeatureSet; 2], Option<&'a [usize]>);
+/// Moments of held-out and of training images.
+type Sides<'a> = (&'a Parts, [Moments; 2]);
 
 /// Features of training and held-out images.
 #[derive(Clone, Debug)]
@@ -79,7 +81,7 @@ struct Parts {
 impl Reference {
     /// Reference images of which only their features, or moments of these, are known.
     pub fn of(set: FeatureSet) -> Self {
-        Self { set, parts: None, probe: None }
+        Self { set, parts: None, probe: None, learned: Vec::new() }
     }
 
     /// Reference images of which some were held out of training. With labels a probe learns the classes
@@ -107,9 +109,19 @@ impl Reference {
         });
         let held_out_labels = labels.map(|(labels, _)| of(labels, held_out));
         let probe = probe.transpose()?;
+        let mut learned = vec![false; labels.map_or(0, |(_, n_classes)| n_classes)];
+        if let Some((labels, _)) = labels {
+            train.iter().for_each(|i| learned[labels[*i]] = true);
+        }
         let parts =
             Parts { train: train_features, held_out: held_features, held_out_labels, nearest };
-        Ok(Self { set, parts: Some(parts), probe })
+        Ok(Self { set, parts: Some(parts), probe, learned })
+    }
+
+    /// The first of some classes that no training image has: of those the probe knows nothing, and there is no class
+    /// accuracy.
+    pub fn not_learned(&self, labels: &[usize]) -> Option<usize> {
+        labels.iter().copied().find(|label| self.learned.get(*label) == Some(&false))
     }
 
     /// Images beside this reference; `labels` are the classes that were asked for.
@@ -121,8 +133,8 @@ impl Reference {
         images: &FeatureSet,
         labels: Option<&[usize]>,
     ) -> Result<Quality, EvalError> {
-        let mut quality = between(images, &self.set)?;
-        quality.class_accuracy = self.accuracy(images, labels)?;
+        let mut quality = between(Side::of(images), Side::of(&self.set))?;
+        quality.class_accuracy = self.accuracy(images.features(), labels)?;
         if let (Some(features), Some(parts)) = (images.features(), &self.parts)
             && !self.holds_out_copies()
         {
@@ -152,7 +164,8 @@ impl Reference {
         images: &FeatureSet,
         labels: Option<&[usize]>,
     ) -> Result<Glance, EvalError> {
-        at_a_glance(images, &self.set, self.accuracy(images, labels)?)
+        let class_accuracy = self.accuracy(images.features(), labels)?;
+        at_a_glance(Side::of(images), Side::of(&self.set), class_accuracy)
     }
 
     /// The same of held-out images beside the training images, and how many there are; none where fewer than
@@ -161,9 +174,10 @@ impl Reference {
     /// # Errors
     /// As [`compare`](Self::compare).
     pub fn floor_at_a_glance(&self) -> Result<Option<(usize, Glance)>, EvalError> {
-        let Some(([held_out, train], labels)) = self.sides()? else { return Ok(None) };
-        let glance = at_a_glance(&held_out, &train, self.accuracy(&held_out, labels)?)?;
-        Ok(Some((held_out.len(), glance)))
+        let Some((parts, moments)) = self.sides()? else { return Ok(None) };
+        let [held_out, train] = parts.sides(&moments);
+        let glance = at_a_glance(held_out, train, self.accuracy_of_held_out(parts)?)?;
+        Ok(Some((parts.held_out.len(), glance)))
     }
 
     /// The floor: held-out real images beside the training images; none where fewer than two images are on either side.
@@ -171,35 +185,75 @@ impl Reference {
     /// # Errors
     /// If there are too few of either.
     pub fn floor(&self) -> Result<Option<Quality>, EvalError> {
-        let Some(([held_out, train], labels)) = self.sides()? else { return Ok(None) };
-        let class_accuracy = self.accuracy(&held_out, labels)?;
-        Ok(Some(Quality { class_accuracy, ..between(&held_out, &train)? }))
+        let Some((parts, moments)) = self.sides()? else { return Ok(None) };
+        let [held_out, train] = parts.sides(&moments);
+        let class_accuracy = self.accuracy_of_held_out(parts)?;
+        Ok(Some(Quality { class_accuracy, ..between(held_out, train)? }))
     }
 
-    /// Held-out and training images, and the labels of the former.
+    /// Held-out and training images, where there are two of each.
     fn sides(&self) -> Result<Option<Sides<'_>>, EvalError> {
-        let Some(Parts { train, held_out, held_out_labels, .. }) = &self.parts else {
-            return Ok(None);
-        };
+        let Some(parts) = &self.parts else { return Ok(None) };
+        let Parts { train, held_out, .. } = parts;
         if held_out.len().min(train.len()) < 2 {
             return Ok(None);
         }
-        let sides = [FeatureSet::of(held_out)?, FeatureSet::of(train)?];
-        Ok(Some((sides, held_out_labels.as_deref())))
+        Ok(Some((parts, [Moments::of(held_out)?, Moments::of(train)?])))
+    }
+
+    fn accuracy_of_held_out(&self, parts: &Parts) -> Result<Option<f64>, EvalError> {
+        self.accuracy(Some(&parts.held_out), parts.held_out_labels.as_deref())
     }
 
     /// How often the probe names the class, where all of it is there.
     fn accuracy(
         &self,
-        images: &FeatureSet,
+        features: Option<&Features>,
         labels: Option<&[usize]>,
     ) -> Result<Option<f64>, EvalError> {
-        match (images.features(), &self.probe, labels) {
-            (Some(features), Some(probe), Some(labels)) => {
+        match (features, &self.probe, labels) {
+            (Some(features), Some(probe), Some(labels)) if self.not_learned(labels).is_none() => {
                 Ok(Some(probe.accuracy(features, labels)?))
             }
             _ => Ok(None),
         }
+    }
+}
+
+impl Parts {
+    fn sides<'a>(&'a self, [held_out, train]: &'a [Moments; 2]) -> [Side<'a>; 2] {
+        let side = |moments, features| Side {
+            moments,
+            features: Some(features),
+            places: None,
+            inception_score: None,
+        };
+        [side(held_out, &self.held_out), side(train, &self.train)]
+    }
+}
+
+/// What distances need of some images: nothing of it is copied.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    moments: &'a Moments,
+    features: Option<&'a Features>,
+    places: Option<&'a Moments>,
+    inception_score: Option<Spread>,
+}
+
+impl<'a> Side<'a> {
+    fn of(set: &'a FeatureSet) -> Self {
+        Self {
+            moments: set.moments(),
+            features: set.features(),
+            places: set.moments_of_places(),
+            inception_score: set.inception_score(),
+        }
+    }
+
+    /// The number of images; 0 where that is not known.
+    fn len(&self) -> usize {
+        self.features.map(Features::len).or(self.moments.rows()).unwrap_or_default()
     }
 }
 
@@ -217,28 +271,28 @@ pub struct Glance {
 
 /// Distances alone.
 fn at_a_glance(
-    images: &FeatureSet,
-    reference: &FeatureSet,
+    images: Side<'_>,
+    reference: Side<'_>,
     class_accuracy: Option<f64>,
 ) -> Result<Glance, EvalError> {
-    let kernel = match (reference.features(), images.features()) {
+    let kernel = match (reference.features, images.features) {
         (Some(reference), Some(images)) => Some(kernel_distance(reference, images)?),
         _ => None,
     };
-    let frechet = frechet(reference.moments(), images.moments())?.distance;
+    let frechet = frechet(reference.moments, images.moments)?.distance;
     Ok(Glance { frechet, kernel, class_accuracy })
 }
 
 /// All that needs no classes and no training images.
-fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalError> {
-    let distance = frechet(reference.moments(), images.moments())?;
-    let places = match (reference.moments_of_places(), images.moments_of_places()) {
+fn between(images: Side<'_>, reference: Side<'_>) -> Result<Quality, EvalError> {
+    let distance = frechet(reference.moments, images.moments)?;
+    let places = match (reference.places, images.places) {
         (Some(reference), Some(images)) => Some(frechet(reference, images)?.distance),
         _ => None,
     };
     let mut quality = Quality {
         n: images.len(),
-        n_reference: reference.moments().rows(),
+        n_reference: reference.moments.rows(),
         frechet: distance.distance,
         rank_deficient: distance.rank_deficient,
         frechet_of_places: places,
@@ -249,11 +303,11 @@ fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalE
         recall: None,
         density: None,
         coverage: None,
-        inception_score: images.inception_score(),
+        inception_score: images.inception_score,
         class_accuracy: None,
         memorization: None,
     };
-    let (Some(x), Some(y)) = (reference.features(), images.features()) else {
+    let (Some(x), Some(y)) = (reference.features, images.features) else {
         return Ok(quality);
     };
     quality.kernel = Some(kernel_distance(x, y)?);
@@ -275,4 +329,47 @@ fn between(images: &FeatureSet, reference: &FeatureSet) -> Result<Quality, EvalE
         quality.coverage = Some(newer.coverage);
     }
     Ok(quality)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a feature for each of four classes.
+    fn rows(labels: &[usize]) -> FeatureSet {
+        let row = |(i, label): (usize, &usize)| {
+            let noise = (i as f32 * 0.7).sin();
+            [0, 1, 2, 3].map(|class| if class == *label { 10.0 + noise } else { noise })
+        };
+        let values = labels.iter().enumerate().flat_map(row).collect();
+        FeatureSet::of(&Features::from_rows(4, values).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_class_that_no_training_image_has_is_not_counted_as_missed() {
+        // Every fourth is held out, and is all that there is of the last class.
+        let labels: Vec<usize> = (0..32).map(|i| i % 4).collect();
+        let (held_out, train): (Vec<usize>, Vec<usize>) = (0..32).partition(|i| i % 4 == 3);
+        let split = |labels: &[usize]| {
+            Reference::split(rows(labels), [&train, &held_out], Some((labels, 4))).unwrap()
+        };
+        let reference = split(&labels);
+        assert_eq!(reference.not_learned(&[0, 2, 1]), None);
+        assert_eq!(reference.not_learned(&[0, 3, 1]), Some(3));
+        let accuracy = |labels: &[usize]| {
+            reference.compare(&rows(labels), Some(labels)).unwrap().class_accuracy
+        };
+        assert_eq!(accuracy(&[0, 1, 2, 0, 1, 2]), Some(1.0));
+        assert_eq!(accuracy(&[0, 1, 2, 3, 0, 1]), None);
+        let glance = reference.glance(&rows(&[3, 3, 3]), Some(&[3, 3, 3])).unwrap();
+        assert!(glance.class_accuracy.is_none() && glance.kernel.is_some());
+        let (n, floor) = reference.floor_at_a_glance().unwrap().unwrap();
+        assert_eq!((n, floor.class_accuracy), (8, None));
+        let floor = reference.floor().unwrap().unwrap();
+        assert_eq!((floor.n, floor.n_reference, floor.class_accuracy), (8, Some(24), None));
+        // Shuffled, there are some of each class on either side.
+        let shuffled: Vec<usize> = (0..32).map(|i| (i / 2 + i) % 4).collect();
+        let floor = split(&shuffled).floor().unwrap().unwrap();
+        assert_eq!(floor.class_accuracy, Some(1.0));
+    }
 }

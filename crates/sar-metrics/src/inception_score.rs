@@ -61,28 +61,51 @@ fn score(
     running.score()
 }
 
-/// The inception score on the way: batches are added as they come, and memory grows by one number a split.
+/// The inception score on the way: batches are added as they come, and memory grows by one number a split, or by
+/// one distribution where splits take rows [in turn](Self::in_turn).
 ///
 /// The same rows in the same order give the same bits, however they are split into batches.
 #[derive(Clone, Debug)]
 pub struct RunningInceptionScore {
+    /// Rows of a whole split.
     split: usize,
-    /// Rows of the split that is not whole yet, the sum of their distributions, and of the entropies of these.
+    /// All rows so far.
     rows: usize,
-    sum: Vec<f64>,
-    entropies: f64,
+    /// Splits that are not whole yet, which take rows in turn.
+    open: Vec<Split>,
     /// Of whole splits.
     scores: Vec<f64>,
 }
 
+/// The sum of some distributions, and that of their entropies.
+#[derive(Clone, Debug)]
+struct Split {
+    rows: usize,
+    sum: Vec<f64>,
+    entropies: f64,
+}
+
 impl RunningInceptionScore {
-    /// Of no rows yet, for logits of so many classes and splits of so many rows, 5000 as published.
+    /// Of no rows yet, for logits of so many classes and splits of so many rows one after the other, 5000 as
+    /// published.
     ///
     /// # Panics
     /// If either is 0.
     pub fn new(classes: usize, split: usize) -> Self {
         assert!(classes > 0 && split > 0, "splits of {split} rows of {classes} classes");
-        Self { split, rows: 0, sum: vec![0.0; classes], entropies: 0.0, scores: Vec::new() }
+        Self { split, rows: 0, open: vec![Split::new(classes)], scores: Vec::new() }
+    }
+
+    /// As [`new`](Self::new), for so many splits, the `k`-th row in split `k` modulo their number: of rows that come
+    /// class by class, of which a split one after the other holds some classes alone and has a score that is far too
+    /// low.
+    ///
+    /// # Panics
+    /// If either is 0.
+    pub fn in_turn(classes: usize, splits: usize) -> Self {
+        assert!(classes > 0 && splits > 0, "{splits} splits of rows of {classes} classes");
+        let open = vec![Split::new(classes); splits];
+        Self { split: usize::MAX, rows: 0, open, scores: Vec::new() }
     }
 
     /// Adds a batch of logits.
@@ -90,7 +113,7 @@ impl RunningInceptionScore {
     /// # Errors
     /// If its rows have another number of classes.
     pub fn add(&mut self, logits: &Features) -> Result<(), MetricsError> {
-        same_dim(("the batch", logits.dim()), ("those before", self.sum.len()))?;
+        same_dim(("the batch", logits.dim()), ("those before", self.classes()))?;
         self.add_all(logits, softmax);
         Ok(())
     }
@@ -100,15 +123,18 @@ impl RunningInceptionScore {
     /// # Errors
     /// If there are none.
     pub fn score(&self) -> Result<Spread, MetricsError> {
-        let n = self.scores.len() * self.split + self.rows;
-        enough_rows("logits", n, 1, "an inception score")?;
-        let last = (self.rows > 0).then(|| self.score_of_split());
+        enough_rows("logits", self.rows, 1, "an inception score")?;
+        let last = self.open.iter().filter(|split| split.rows > 0).map(Split::score);
         let scores: Vec<f64> = self.scores.iter().copied().chain(last).collect();
         Ok(Spread::of(&scores))
     }
 
+    fn classes(&self) -> usize {
+        self.open[0].sum.len()
+    }
+
     fn add_all(&mut self, rows: &Features, distribution: impl Fn(&[f32]) -> Vec<f64> + Sync) {
-        let classes = self.sum.len();
+        let classes = self.classes();
         for block in rows.values().chunks(BLOCK * classes) {
             let distributions = block.par_chunks_exact(classes).map(|row| {
                 let p = distribution(row);
@@ -116,21 +142,28 @@ impl RunningInceptionScore {
             });
             // Added up in order, so that neither threads nor batches change the sum.
             for (entropy, p) in distributions.collect::<Vec<_>>() {
-                self.entropies += entropy;
-                self.sum.iter_mut().zip(p).for_each(|(sum, p)| *sum += p);
+                let turn = self.rows % self.open.len();
+                let split = &mut self.open[turn];
+                split.entropies += entropy;
+                split.sum.iter_mut().zip(p).for_each(|(sum, p)| *sum += p);
+                split.rows += 1;
                 self.rows += 1;
-                if self.rows == self.split {
-                    let score = self.score_of_split();
-                    self.scores.push(score);
-                    (self.rows, self.entropies) = (0, 0.0);
-                    self.sum.fill(0.0);
+                if split.rows == self.split {
+                    self.scores.push(split.score());
+                    *split = Split::new(classes);
                 }
             }
         }
     }
+}
+
+impl Split {
+    fn new(classes: usize) -> Self {
+        Self { rows: 0, sum: vec![0.0; classes], entropies: 0.0 }
+    }
 
     /// `exp(entropy of the mean - mean entropy)`.
-    fn score_of_split(&self) -> f64 {
+    fn score(&self) -> f64 {
         let n = self.rows as f64;
         let mean: Vec<f64> = self.sum.iter().map(|sum| sum / n).collect();
         (entropy(&mean) - self.entropies / n).exp()
@@ -214,6 +247,30 @@ mod tests {
         }
         let mut running = RunningInceptionScore::new(3, split);
         assert!(running.score().is_err() && running.add(&Features::new(4)).is_err());
+    }
+
+    #[test]
+    fn splits_that_take_rows_in_turn_have_all_classes() {
+        // Sure of four classes, which come one after the other, five rows of each.
+        let sure: Vec<f32> =
+            (0..20).flat_map(|i| [0, 1, 2, 3].map(|c| 1e4 * f32::from(i / 5 == c))).collect();
+        let sure = rows(4, &sure);
+        check(inception_score(&sure, 10).unwrap(), &[2.0, 2.0]);
+        let of = |splits: usize, batch: usize| {
+            let mut running = RunningInceptionScore::in_turn(4, splits);
+            for first in (0..20).step_by(batch) {
+                running.add(&sure.select(first..20.min(first + batch))).unwrap();
+            }
+            running.score().unwrap()
+        };
+        check(of(1, 20), &[4.0]);
+        check(of(5, 20), &[4.0; 5]);
+        assert_eq!(of(5, 3), of(5, 20));
+        // Rows 0, 2, 4, .. and 1, 3, 5, ..: of the four classes 3, 2, 3 and 2, and 2, 3, 2 and 3.
+        let entropy = -2.0 * (0.3f64 * 0.3f64.ln() + 0.2 * 0.2f64.ln());
+        check(of(2, 7), &[entropy.exp(); 2]);
+        // Splits that no row has come to say nothing.
+        check(of(21, 20), &[1.0; 20]);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) enum Source {
 /// Real images that were looked at.
 pub(super) struct Real {
     pub(super) reference: Reference,
+    /// Their classes, where they are known.
+    pub(super) classes: Vec<String>,
     /// What the report says of them.
     pub(super) described: Value,
 }
@@ -133,7 +135,12 @@ pub(super) struct Opened {
 
 enum Kind {
     /// Images with labels where there are classes, and moments that stand for those of their features.
-    Images { pictures: Pictures, split: Split, labels: Vec<usize>, moments: Option<FeatureSet> },
+    Images {
+        pictures: Box<Pictures>,
+        split: Split,
+        labels: Vec<usize>,
+        moments: Option<FeatureSet>,
+    },
     /// Of their features the moments alone.
     Moments(FeatureSet),
 }
@@ -152,7 +159,7 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
         [_] => Vec::new(),
         several => several.to_vec(),
     };
-    let pictures = Pictures::of_dataset(name.into(), dataset, all, size)?;
+    let pictures = Box::new(Pictures::of_dataset(name.into(), dataset, all, size)?);
     let described = json!({
         "source": name,
         "n": pictures.len(),
@@ -171,7 +178,7 @@ fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
         return Ok(Opened { name, kind: Kind::Moments(set), classes: Vec::new(), described });
     }
     // Moments that are there are those that published figures are of.
-    let (pictures, moments) = (Pictures::npz(path)?, read_statistics(path)?);
+    let (pictures, moments) = (Box::new(Pictures::npz(path)?), read_statistics(path)?);
     if let Some([height, width]) = size.filter(|size| *size != pictures.size()) {
         let [h, w] = pictures.size();
         eprintln!(
@@ -223,6 +230,7 @@ impl Opened {
         let mut seen = |pictures: &Pictures| -> Result<FeatureSet> {
             let set = features(pictures, extractor, keep, device)?;
             described["hash"] = json!(set.hash());
+            described["enlarged"] = json!(said_of_enlarged(&name, pictures));
             Ok(set)
         };
         let reference = match (keep, kind) {
@@ -248,8 +256,21 @@ impl Opened {
                 }
             }
         };
-        Ok(Real { reference, described })
+        Ok(Real { reference, classes, described })
     }
+}
+
+/// How many images were smaller than they are looked at, which is said.
+pub(super) fn said_of_enlarged(name: &str, pictures: &Pictures) -> usize {
+    let (n, [height, width]) = (pictures.n_enlarged(), pictures.size());
+    if n > 0 {
+        eprintln!(
+            "{name}: {n} of {} images are smaller than {width}x{height} px and were enlarged, so that they are less \
+             sharp than others of this size",
+            pictures.len()
+        );
+    }
+    n
 }
 
 fn features<B: Backend>(

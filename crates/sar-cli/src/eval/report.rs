@@ -64,6 +64,7 @@ impl Report {
         fields.insert("reference".into(), real.described.clone());
         fields.insert("measures".into(), measures());
         fields.insert("sar".into(), json!(env!("CARGO_PKG_VERSION")));
+        fields.insert("commit".into(), json!(option_env!("SAR_COMMIT")));
         let of_floor = floor.as_ref().map(|floor| figures(kind, floor));
         fields.insert("floor".into(), json!(of_floor));
         Ok(Self { kind, fields, floor, results: Vec::new() })
@@ -95,6 +96,14 @@ impl Report {
                      of as many only, and is far too large if they are no more than features"
                 ),
                 Some(false) => {}
+            }
+            if let Some(labels) = &seen.labels
+                && let Some(class) = real.reference.not_learned(labels)
+            {
+                eprintln!(
+                    "no class accuracy: of class {class}, '{}', the reference has no training image",
+                    real.classes[class]
+                );
             }
         }
         let mut result = figures(self.kind, &quality);

@@ -57,7 +57,7 @@ impl FromStr for Sweep {
     }
 }
 
-/// `from:to:step`, both ends included, or one number.
+/// `from:to:step`, with `to` where steps reach it, or one number.
 fn values_of(text: &str) -> Result<Vec<f64>, String> {
     let numbers =
         text.split(':').map(|text| text.trim().parse::<f64>().ok().filter(|x| x.is_finite()));
@@ -195,10 +195,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_ranges_with_both_ends_or_numbers() {
+    fn values_are_ranges_or_numbers() {
         let sweep: Sweep = "guidance=0:0.3:0.1,top_p=0.5".parse().unwrap();
         assert_eq!(sweep.axes[0], ("guidance", vec![0.0, 0.1, 0.2, 0.3]));
         assert_eq!(sweep.axes[1], ("top_p", vec![0.5]));
+        for (text, values) in [
+            ("guidance=0:5:2", vec![0.0, 2.0, 4.0]),
+            ("guidance=2:2:1", vec![2.0]),
+            ("guidance=1:1.05:0.1", vec![1.0]),
+        ] {
+            assert_eq!(text.parse::<Sweep>().unwrap().axes[0].1, values, "{text}");
+        }
         for (text, part) in [
             ("guidance", "NAME=FROM:TO:STEP"),
             ("temperature=1", "guidance, top_k, top_p"),
