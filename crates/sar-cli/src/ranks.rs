@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-#[cfg(not(feature = "nccl"))]
-use anyhow::bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sar_exchange::{Group, launched_ranks};
 
 use crate::Verdict;
@@ -40,9 +38,18 @@ impl Ranks {
     }
 
     #[cfg(feature = "mpi")]
-    fn launched(_: usize, deadline: Duration) -> Result<Self> {
+    fn launched(ranks: usize, deadline: Duration) -> Result<Self> {
         let (engine, group) =
             sar_exchange::mpi::start(deadline).map_err(|error| anyhow::anyhow!("{error}"))?;
+        // More of them than a launcher says there may be: of a job in parts it says those of a part.
+        if group.ranks() < ranks {
+            bail!(
+                "started as one of {ranks} ranks, and MPI knows of {}: sar was built with another MPI \
+                 than the launcher's, and each would train alone; use the `mpirun` of the former, or \
+                 of `srun --mpi=list` what fits it",
+                group.ranks()
+            );
+        }
         Ok(Self { group, here: engine.ranks_here(), _engine: Some(engine) })
     }
 

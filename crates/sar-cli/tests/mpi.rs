@@ -1,7 +1,7 @@
 //! Runs on several ranks, which are processes that `mpirun` starts: `cargo test --features sar-cli/mpi`.
 //!
-//! Without `mpirun` nothing is done, and a line says so. `SAR_KILL_ROUNDS=50` kills and stops as many ranks at random,
-//! with `--nocapture` a table of them is printed.
+//! Without `mpirun` nothing is done, and a line says so. `SAR_KILL_ROUNDS=50` makes as many rounds of each of the two
+//! tests that kill and stop ranks; with `--nocapture` a line says of each what became of it.
 
 #![cfg(all(unix, feature = "mpi"))]
 
@@ -38,6 +38,16 @@ const MORE: &[&str] = &[
     "log.measure_steps=3",
     "log.measure_images=4",
     "log.checkpoint_steps=2",
+];
+
+/// Nine chunks of latents, of 18 MiB each: 192 latents of 96 KiB are one.
+const CACHED: &[&str] = &[
+    "latents={ kind = \"cached\", folder = \"latents\", variants = 1, precision = \"full\" }",
+    "tokenizer.model.codebook_dim=384",
+    "tokenizer.steps=2",
+    "pretrain.steps=2",
+    "sar.steps=2",
+    "sar.control=false",
 ];
 
 /// Whether there is a launcher; a line, if there is none.
@@ -122,8 +132,8 @@ fn text(output: &Output) -> String {
 }
 
 /// What it says.
-fn finish(ranks: Option<usize>, run: &Path) -> String {
-    let (output, _) = end(start(ranks, run, &[]), run, "a run");
+fn finish(ranks: Option<usize>, run: &Path, more: &[&str]) -> String {
+    let (output, _) = end(start(ranks, run, more), run, "a run");
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
 }
@@ -153,25 +163,33 @@ fn processes(run: &Path) -> Vec<(u32, String)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter_map(|entry| {
         let pid = entry.file_name().to_string_lossy().parse::<u32>().ok()?;
-        let read = |name: &str| {
-            let bytes = fs::read(entry.path().join(name)).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).replace('\0', "\n")
-        };
-        let line = read("cmdline");
-        let is_ours = line.lines().any(|word| Path::new(word) == run);
-        (is_ours && line.lines().next() != Some("mpirun")).then(|| (pid, read("environ")))
+        Some((pid, environment(run, pid)?))
     });
     found.collect()
+}
+
+/// The environment of a process, if it is one of a run but its launcher.
+fn environment(run: &Path, pid: u32) -> Option<String> {
+    let read = |name: &str| {
+        let bytes = fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', "\n")
+    };
+    let line = read("cmdline");
+    let is_ours = line.lines().any(|word| Path::new(word) == run);
+    (is_ours && line.lines().next() != Some("mpirun")).then(|| read("environ"))
+}
+
+/// The rank that a process is, by its environment.
+fn rank_of(environment: &str) -> Option<usize> {
+    environment.lines().find_map(|line| line.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok())
 }
 
 /// The process of a rank of a run, once it is there.
 fn process_of(run: &Path, rank: usize) -> u32 {
     let begun = Instant::now();
-    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
     loop {
         let found = processes(run);
-        let is_it = |environment: &str| environment.lines().any(|line| line == wanted);
-        if let Some((pid, _)) = found.iter().find(|(_, environment)| is_it(environment)) {
+        if let Some((pid, _)) = found.iter().find(|(_, its)| rank_of(its) == Some(rank)) {
             return *pid;
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "rank {rank} does not start");
@@ -188,11 +206,20 @@ fn wait_for(run: &Path, checkpoint: &str) {
     }
 }
 
-/// All weights, metrics and pictures.
+/// The files of a run's cache of latents.
+fn cached(run: &Path) -> Vec<PathBuf> {
+    let inside = |folder: PathBuf| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path())
+    };
+    inside(run.join("latents")).flat_map(inside).collect()
+}
+
+/// All weights, metrics, pictures and cached latents.
 fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
-    let files = entries.filter_map(|path: PathBuf| {
-        let name = path.file_name()?.to_string_lossy().into_owned();
+    let files = entries.chain(cached(run)).filter_map(|path: PathBuf| {
+        let name = path.strip_prefix(run).unwrap().to_string_lossy().into_owned();
         let counts = [".safetensors", ".jsonl", ".png"].iter().any(|end| name.ends_with(end));
         counts.then(|| (name, fs::read(&path).unwrap()))
     });
@@ -214,12 +241,12 @@ fn processes_end_with_what_one_alone_ends_with() {
     }
     let folder = tempfile::tempdir().unwrap();
     let dir = |name: &str| folder.path().join(name);
-    let alone = lines(&finish(None, &dir("alone")), &dir("alone"));
+    let alone = lines(&finish(None, &dir("alone"), &[]), &dir("alone"));
     assert!(alone.iter().any(|line| line.starts_with("wrote RUN/")), "{alone:?}");
     let whole = outcome(&dir("alone"));
     for ranks in 1..=3 {
         let run = dir(&format!("{ranks}"));
-        let mut said = lines(&finish(Some(ranks), &run), &run);
+        let mut said = lines(&finish(Some(ranks), &run, &[]), &run);
         assert_same(&run, &whole, &format!("{ranks} ranks"));
         if ranks > 1 {
             let note = format!("{ranks} ranks train together");
@@ -228,6 +255,16 @@ fn processes_end_with_what_one_alone_ends_with() {
         }
         assert_eq!(said, alone, "{ranks} ranks");
     }
+
+    // As between machines, by TCP, where ranks of one machine share memory.
+    let run = dir("by TCP");
+    let mut command = mpirun();
+    command.args(["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
+    command.args(["--mca", "btl_tcp_if_include", "lo", "-n", "3", env!("CARGO_BIN_EXE_sar")]);
+    command.args(["train", "--run-dir"]).arg(&run).args(tiny(MORE));
+    let (output, _) = end(spawn(&mut command), &run, "a run by TCP");
+    assert!(output.status.success(), "{}", text(&output));
+    assert_same(&run, &whole, "3 ranks by TCP");
 
     // Asked to stop at any rank, all do, with a checkpoint; it goes on with other ranks.
     let run = dir("stopped");
@@ -246,61 +283,146 @@ fn processes_end_with_what_one_alone_ends_with() {
         assert_eq!(output.status.code(), Some(130), "{name} at {at_rank:?}: {text}");
         assert!(text.contains("go on with --resume"), "{name} at {at_rank:?}: {text}");
     }
-    finish(Some(2), &run);
+    finish(Some(2), &run, &[]);
     assert_same(&run, &whole, "stopped");
 
     kill_rounds(&dir("killed"), &whole);
 }
 
+/// How long a rank may be silent where ranks are stopped, seconds.
+const DEADLINE: u64 = 5;
+
+/// How often a test kills and stops what it does.
+fn rounds() -> u64 {
+    std::env::var("SAR_KILL_ROUNDS").map_or(1, |n| n.parse().expect("a number of rounds"))
+}
+
+/// A rank of so many.
+struct Victim {
+    rank: usize,
+    pid: u32,
+    ranks: usize,
+}
+
+/// Kills or stops a rank, which ends all of them within the deadline: one line says which it was. False if the run had
+/// come to its end before.
+fn strike(child: Child, run: &Path, how: &str, victim: &Victim, when: &str) -> bool {
+    let Victim { rank, pid, ranks } = *victim;
+    let begun = Instant::now();
+    signal(how, pid);
+    let (output, launcher_waited) = end(child, run, how);
+    let (took, code) = (begun.elapsed().as_secs_f64(), output.status.code());
+    let text = text(&output);
+    println!("{when}: {how} rank {rank} of {ranks}: {code:?} in {took:.1} s");
+    if output.status.success() {
+        assert!(run.join("report.html").is_file(), "{text}");
+        return false;
+    }
+    // The deadline, a second for each rank, of which one is to speak, and five until who has spoken ends anyhow.
+    let most = DEADLINE as f64 + ranks as f64 + 5.0 + 2.0;
+    assert!(launcher_waited || took < most, "{text}");
+    if how == "STOP" {
+        let line = format!("rank {rank} gave no sign of life for {DEADLINE} s");
+        // Before the engine is up the others know only that somebody is missing.
+        let starting = format!("not all ranks have started within {DEADLINE} s");
+        let is_said = text.contains(&line) || text.contains(&starting);
+        // Before any rank has come so far the launcher alone can know.
+        assert!(is_said || !run.join("recipe.toml").is_file(), "{text}");
+    } else if code.is_some() {
+        // Unless it ends by a signal itself.
+        let line = format!("mpirun noticed that process rank {rank} with PID");
+        assert!(text.contains(&line), "{text}");
+    }
+    true
+}
+
 /// A rank that is killed or stops ends all within the deadline, and nothing is lost but some steps.
 fn kill_rounds(folder: &Path, whole: &BTreeMap<String, Vec<u8>>) {
-    let rounds: u64 =
-        std::env::var("SAR_KILL_ROUNDS").map_or(1, |n| n.parse().expect("a number of rounds"));
     let draws = SeedTree::new(21);
-    for round in 0..rounds {
+    for round in 0..rounds() {
         let run = folder.join(round.to_string());
         fs::create_dir_all(folder).unwrap();
         let draws = draws.at(round);
         for kill in 0..4u64 {
             let draw = |purpose: &str, n| draws.child(purpose).below(kill, n);
             let ranks = 2 + draw("ranks", 3);
-            let victim = draw("victim", ranks);
+            let rank = draw("victim", ranks);
             let how = ["KILL", "STOP"][(kill as usize + round as usize) % 2];
             let delay = Duration::from_millis(draw("delay", 4000) as u64);
-            let child = start(Some(ranks), &run, &["--deadline", "3"]);
-            let pid = process_of(&run, victim);
+            let child = start(Some(ranks), &run, &["--deadline", &DEADLINE.to_string()]);
+            let victim = Victim { rank, pid: process_of(&run, rank), ranks };
             std::thread::sleep(delay);
-            let begun = Instant::now();
-            signal(how, pid);
-            let (output, launcher_waited) = end(child, &run, how);
-            let (took, code) = (begun.elapsed().as_secs_f64(), output.status.code());
-            let text = text(&output);
-            println!(
-                "round {round}: {how} rank {victim} of {ranks} after {delay:?}: {code:?} in {took:.1} s"
-            );
-            if output.status.success() {
-                // It had come to its end before.
-                assert!(run.join("report.html").is_file(), "{text}");
-                continue;
-            }
-            // The deadline, a second for each rank, of which one is to speak, and five until who has spoken ends anyhow.
-            let most = 3.0 + ranks as f64 + 5.0 + 2.0;
-            assert!(launcher_waited || took < most, "{text}");
-            if how == "STOP" {
-                let line = format!("rank {victim} gave no sign of life for 3 s");
-                // Before the engine is up the others know only that somebody is missing.
-                let starting = "not all ranks have started within 3 s";
-                let is_said = text.contains(&line) || text.contains(starting);
-                // Before any rank has come so far the launcher alone can know.
-                assert!(is_said || !run.join("recipe.toml").is_file(), "{text}");
-            } else if code.is_some() {
-                // Unless it ends by a signal itself.
-                let line = format!("mpirun noticed that process rank {victim} with PID");
-                assert!(text.contains(&line), "{text}");
-            }
+            strike(child, &run, how, &victim, &format!("round {round}, after {delay:?}"));
         }
-        finish(Some(1 + draws.child("last").below(0, 4)), &run);
+        finish(Some(1 + draws.child("last").below(0, 4)), &run, &[]);
         assert_same(&run, whole, &format!("round {round}"));
+    }
+}
+
+/// The process that writes a chunk of a cache which is not whole yet: `.NAME.safetensors.PROCESS-COUNT.partial`.
+fn writer(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".partial")?;
+    let (_, writer) = name.rsplit_once(".safetensors.")?;
+    writer.split_once('-')?.0.parse().ok()
+}
+
+/// Stops one of so many ranks in the midst of writing a chunk of the cache; and what there is of the chunk.
+fn stop_a_writer(run: &Path, ranks: usize) -> (Victim, PathBuf) {
+    let begun = Instant::now();
+    loop {
+        for path in cached(run) {
+            // Of a rank that was killed before there is a file still.
+            let found = writer(&path).and_then(|pid| Some((pid, environment(run, pid)?)));
+            let Some((pid, environment)) = found else { continue };
+            signal("STOP", pid);
+            if path.exists() {
+                let rank = rank_of(&environment).expect("a rank");
+                return (Victim { rank, pid, ranks }, path);
+            }
+            // It was whole a moment before.
+            signal("CONT", pid);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "nobody is seen to write latents");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Each round one rank is killed and one stopped, and each time another number of ranks goes on.
+#[test]
+fn latents_that_a_rank_was_writing_when_it_ended_are_written_again() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let deadline = DEADLINE.to_string();
+    let mut more: Vec<&str> = CACHED.iter().flat_map(|setting| ["--set", *setting]).collect();
+    more.extend(["--deadline", deadline.as_str()]);
+    let alone = folder.path().join("alone");
+    finish(None, &alone, &more);
+    let whole = outcome(&alone);
+    let chunks = whole.keys().filter(|name| name.starts_with("latents")).count();
+    // Three ranks take three turns: who is stopped second has some to write.
+    assert!(chunks > 6, "{chunks} chunks");
+
+    for round in 0..rounds() {
+        let run = folder.path().join(round.to_string());
+        let draws = SeedTree::new(22).at(round);
+        let first = 2 + draws.child("ranks").below(0, 2);
+        for (kill, ranks) in [first, 5 - first].into_iter().enumerate() {
+            let child = start(Some(ranks), &run, &more);
+            let (victim, torn) = stop_a_writer(&run, ranks);
+            let how = ["KILL", "STOP"][(kill + round as usize) % 2];
+            let when = format!("round {round}, latents are written");
+            assert!(strike(child, &run, how, &victim, &when), "it was whole before");
+            // The launcher lets who was stopped go on, for a moment.
+            assert!(how == "STOP" || torn.exists(), "{} is gone", torn.display());
+        }
+        finish(Some([1, 4][draws.child("last").below(0, 2)]), &run, &[]);
+        assert_same(&run, &whole, &format!("round {round}"));
+        let mut left = listing(&run);
+        left.retain(|path| path.ends_with(".partial"));
+        assert!(left.is_empty(), "round {round} leaves {left:?}");
+        fs::remove_dir_all(&run).unwrap();
     }
 }
 
@@ -373,7 +495,7 @@ fn a_full_disk_ends_all_ranks_and_the_run_goes_on() {
         return;
     };
     let alone = folder.path().join("alone");
-    finish(None, &alone);
+    finish(None, &alone, &[]);
     let whole = outcome(&alone);
     let files = listing(&alone).into_iter().map(|path| fs::metadata(path).unwrap());
     let size: u64 = files.filter(|file| file.is_file()).map(|file| file.len()).sum();
@@ -388,7 +510,7 @@ fn a_full_disk_ends_all_ranks_and_the_run_goes_on() {
         assert_eq!(has_begun, quarters > 0, "{line}");
     }
     disk.resize(4 * size);
-    finish(Some(3), &run);
+    finish(Some(3), &run, &[]);
     assert_same(&run, &whole, "a disk that was full");
 }
 
@@ -410,6 +532,21 @@ fn ranks_of_two_programs_are_refused() {
         command.args(tiny(MORE));
     }
     assert_refused(spawn(&mut command), &run, "has another program than rank 0 on");
+    assert!(!run.exists());
+}
+
+/// It says so in the environment, and nothing else of it reaches the engine: each of its processes is rank 0 of 1.
+#[test]
+fn a_launcher_of_another_mpi_is_refused() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.args(["train", "--run-dir"]).arg(&run).args(tiny(MORE));
+    command.env("PMI_SIZE", "3").env("PMI_RANK", "1");
+    assert_refused(spawn(&mut command), &run, "started as one of 3 ranks, and MPI knows of 1");
     assert!(!run.exists());
 }
 
