@@ -1,11 +1,16 @@
 //! `sar edit`: parts of an image drawn anew.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use sar_data::{read_image, read_mask};
-use sar_pipeline::{EditSettings, Mask, Part, RgbImage, grid, magnification};
+use sar_pipeline::{
+    EditOrigin, EditSettings, EditedPart, JobOrigin, Mask, Origin, Part, RgbImage, SourceFile,
+    grid, magnification,
+};
+use sar_weights::write_bytes;
 
 use crate::Verdict;
 use crate::device::{DeviceArg, Job};
@@ -74,11 +79,11 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     let out = out_folder(out, "edits")?;
     let source = read_image(&image)?;
     let part = |mask| if outside { Part::Outside(mask) } else { Part::Inside(mask) };
-    let part = match what {
+    let (part, told) = match what {
         What { mask: Some(path), .. } => {
             let mask = Mask::read(&read_mask(&path).context("--mask")?);
             eprintln!("--mask {}: {}", path.display(), mask.rule());
-            part(mask)
+            (part(mask), EditedPart::Mask(file_of(&path)?))
         }
         What { rectangle: Some(text), .. } => {
             let [left, top, right, bottom] = four(&text, "--box")?;
@@ -87,19 +92,30 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
                 left < right && top < bottom && right <= width && bottom <= height,
                 "--box {text}: is no box inside {width}x{height} pixels (width x height)",
             );
-            part(Mask::rectangle([width, height], [left, top, right, bottom]))
+            let sides = [left, top, right, bottom];
+            (part(Mask::rectangle([width, height], sides)), EditedPart::Box(sides))
         }
         What { expand: Some(text), .. } => {
             let sides = four(&text, "--expand")?;
             ensure!(sides.iter().any(|side| *side > 0), "--expand {text}: no margin at all");
-            Part::Margins(sides)
+            (Part::Margins(sides), EditedPart::Margins(sides))
         }
-        What { refine: true, .. } => Part::Refine,
+        What { refine: true, .. } => (Part::Refine, EditedPart::Refine),
         _ => bail!("one of --mask, --box, --expand and --refine is needed"),
     };
     let settings = sampler.settings()?;
+    let size = settings.wishes().size.map(|size| [size.height, size.width]);
+    let image = file_of(&image)?;
+    let origin = EditOrigin { image, part: told, outside, keep_scales, blend, size };
     let files = weights.files()?;
-    device.run(Edit { files, source, part, class, keep_scales, blend, n, settings, out })
+    device.run(Edit { files, source, part, origin, class, n, settings, out })
+}
+
+/// What an edit says of a file that it depends on.
+fn file_of(path: &Path) -> Result<SourceFile> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(SourceFile { name, checksum: format!("{:08x}", crc32fast::hash(&bytes)) })
 }
 
 /// `1,2,3,4`.
@@ -115,9 +131,8 @@ struct Edit {
     files: Files,
     source: RgbImage,
     part: Part,
+    origin: EditOrigin,
     class: Option<String>,
-    keep_scales: Option<usize>,
-    blend: Option<u32>,
     n: usize,
     settings: Settings,
     out: PathBuf,
@@ -134,25 +149,44 @@ impl Job for Edit {
 
 impl Edit {
     fn edit<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let Self { files, source, part, class, keep_scales, blend, n, settings, out } = self;
-        let pipeline = files.in_precision(files.load::<B>(device)?)?;
+        let Self { files, source, part, origin, class, n, settings, out } = self;
+        let pipeline = files.load::<B>(device)?;
+        let made_with = files.made_with(&pipeline, device);
+        let pipeline = files.in_precision(pipeline)?;
         let label = match &class {
             Some(query) => pipeline.label(query).context("--class")?,
             None => pipeline.null_label(),
         };
+        let (scales, sampler) =
+            (settings.scales(&pipeline)?, settings.sampler(pipeline.backbone().sampler));
         let edit = pipeline.edit(
             &source,
             &EditSettings {
                 part,
                 label,
-                keep_scales,
-                blend,
-                scales: settings.scales(&pipeline)?,
+                keep_scales: origin.keep_scales,
+                blend: origin.blend,
+                scales: scales.clone(),
                 exact_size: settings.has_size(),
-                sampler: settings.sampler(pipeline.backbone().sampler),
+                sampler,
                 seed: settings.seed,
             },
         )?;
+        let origin = Origin {
+            job: JobOrigin {
+                sar: env!("CARGO_PKG_VERSION").into(),
+                seed: settings.seed,
+                n,
+                batch: settings.batch,
+                scales,
+                sampler,
+                made_with,
+            },
+            label,
+            class: pipeline.classes().get(label).cloned(),
+            number: 0,
+            edit: Some(origin),
+        };
         for note in edit.notes() {
             eprintln!("{note}");
         }
@@ -161,7 +195,8 @@ impl Edit {
         for start in (0..n).step_by(settings.batch) {
             let numbers = start..n.min(start + settings.batch);
             for (i, image) in numbers.clone().zip(edit.draw(numbers)) {
-                save(&image, &out.join(format!("{i:03}.png")))?;
+                let png = Origin { number: i, ..origin.clone() }.to_png(&image);
+                write_bytes(&out.join(format!("{i:03}.png")), &png)?;
                 shown.push(image);
             }
         }

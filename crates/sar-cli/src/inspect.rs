@@ -11,7 +11,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 #[cfg(feature = "flex")]
 use sar_kernels::CpuLevel;
 use sar_model::{BackboneConfig, BackboneShape, Precision};
-use sar_pipeline::{Known, MadeWith, Model, Origin, Recognized, Wanted};
+use sar_pipeline::{
+    EditOrigin, EditedPart, Known, MadeWith, Model, Origin, Recognized, SourceFile, Wanted,
+};
 use sar_rollout::{Choice, Filters};
 use sar_tokenizer::{CodebookGrowth, Family, TokenizerConfig};
 use sar_train::{Recipe, StageId};
@@ -22,7 +24,7 @@ use crate::Verdict;
 #[cfg(feature = "flex")]
 use crate::device::serves;
 use crate::device::{DeviceArg, HostBackend, Job};
-use crate::generation::WeightsArgs;
+use crate::generation::{WeightsArgs, shell_quote};
 use crate::hub::WeightsPath;
 
 /// The longest metadata value that is shown whole, in characters.
@@ -31,7 +33,7 @@ const SHOWN: usize = 200;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A .pth or safetensors file (with the feature `hub` also hf:OWNER/REPO/FILE), a recipe (.toml), a
-    /// run directory, or a sampled picture (.png).
+    /// run directory, or a picture that was sampled or edited (.png).
     #[arg(value_name = "FILE", required_unless_present = "device")]
     path: Option<WeightsPath>,
     /// Lists every tensor instead of one line per kind of tensor.
@@ -79,18 +81,21 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     Ok(Verdict::Good)
 }
 
-/// What a sampled picture is made from, and the command that draws it again.
+/// What a sampled or edited picture is made from, and the command that draws it again.
 fn picture(path: &Path) -> Result<Verdict> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let Some(origin) = Origin::of_png(&bytes) else {
         bail!(
-            "{}: does not say what it is made from; pictures of `sar sample` do, edits do not, as they \
-             depend on another picture",
+            "{}: does not say what it is made from; pictures of `sar sample` and `sar edit` do, edits of \
+             the page do not, as nobody keeps what was painted there",
             path.display()
         );
     };
     let MadeWith { tokenizer, backbone, .. } = &origin.job.made_with;
     println!("{}", made_from(&origin));
+    if let Some(edit) = &origin.edit {
+        println!("{}", edit_of(edit));
+    }
     let in_the_box = WeightsArgs::in_the_box().files().and_then(|files| {
         let device = Default::default();
         Ok(files.made_with(&files.load::<HostBackend>(&device)?, &device))
@@ -120,13 +125,64 @@ fn made_from(origin: &Origin) -> String {
     )
 }
 
+/// The files that an edit needs, in a line.
+fn edit_of(edit: &EditOrigin) -> String {
+    let file = |SourceFile { name, checksum }: &SourceFile| {
+        format!("{} (CRC-32 {})", one_line(name), one_line(checksum))
+    };
+    let mask = match &edit.part {
+        EditedPart::Mask(mask) => format!(", by the mask {}", file(mask)),
+        _ => String::new(),
+    };
+    format!(
+        "an edit of {}{mask}; where they lie elsewhere, put their paths below",
+        file(&edit.image)
+    )
+}
+
+/// What an edit was told of its picture, as options of the command.
+fn told(edit: &EditOrigin) -> String {
+    let EditOrigin { image, part, outside, keep_scales, blend, size } = edit;
+    // A name that controls a terminal is not passed on.
+    let path = |file: &SourceFile| match file.name.chars().any(|c| c.is_control() || turns(c)) {
+        true => "FILE".to_owned(),
+        false => shell_quote(&file.name),
+    };
+    let four = |sides: &[u32; 4]| sides.map(|side| side.to_string()).join(",");
+    let part = match part {
+        EditedPart::Mask(mask) => format!("--mask={}", path(mask)),
+        EditedPart::Box(sides) => format!("--box={}", four(sides)),
+        EditedPart::Margins(sides) => format!("--expand={}", four(sides)),
+        EditedPart::Refine => "--refine".into(),
+    };
+    let mut text = format!(" --image={} {part}", path(image));
+    if *outside {
+        text += " --outside";
+    }
+    if let Some(scales) = keep_scales {
+        text += &format!(" --keep-scales {scales}");
+    }
+    if let Some(pixels) = blend {
+        text += &format!(" --blend {pixels}");
+    }
+    if let Some([height, width]) = size {
+        text += &format!(" --size {height}x{width}");
+    }
+    text
+}
+
 /// The command that draws a picture again.
 fn again(origin: &Origin, weights: &str) -> String {
-    let Origin { job, label, class, .. } = origin;
-    let class = match class {
+    let Origin { job, label, class, edit, .. } = origin;
+    let class = match (class, edit) {
         // The index whatever the names are: some are numbers. Within a word # begins no comment.
-        Some(_) => format!("--class=#{label}"),
-        None => "--unconditional".into(),
+        (Some(_), _) => format!(" --class=#{label}"),
+        (None, None) => " --unconditional".into(),
+        (None, Some(_)) => String::new(),
+    };
+    let (what, told) = match edit {
+        Some(edit) => ("edit", told(edit)),
+        None => ("sample", String::new()),
     };
     let Filters { top_k, top_p } = job.sampler.choice.filters();
     let choice = match job.sampler.choice {
@@ -135,7 +191,7 @@ fn again(origin: &Origin, weights: &str) -> String {
         _ => format!(" --top-k {top_k} --top-p {top_p}"),
     };
     let mut text = format!(
-        "sar sample{weights} {class} --n {} --batch {} --seed {} --guidance {}{choice} --scales {}",
+        "sar {what}{weights}{told}{class} --n {} --batch {} --seed {} --guidance {}{choice} --scales {}",
         job.n,
         job.batch,
         job.seed,
@@ -548,7 +604,23 @@ mod tests {
             sampler: Sampler { guidance: Guidance::Ramp { scale: 1.0 }, choice: Choice::Argmax },
             made_with,
         };
-        let origin = Origin { job, label: 3, class: Some(evil.into()), number: 0 };
+        let file = || SourceFile { name: evil.into(), checksum: evil.into() };
+        let edit = EditOrigin {
+            image: file(),
+            part: EditedPart::Mask(file()),
+            outside: true,
+            keep_scales: None,
+            blend: None,
+            size: None,
+        };
+        let edited = edit_of(&edit);
+        assert!(!edited.contains('\n') && edited.matches("\\u{1b}[2J").count() == 4, "{edited:?}");
+        let origin =
+            Origin { job, label: 3, class: Some(evil.into()), number: 0, edit: Some(edit) };
+        let command = again(&origin, "");
+        let start = "sar edit --image=FILE --mask=FILE --outside --class=#3 ";
+        assert!(command.starts_with(start) && !command.contains("[2J"), "{command}");
+        let origin = Origin { edit: None, ..origin };
         let said = made_from(&origin);
         assert_eq!(said.lines().count(), 3, "{said:?}");
         assert!(said.chars().all(|c| c == '\n' || !(c.is_control() || turns(c))), "{said:?}");

@@ -93,6 +93,7 @@ impl SampleJob {
             label,
             class: class.name.clone(),
             number,
+            edit: None,
         }
     }
 
@@ -131,6 +132,12 @@ impl SampleJob {
     /// The label of the image at a position, and its number among the label's samples.
     pub(crate) fn image(&self, position: usize) -> (usize, usize) {
         (self.classes[position / self.n].label, position % self.n)
+    }
+
+    /// All positions, the first image of every class, then the second of each, and so on.
+    pub(crate) fn in_turn(&self) -> impl Iterator<Item = usize> {
+        let classes = 0..self.classes.len();
+        (0..self.n).flat_map(move |i| classes.clone().map(move |class| class * self.n + i))
     }
 
     /// The name of the image's file.
@@ -369,6 +376,9 @@ mod tests {
         }
         job.classes = vec![Class { label: 9, name: None }];
         assert_eq!(job.name(5), "9-unconditional-005.png");
+        let [two, none] = [2, 0].map(|n| self::job(&["a", "b", "c"], n, 4));
+        assert_eq!(two.in_turn().collect::<Vec<_>>(), [0, 2, 4, 1, 3, 5]);
+        assert_eq!(none.in_turn().count(), 0);
     }
 
     #[test]

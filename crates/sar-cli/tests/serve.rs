@@ -93,15 +93,58 @@ fn a_picture_says_how_it_is_drawn_again() {
             assert!(a.file_name() == b.file_name() && fs::read(a).unwrap() == fs::read(b).unwrap());
         }
     }
-    // An edit says nothing, nor does a picture of another program.
-    let source = pictures("first-0").remove(0);
-    let edit = ["--box", "8,8,40,40", "--n", "1", "--out", "edited"];
-    does(folder, &[&["edit", "--image", source.to_str().unwrap()], &edit[..]].concat());
-    refuses(folder, &["inspect", "edited/000.png"], &["edited/000.png", "edits do not"]);
+    // A picture of another program says nothing.
     image::RgbImage::new(4, 4).save(folder.join("plain.png")).unwrap();
     refuses(folder, &["inspect", "plain.png"], &["plain.png", "sar sample"]);
     fs::write(folder.join("broken.png"), b"no picture").unwrap();
     refuses(folder, &["inspect", "broken.png"], &["broken.png"]);
+}
+
+/// The files that it depends on are named, and lie in the folder of the command.
+#[test]
+fn an_edit_says_how_it_is_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let save = |name: &str, width, pixel: fn(u32, u32) -> [u8; 3]| {
+        let image = image::RgbImage::from_fn(width, 48, |x, y| image::Rgb(pixel(x, y)));
+        image.save(folder.join(name)).unwrap();
+    };
+    save("photo.png", 72, |x, y| [3 * x as u8, 5 * y as u8, 90]);
+    save("hole.png", 72, |x, y| [if x > 20 && y < 30 { 255 } else { 0 }; 3]);
+    let edits: [&[&str]; 4] = [
+        &["--box", "8,8,40,40", "--class", "food", "--n", "3", "--batch", "2", "--blend", "2"],
+        &["--mask", "hole.png", "--outside", "--seed", "9", "--n", "1", "--top-p", "0.55"],
+        &["--expand", "0,8,16,0", "--class", "2", "--n", "1", "--guidance", "1.5"],
+        &["--refine", "--keep-scales", "3", "--size", "48x64", "--n", "1", "--precision", "bf16"],
+    ];
+    for (i, edit) in edits.into_iter().enumerate() {
+        let (first, second) = (format!("first-{i}"), format!("second-{i}"));
+        does(folder, &[&["edit", "--image", "photo.png", "--out", &first], edit].concat());
+        let (said, _) = does(folder, &["inspect", &format!("{first}/000.png")]);
+        assert!(said.contains("an edit of photo.png (CRC-32 "), "{said}");
+        assert_eq!(said.contains("by the mask hole.png (CRC-32 "), i == 1, "{said}");
+        let command = said.lines().last().unwrap();
+        let again: Vec<&str> = command.split(' ').skip(1).chain(["--out", &second]).collect();
+        does(folder, &again);
+        let names = |out: &str| fs::read_dir(folder.join(out)).unwrap().count();
+        assert_eq!(names(&first), names(&second));
+        for number in 0..names(&first) {
+            let read = |out: &str| fs::read(folder.join(format!("{out}/{number:03}.png"))).unwrap();
+            assert!(read(&first) == read(&second), "edit {i}, picture {number}: {command}");
+        }
+    }
+    // The folder that a picture was in is nobody else's business; its bytes are told by their checksum.
+    let elsewhere = folder.join("private");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::rename(folder.join("photo.png"), elsewhere.join("photo.png")).unwrap();
+    let path = elsewhere.join("photo.png");
+    let edit = ["--refine", "--keep-scales", "5", "--n", "1", "--out", "edited"];
+    does(folder, &[&["edit", "--image", path.to_str().unwrap()], &edit[..]].concat());
+    let edited = fs::read(folder.join("edited/000.png")).unwrap();
+    assert!(!edited.windows(7).any(|bytes| bytes == b"private"));
+    let (said, _) = does(folder, &["inspect", "edited/000.png"]);
+    let crc = format!("photo.png (CRC-32 {:08x})", crc32fast::hash(&fs::read(&path).unwrap()));
+    assert!(said.contains(&crc), "{said}");
 }
 
 /// Its weights are named by their checksums: where they are, the user knows.
@@ -141,6 +184,67 @@ fn a_picture_of_a_run_says_how_it_is_drawn_again() {
         let read = |out: &str| fs::read(folder.join(out).join(&name)).unwrap();
         assert!(read("first") == read("second"), "{name}");
     }
+}
+
+/// Nothing is lost or mixed up, and memory is bounded:
+/// `cargo xtask test --test serve eight_clients -- --ignored --nocapture`.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes two minutes"]
+fn eight_clients_get_the_pictures_of_sar_sample() {
+    let lasts = Duration::from_secs(120);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let kinds: Vec<(usize, usize)> =
+        (0..9).flat_map(|class| (0..3).map(move |seed| (class, seed))).collect();
+    let drawn = |(class, seed): &(usize, usize)| -> Vec<Vec<u8>> {
+        let (out, class, seed) = (format!("{class}-{seed}"), class.to_string(), seed.to_string());
+        does(folder, &["sample", "--class", &class, "--seed", &seed, "--n", "2", "--out", &out]);
+        let entries = fs::read_dir(folder.join(&out)).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    };
+    let expected: Vec<Vec<Vec<u8>>> = kinds.iter().map(drawn).collect();
+
+    let server = Serving::start(folder, &[]);
+    let begun = Instant::now();
+    let client = |number: usize| {
+        let mut n = 0_usize;
+        while begun.elapsed() < lasts {
+            let kind = (3 * number + 11 * n) % kinds.len();
+            let ((class, seed), previews) = (kinds[kind], n.is_multiple_of(2));
+            let body = json!({ "class": class.to_string(), "seed": seed, "count": 2, "previews": previews });
+            let (status, job) = server.ask("POST", "/api/sample", &body.to_string());
+            assert_eq!(status, 202, "{body}");
+            let id = serde_json::from_slice::<Value>(&job).unwrap()["id"].clone();
+            let job = format!("/api/jobs/{}", id.as_str().unwrap());
+            let (_, events) = server.ask("GET", &format!("{job}/events"), "");
+            assert!(String::from_utf8_lossy(&events).contains("event: done"), "{body}");
+            for (i, picture) in expected[kind].iter().enumerate() {
+                let (_, found) = server.ask("GET", &format!("{job}/pictures/{i}"), "");
+                assert!(found == *picture, "{body}, picture {i}");
+            }
+            n += 1;
+        }
+        n
+    };
+    let (n, early) = std::thread::scope(|scope| {
+        let start = |number| {
+            let client = &client;
+            scope.spawn(move || client(number))
+        };
+        let clients: Vec<_> = (0..8).map(start).collect();
+        std::thread::sleep(lasts / 4);
+        let early = server.memory_kb();
+        (clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>(), early)
+    });
+    let late = server.memory_kb();
+    println!("{n} jobs of 2 pictures; {early} kB after {:?}, {late} kB at the end", lasts / 4);
+    let (_, queue) = server.ask("GET", "/api/queue", "");
+    assert_eq!(serde_json::from_slice::<Value>(&queue).unwrap()["submitted"], n);
+    // At most so many bytes of pictures are kept.
+    assert!(late < early + (64 << 10), "{early} kB, then {late}");
 }
 
 #[test]

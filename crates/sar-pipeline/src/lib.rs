@@ -25,7 +25,7 @@ pub use edit::{Edit, EditSettings, Part};
 pub use error::PipelineError;
 pub use image::RgbImage;
 pub use mask::Mask;
-pub use origin::{JobOrigin, MadeWith, Origin};
+pub use origin::{EditOrigin, EditedPart, JobOrigin, MadeWith, Origin, SourceFile};
 pub use pipeline::{Pipeline, Request, files_of_run, sample_stream, tokenizer_of_run};
 pub use pixels::{enlarge, grid, magnification, to_images, to_png, to_tensor};
 pub use recognize::{Known, Model, Recognized, Wanted};

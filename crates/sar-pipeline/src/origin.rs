@@ -1,4 +1,4 @@
-//! What a sampled picture is made from, in the picture itself: a text chunk of its PNG file.
+//! What a sampled or edited picture is made from, in the picture itself: a text chunk of its PNG file.
 
 use std::io::Cursor;
 
@@ -22,6 +22,49 @@ pub struct Origin {
     pub class: Option<String>,
     /// Its number among those of its class.
     pub number: usize,
+    /// What it is an edit of; none where all of it is drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<EditOrigin>,
+}
+
+/// What a picture is an edit of. The scales of its job are those before they are stretched to the picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EditOrigin {
+    /// The picture that was edited.
+    pub image: SourceFile,
+    /// What is drawn anew.
+    pub part: EditedPart,
+    /// Draws the outside of the mask or box anew.
+    pub outside: bool,
+    /// Coarse scales that are kept whole.
+    pub keep_scales: Option<usize>,
+    /// Puts the picture's own pixels back outside, mixed over so many pixels.
+    pub blend: Option<u32>,
+    /// Height and width in pixels, where they were asked for.
+    pub size: Option<[usize; 2]>,
+}
+
+/// What an edit draws anew, in pixels of the picture: left, top, right, bottom.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EditedPart {
+    /// The pixels of a mask.
+    Mask(SourceFile),
+    /// Those of a box, the last two sides not included.
+    Box([u32; 4]),
+    /// Margins around the picture.
+    Margins([u32; 4]),
+    /// Everything but coarse scales.
+    Refine,
+}
+
+/// A file that a picture depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Its name, without its folder, which is nobody else's business.
+    pub name: String,
+    /// CRC-32 of its bytes, in eight hexadecimal digits.
+    pub checksum: String,
 }
 
 /// What pictures of one job are made from.
@@ -120,6 +163,7 @@ mod tests {
             label: 4,
             class: Some("Naturaleza 🐾 ñ".into()),
             number: 2,
+            edit: None,
         }
     }
 
@@ -128,6 +172,24 @@ mod tests {
         let image = RgbImage::from_fn(9, 5, |x, y| Rgb([x as u8 * 28, y as u8 * 51, 7]));
         let png = origin().to_png(&image);
         assert_eq!(Origin::of_png(&png).unwrap(), origin());
+        let file = |name: &str| SourceFile { name: name.into(), checksum: "0a1b2c3d".into() };
+        for part in [
+            EditedPart::Mask(file("mask ñ.png")),
+            EditedPart::Box([1, 2, 3, 4]),
+            EditedPart::Margins([0, 0, 9, 0]),
+            EditedPart::Refine,
+        ] {
+            let edit = EditOrigin {
+                image: file("a face.png"),
+                part,
+                outside: true,
+                keep_scales: Some(2),
+                blend: None,
+                size: Some([48, 64]),
+            };
+            let edited = Origin { edit: Some(edit), ..origin() };
+            assert_eq!(Origin::of_png(&edited.to_png(&image)).unwrap(), edited);
+        }
         assert_eq!(image::load_from_memory(&png).unwrap().into_rgb8(), image);
         // The pixels are written as everywhere.
         let plain = to_png(&image);

@@ -187,6 +187,7 @@ impl SampleRequest {
             label,
             class: engine.classes().get(label).cloned(),
             number: 0,
+            edit: None,
         });
         let what = What::Sample { label, seed: self.seed, scales, sampler };
         Ok(Work { what, count: self.count, previews: self.previews, origin })
