@@ -99,6 +99,7 @@ macro_rules! tests {
             gradients_of_the_backbone_equal_finite_differences,
             gradients_of_the_tokenizer_equal_finite_differences,
             micro_batches_add_up_whatever_the_workers,
+            muon_equals_its_equations,
             products_in_half_precision_give_nearly_the_same_gradients,
             the_quantizer_passes_gradients_straight_through,
             training_a_backbone_lowers_its_losses,

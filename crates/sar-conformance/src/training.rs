@@ -15,8 +15,9 @@ use sar_train::backbone_loss::backbone_loss;
 use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::learner::{Learner, Optimization};
+use sar_train::muon::Matrices;
 use sar_train::objective::{Objective, Regularization};
-use sar_train::optim::{AdamW, AdamWConfig};
+use sar_train::optim::{AdamWConfig, Optimizer};
 use sar_train::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
 use sar_train::schedule::{Decay, LrSchedule, WeightDecay};
 use sar_train::step::{Terms, accumulate, trainable};
@@ -237,7 +238,7 @@ pub fn adamw_equals_its_equations<A: AutodiffBackend>(device: &A::Device) {
     let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 0.1 };
     let (lr, weight_decay) = (0.05, 0.3);
     let mut layer = linear::<Inner<A>>(device);
-    let mut optimizer = AdamW::new(config, parameters(&layer, &BARE));
+    let mut optimizer = Optimizer::new(config, Matrices::AdamW {}, parameters(&layer, &BARE));
     let mut expected = values(&layer);
     let mut moments = [[vec![0.0; 6], vec![0.0; 6]], [vec![0.0; 2], vec![0.0; 2]]];
     for step in 1..=4 {
@@ -262,6 +263,59 @@ pub fn adamw_equals_its_equations<A: AutodiffBackend>(device: &A::Device) {
             assert_near(&format!("step {step}"), &values(&layer)[which], &expected[which], 1e-5);
         }
     }
+}
+
+/// Four steps of a matrix against the equations in f64; the bias beside it is AdamW's.
+pub fn muon_equals_its_equations<A: AutodiffBackend>(device: &A::Device) {
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 0.1 };
+    let (momentum, update_rms, lr, weight_decay) = (0.8, 0.3, 0.05, 0.3);
+    let mut layer = linear::<Inner<A>>(device);
+    let infos = parameters(&layer, &BARE);
+    let optimizer = |matrices| Optimizer::<Inner<A>>::new(config, matrices, infos.clone());
+    let mut muon = optimizer(Matrices::Muon { momentum, update_rms, iterations: 5 });
+    let (mut beside, mut adamw) = (layer.clone(), optimizer(Matrices::AdamW {}));
+    let [mut expected, _] = values(&layer);
+    let mut mean = [0.0; 6];
+    for step in 0..4 {
+        let (gradients, [by_hand, _]) =
+            linear_and_gradients::<A>(&layer, SeedTree::new(19).at(step), device);
+        // A factor that clips, and one of zero, whatever the gradient is.
+        let factor = [1.0, 0.3, 0.0, 0.7][step as usize];
+        let gradients = if factor == 0.0 { gradients.scale(f64::NAN) } else { gradients };
+        let clip = Tensor::full([1], factor, device);
+        layer = muon.step(layer, &gradients, clip.clone(), lr, weight_decay);
+        beside = adamw.step(beside, &gradients, clip, lr, weight_decay);
+        let mut ahead = vec![0.0; 6];
+        for (i, g) in by_hand.iter().map(|g| factor * g).enumerate() {
+            mean[i] = momentum * mean[i] + (1.0 - momentum) * g;
+            ahead[i] = momentum * mean[i] + (1.0 - momentum) * g;
+        }
+        for (p, o) in expected.iter_mut().zip(orthogonalized_by_hand(&ahead)) {
+            *p -= lr * weight_decay * *p;
+            *p -= lr * update_rms * 3f64.sqrt() * o;
+        }
+        let [weight, bias] = values(&layer);
+        assert_near(&format!("step {step}"), &weight, &expected, 1e-5);
+        assert_eq!(bias, values(&beside)[1], "step {step}");
+    }
+}
+
+/// Of a matrix `[3, 2]`: five iterations of Newton-Schulz.
+fn orthogonalized_by_hand(matrix: &[f64]) -> Vec<f64> {
+    let norm = length(matrix) + 1e-7;
+    let mut x: Vec<f64> = matrix.iter().map(|x| x / norm).collect();
+    for _ in 0..5 {
+        // X (a + b A + c A^2), A = X^T X of 2 x 2.
+        let of = |i: usize, j: usize| (0..3).map(|r| x[2 * r + i] * x[2 * r + j]).sum::<f64>();
+        let a = [[of(0, 0), of(0, 1)], [of(1, 0), of(1, 1)]];
+        let by = |i: usize, j: usize| {
+            let square = a[i][0] * a[0][j] + a[i][1] * a[1][j];
+            let one = if i == j { 3.4445 } else { 0.0 };
+            one - 4.7750 * a[i][j] + 2.0315 * square
+        };
+        x = (0..6).map(|at| (0..2).map(|i| x[at / 2 * 2 + i] * by(i, at % 2)).sum()).collect();
+    }
+    x
 }
 
 /// `g * min(1, limit / (norm + 1e-6))` over all parameters together.
@@ -510,6 +564,7 @@ fn optimization() -> Optimization {
         },
         weight_decay: WeightDecay { start: 0.0, end: 0.0 },
         adamw: AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 },
+        matrices: Matrices::AdamW {},
         max_grad_norm: 2.0,
         ema: 0.0,
     }

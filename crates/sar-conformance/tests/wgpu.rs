@@ -12,6 +12,7 @@ sar_conformance::tests!(Autodiff<burn_wgpu::Wgpu>; kernels, large, operators, mo
     gradients_behind_a_growing_codebook_equal_finite_differences,
     gradients_of_resampling_are_its_transpose,
     gradients_of_the_backbone_equal_finite_differences,
+    muon_equals_its_equations,
     the_quantizer_passes_gradients_straight_through,
 ));
 

@@ -23,7 +23,7 @@
 //! | [`inverted_bottleneck`] | the network that features come from |
 //! | [`cross_entropy`], [`soft_cross_entropy`] | the objectives |
 //! | [`filtered`] | draws |
-//! | [`adamw`], [`sum_of_squares`] | the optimizer |
+//! | [`adamw`], [`orthogonalized`], [`sum_of_squares`] | the optimizers |
 //!
 //! Shapes: b batch, l tokens, h heads, e head dimension, d = h e, v codes; rows r = l b,
 //! token-major: all images of the first token, then all of the second.
@@ -41,6 +41,7 @@ mod gelu;
 mod group_norm;
 mod layers;
 mod linear;
+mod orthogonal;
 mod precision;
 mod visible;
 
@@ -57,5 +58,6 @@ pub use gelu::gelu_tanh;
 pub use group_norm::{GroupMoments, GroupNormConfig, group_norm, group_norm_by};
 pub use layers::{convolve, convolve_between, normalize, normalize_by, square_conv};
 pub use linear::linear;
+pub use orthogonal::orthogonalized;
 pub use precision::widened;
 pub use visible::Visible;

@@ -12,8 +12,9 @@ use sar_train::backbone_loss::backbone_loss;
 use sar_train::context_noise::ContextNoise;
 use sar_train::gradients::{Gradients, clip_factor};
 use sar_train::graphs;
+use sar_train::muon::Matrices;
 use sar_train::objective::{ConditionDraw, Objective, Regularization, StudentFirstToken};
-use sar_train::optim::{AdamW, AdamWConfig, is_decayed};
+use sar_train::optim::{AdamWConfig, Optimizer, is_decayed};
 use sar_train::step::trainable;
 use sar_train::tokens::TokenBatch;
 use sar_weights::{NamedTensors, collect, parameters};
@@ -127,7 +128,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let group_differs = infos
             .iter()
             .any(|p| is_decayed(&p.name, &p.shape) == settings.no_decay.contains(&p.name));
-        let mut optimizer = AdamW::new(config, infos);
+        let mut optimizer = Optimizer::new(config, Matrices::AdamW {}, infos);
         let norm = gradients.norm();
         let factor = clip_factor(norm, settings.clip_norm);
         let (lr, weight_decay) = (settings.lr, settings.weight_decay);

@@ -110,6 +110,7 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
             lr,
             weight_decay,
             adamw,
+            matrices,
             max_grad_norm,
         } = recipe
         else {
@@ -127,6 +128,7 @@ impl<'a, A: AutodiffBackend> Adversary<'a, A> {
             lr: *lr,
             weight_decay: *weight_decay,
             adamw: *adamw,
+            matrices: *matrices,
             max_grad_norm: *max_grad_norm,
             ema: 0.0,
         };

@@ -1,7 +1,7 @@
 //! Checkpoints inside a stage: what its learners and its task need to go on, at full precision.
 //!
 //! A file holds `<learner>.model.*`, `<learner>.average.*`, `<learner>.mean.*`, `<learner>.square.*`
-//! for each learner, and `task.*`; its metadata the stage, the step, the times, and what else belongs
+//! (of what AdamW moves) for each learner, and `task.*`; its metadata the stage, the step, the times, and what else belongs
 //! to each learner.
 
 use std::borrow::Cow;

@@ -21,7 +21,8 @@ use crate::checkpoint::{Saved, model_of};
 use crate::ema::Ema;
 use crate::gradients::{Gradients, clip_factor, norm_of};
 use crate::loss_scale::LossScale;
-use crate::optim::{AdamW, AdamWConfig};
+use crate::muon::Matrices;
+use crate::optim::{AdamWConfig, NamedMoments, Optimizer};
 use crate::schedule::{LrSchedule, WeightDecay};
 use crate::slices::Slices;
 use crate::step::{Accumulated, Terms, partial};
@@ -41,6 +42,8 @@ pub struct Optimization {
     pub weight_decay: WeightDecay,
     /// Constants of AdamW.
     pub adamw: AdamWConfig,
+    /// What moves matrices and kernels inside the model; AdamW moves everything else.
+    pub matrices: Matrices,
     /// Largest global norm of the gradients (published: 2.0); 0 for none.
     pub max_grad_norm: f64,
     /// Decay of the exponential moving average of the weights, in `[0, 1)`; 0 keeps none.
@@ -58,7 +61,7 @@ pub struct Learner<A: AutodiffBackend, M: AutodiffModule<A>> {
     /// a copy.
     model: Option<M::InnerModule>,
     names: Arc<[String]>,
-    optimizer: AdamW<A::InnerBackend>,
+    optimizer: Optimizer<A::InnerBackend>,
     average: Option<Ema<M::InnerModule>>,
     loss_scale: Option<LossScale>,
     group: Group,
@@ -137,7 +140,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             moved: vec![false; infos.len()],
             layout,
             names: infos.iter().map(|info| info.name.clone()).collect(),
-            optimizer: AdamW::new(optimization.adamw, infos),
+            optimizer: Optimizer::new(optimization.adamw, optimization.matrices, infos),
             average: Ema::new(optimization.ema, model.clone()),
             loss_scale: LossScale::of(precision),
             optimization: optimization.clone(),
@@ -333,19 +336,20 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         let average = self.average.as_ref().map(|average| of("average", average.average()));
         let mut infos = model.infos().to_vec();
         infos.extend(average.iter().flat_map(|average| average.infos()).cloned());
-        let mut moments = BTreeMap::new();
+        let mut moments_by_name = BTreeMap::new();
         let mut without = Vec::new();
-        for (place, (parameter, pair)) in self.optimizer.moments().enumerate() {
+        for (place, of_one) in self.optimizer.moments().enumerate() {
+            let NamedMoments { parameter, names, moments } = of_one;
             if !self.moved[place] {
                 without.push(parameter);
                 continue;
             }
-            let mut pair = pair.into_iter().flatten();
-            for part in ["mean", "square"] {
+            let mut moments = moments.into_iter();
+            for part in names {
                 let name = format!("{name}.{part}.{parameter}");
                 let shape = vec![self.slices.size(place)];
                 infos.push(TensorInfo { name: name.clone(), dtype: DType::F32, shape });
-                moments.extend(pair.next().map(|tensor| (name, tensor)));
+                moments_by_name.extend(moments.next().map(|tensor| (name, tensor)));
             }
         }
         let mut metadata = BTreeMap::new();
@@ -357,7 +361,7 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
             note(LOSS_SCALE, serde_json::to_string(scale).expect("numbers"));
         }
         let read = move |name: &str| {
-            let moment = || moments.get(name).map(|x| x.to_data().convert::<f32>());
+            let moment = || moments_by_name.get(name).map(|x| x.to_data().convert::<f32>());
             let average = || average.as_ref().and_then(|average| average.read(name));
             model.read(name).or_else(average).or_else(moment)
         };
@@ -374,8 +378,8 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         device: &A::Device,
     ) -> Result<(), TrainError> {
         let mut part = |part: &str| saved.take(&format!("{}.{part}", self.name));
-        let [model, average, mut means, mut squares] =
-            ["model", "average", "mean", "square"].map(&mut part);
+        let [model, average, mean, square] = ["model", "average", "mean", "square"].map(&mut part);
+        let mut by_name = BTreeMap::from([("mean", mean), ("square", square)]);
         let field = |field: &str| format!("{}.{field}", self.name);
         let without: Vec<String> = saved.value(&field(WITHOUT_MOMENTS))?;
         let steps = saved.value(&field(STEPS))?;
@@ -384,20 +388,20 @@ impl<A: AutodiffBackend, M: AutodiffModule<A, InnerModule: Send>> Learner<A, M> 
         }
         let mut problem = None;
         let mut place = 0;
-        let mut moments = |parameter: &str| {
-            let tensor =
-                |data: Option<TensorData>| data.map(|data| Tensor::from_data(data, device));
-            let pair = tensor(means.remove(parameter)).zip(tensor(squares.remove(parameter)));
-            if pair.is_none() != without.iter().any(|name| name == parameter) {
+        let mut moments = |parameter: &str, names: &[&str]| {
+            let mut take = |name: &&str| by_name.get_mut(*name)?.remove(parameter);
+            let found: Option<Vec<TensorData>> = names.iter().map(&mut take).collect();
+            if found.is_none() != without.iter().any(|name| name == parameter) {
                 problem.get_or_insert(format!("has no optimizer moments of {parameter}"));
             }
-            self.moved[place] = pair.is_some();
+            self.moved[place] = found.is_some();
             place += 1;
             let owned = self.slices.owns(self.group.rank(), place - 1);
-            pair.filter(|_| owned).map(|(mean, square)| [mean, square])
+            let found = found.filter(|_| owned).into_iter().flatten();
+            found.map(|data| Tensor::from_data(data, device)).collect::<Vec<_>>()
         };
         self.optimizer.restore(steps, &mut moments);
-        let left: Option<&str> = means.names().chain(squares.names()).next();
+        let left = by_name.values().flat_map(NamedTensors::names).next();
         if let Some(name) = left {
             problem.get_or_insert(format!("holds unknown optimizer moments of '{name}'"));
         }
@@ -477,8 +481,8 @@ mod tests {
                 (Terms { loss, parts: Vec::new(), scales: Vec::new() }, ())
             });
             learner.update(sum.unwrap().gradients, (0, 1)).unwrap();
-            learner.optimizer.moments().map(|(_, pair)| pair.is_some()).collect::<Vec<_>>()
+            learner.optimizer.moments().map(|of| of.moments.len()).collect::<Vec<_>>()
         });
-        assert_eq!(moments, [[true, false], [false, true], [false, false]]);
+        assert_eq!(moments, [[2, 0], [0, 2], [0, 0]]);
     }
 }

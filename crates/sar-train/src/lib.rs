@@ -12,6 +12,7 @@ pub mod gradients;
 pub mod graphs;
 pub mod learner;
 pub mod loss_scale;
+pub mod muon;
 pub mod optim;
 mod slices;
 pub mod step;

@@ -1,4 +1,5 @@
-//! AdamW with decoupled weight decay and two parameter groups (Loshchilov and Hutter, 2019).
+//! AdamW with decoupled weight decay and two parameter groups (Loshchilov and Hutter, 2019), and beside it
+//! [Muon](crate::muon), where a recipe asks for it.
 //!
 //! ```text
 //! p -= lr wd p                                        (decayed group only)
@@ -6,13 +7,14 @@
 //! p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //! ```
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use sar_kernels::{AdamWStep, adamw};
 use sar_weights::ParameterInfo;
 use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
+use crate::muon::{self, Matrices, Matrix, is_orthogonalized};
 
 /// Constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,13 +37,31 @@ pub fn is_decayed(name: &str, shape: &[usize]) -> bool {
     shape.len() > 1 && !name.ends_with("bias") && !UNDECAYED.iter().any(|part| name.contains(part))
 }
 
-/// A parameter's name and its moments, the mean and the mean of squares, once it had a gradient.
-pub type NamedMoments<'a, B> = (&'a str, Option<[Tensor<B, 1>; 2]>);
+/// The names of the moments of a parameter: the mean of its gradients, and AdamW's mean of squares.
+pub(crate) fn moments_of(matrices: Matrices, info: &ParameterInfo) -> &'static [&'static str] {
+    match matrices {
+        Matrices::Muon { .. } if is_orthogonalized(&info.name, &info.shape) => &["mean"],
+        Matrices::Muon { .. } | Matrices::AdamW {} => &["mean", "square"],
+    }
+}
 
-/// The optimizer's state: one pair of moments per parameter, in visit order.
+/// The moments of a parameter.
 #[derive(Clone, Debug)]
-pub struct AdamW<B: Backend> {
-    config: AdamWConfig,
+#[non_exhaustive]
+pub struct NamedMoments<'a, B: Backend> {
+    /// The parameter's name.
+    pub parameter: &'a str,
+    /// The names of its moments,
+    pub names: &'static [&'static str],
+    /// and these, in the same order, once it had a gradient; none before.
+    pub moments: Vec<Tensor<B, 1>>,
+}
+
+/// The optimizer's state: the moments of each parameter, in visit order.
+#[derive(Clone, Debug)]
+pub struct Optimizer<B: Backend> {
+    adamw: AdamWConfig,
+    matrices: Matrices,
     /// Steps taken.
     steps: u64,
     slots: Vec<Slot<B>>,
@@ -51,24 +71,22 @@ pub struct AdamW<B: Backend> {
 struct Slot<B: Backend> {
     info: ParameterInfo,
     decayed: bool,
-    moments: Option<Moments<B>>,
+    names: &'static [&'static str],
+    /// As many as there are names, or none.
+    moments: Vec<Tensor<B, 1>>,
 }
 
-#[derive(Clone, Debug)]
-struct Moments<B: Backend> {
-    mean: Tensor<B, 1>,
-    square: Tensor<B, 1>,
-}
-
-impl<B: Backend> AdamW<B> {
+impl<B: Backend> Optimizer<B> {
     /// An optimizer for a module with these parameters, in visit order.
-    pub fn new(config: AdamWConfig, parameters: Vec<ParameterInfo>) -> Self {
+    pub fn new(adamw: AdamWConfig, matrices: Matrices, parameters: Vec<ParameterInfo>) -> Self {
         let slot = |info: ParameterInfo| Slot {
             decayed: is_decayed(&info.name, &info.shape),
+            names: moments_of(matrices, &info),
             info,
-            moments: None,
+            moments: Vec::new(),
         };
-        Self { config, steps: 0, slots: parameters.into_iter().map(slot).collect() }
+        let slots = parameters.into_iter().map(slot).collect();
+        Self { adamw, matrices, steps: 0, slots }
     }
 
     /// One step of every parameter that has a gradient, multiplied by a factor `[1]` (0 makes it
@@ -86,7 +104,8 @@ impl<B: Backend> AdamW<B> {
     ) -> M {
         self.steps += 1;
         let t = self.steps as f64;
-        let AdamWConfig { beta1, beta2, eps } = self.config;
+        let AdamWConfig { beta1, beta2, eps } = self.adamw;
+        let directions = self.directions(&module, gradients, &factor);
         let mut update = Update {
             step: AdamWStep {
                 beta1,
@@ -96,13 +115,48 @@ impl<B: Backend> AdamW<B> {
                 rate: lr / (1.0 - beta1.powf(t)),
                 correction: (1.0 - beta2.powf(t)).sqrt(),
             },
+            lr,
             factor,
             slots: self.slots.iter_mut(),
             gradients: gradients.iter(),
+            directions: directions.into_iter(),
         };
         let module = module.map(&mut update);
         assert!(update.slots.next().is_none(), "more optimizer state than parameters");
         module
+    }
+
+    /// What Muon moves parameters along, all at once, in visit order; none for those that AdamW moves and those
+    /// without a gradient. The means of their gradients are moved on the way.
+    fn directions<M: Module<B>>(
+        &mut self,
+        module: &M,
+        gradients: &Gradients<B>,
+        factor: &Tensor<B, 1>,
+    ) -> Vec<Option<Tensor<B, 1>>> {
+        let mut directions = vec![None; self.slots.len()];
+        let Matrices::Muon { momentum, update_rms, iterations } = self.matrices else {
+            return directions;
+        };
+        let mut rows = Rows(Vec::new());
+        module.visit(&mut rows);
+        let mut places = Vec::new();
+        let mut matrices = Vec::new();
+        let all = self.slots.iter_mut().zip(gradients.iter()).zip(rows.0).enumerate();
+        for (place, ((slot, gradient), rows)) in all {
+            let Some(gradient_n) = gradient.cloned() else { continue };
+            if is_orthogonalized(&slot.info.name, &slot.info.shape) {
+                let size = [rows, gradient_n.dims()[0] / rows];
+                places.push(place);
+                matrices.push(Matrix { size, mean_n: slot.moments.pop(), gradient_n });
+            }
+        }
+        let moved = muon::directions(matrices, factor, [momentum, update_rms], iterations);
+        for (place, (mean_n, direction_n)) in places.into_iter().zip(moved) {
+            self.slots[place].moments = vec![mean_n];
+            directions[place] = Some(direction_n);
+        }
+        directions
     }
 
     /// Steps taken.
@@ -110,33 +164,45 @@ impl<B: Backend> AdamW<B> {
         self.steps
     }
 
-    /// The moments by parameter name, for a checkpoint.
+    /// The moments of all parameters, for a checkpoint.
     pub fn moments(&self) -> impl Iterator<Item = NamedMoments<'_, B>> {
-        self.slots.iter().map(|slot| {
-            let moments = slot.moments.as_ref().map(|m| [m.mean.clone(), m.square.clone()]);
-            (slot.info.name.as_str(), moments)
+        self.slots.iter().map(|slot| NamedMoments {
+            parameter: &slot.info.name,
+            names: slot.names,
+            moments: slot.moments.clone(),
         })
     }
 
     /// Goes on after `steps` steps with what [`moments`](Self::moments) gave; `moments` is asked for
-    /// every parameter by name.
+    /// every parameter by its name and the names of its moments.
     pub fn restore(
         &mut self,
         steps: u64,
-        mut moments: impl FnMut(&str) -> Option<[Tensor<B, 1>; 2]>,
+        mut moments: impl FnMut(&str, &[&str]) -> Vec<Tensor<B, 1>>,
     ) {
         self.steps = steps;
         for slot in &mut self.slots {
-            slot.moments = moments(&slot.info.name).map(|[mean, square]| Moments { mean, square });
+            slot.moments = moments(&slot.info.name, slot.names);
         }
+    }
+}
+
+/// The first dimension of each parameter, as the module holds it.
+struct Rows(Vec<usize>);
+
+impl<B: Backend> ModuleVisitor<B> for Rows {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.push(param.val().dims()[0]);
     }
 }
 
 struct Update<'a, B: Backend, G> {
     step: AdamWStep,
+    lr: f64,
     factor: Tensor<B, 1>,
     slots: std::slice::IterMut<'a, Slot<B>>,
     gradients: G,
+    directions: std::vec::IntoIter<Option<Tensor<B, 1>>>,
 }
 
 impl<'g, B: Backend, G: Iterator<Item = Option<&'g Tensor<B, 1>>>> ModuleMapper<B>
@@ -145,21 +211,78 @@ impl<'g, B: Backend, G: Iterator<Item = Option<&'g Tensor<B, 1>>>> ModuleMapper<
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let slot = self.slots.next().expect("optimizer state for every parameter");
         let gradient = self.gradients.next().expect("a gradient slot for every parameter");
+        let direction = self.directions.next().flatten();
         let Some(g) = gradient else { return param };
+        let step = match slot.decayed {
+            true => self.step,
+            false => AdamWStep { decay: 0.0, ..self.step },
+        };
+        if let Some(direction_n) = direction {
+            return param.map(|p| {
+                let along = direction_n.reshape(p.dims()) * self.lr;
+                p * (1.0 - step.decay) - along
+            });
+        }
         param.map(|p| {
             let shape = p.dims();
-            let step = match slot.decayed {
-                true => self.step,
-                false => AdamWStep { decay: 0.0, ..self.step },
-            };
-            let moments = match slot.moments.take() {
-                Some(Moments { mean, square }) => [mean, square],
-                None => [g.zeros_like(), g.zeros_like()],
-            };
+            let mut moments = std::mem::take(&mut slot.moments).into_iter();
+            let mut moment = || moments.next().unwrap_or_else(|| g.zeros_like());
+            let moments = [moment(), moment()];
             let p = p.reshape([g.dims()[0]]);
-            let (p, [mean, square]) = adamw(p, moments, g.clone(), self.factor.clone(), step);
-            slot.moments = Some(Moments { mean, square });
+            let (p, moments) = adamw(p, moments, g.clone(), self.factor.clone(), step);
+            slot.moments = moments.into();
             p.reshape(shape)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use burn_flex::Flex;
+    use sar_weights::{Layout, parameters};
+
+    use super::*;
+
+    const BARE: Layout = Layout { renames: &[], ignored: &[] };
+
+    fn tensor<const D: usize>(values: [f32; 6], shape: [usize; D]) -> Tensor<Flex, D> {
+        Tensor::<Flex, 1>::from_floats(values, &Default::default()).reshape(shape)
+    }
+
+    /// Two steps of a matrix of 3 rows and 2 columns, the second one with half its gradient, computed in f64 with
+    /// NumPy.
+    #[test]
+    fn muon_moves_a_matrix_as_its_equations_say() {
+        let matrices = Matrices::Muon { momentum: 0.9, update_rms: 0.2, iterations: 5 };
+        let adamw = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+        let mut layer: Linear<Flex> =
+            LinearConfig::new(3, 2).with_bias(false).init(&Default::default());
+        layer.weight = Param::from_tensor(tensor([1.0, -2.0, 0.5, 0.25, -1.0, 3.0], [3, 2]));
+        let mut optimizer = Optimizer::new(adamw, matrices, parameters(&layer, &BARE));
+        let steps = [
+            (
+                ([0.3, -0.1, 0.2, 0.4, -0.5, 0.6], 1.0),
+                [0.97847563, -1.992831, 0.4745708, 0.22433494, -0.97852147, 2.9687996],
+                [0.03, -0.01, 0.02, 0.04, -0.05, 0.06],
+            ),
+            (
+                ([-0.2, 0.7, 0.1, -0.3, 0.9, 0.5], 0.5),
+                [0.98327327, -1.9994876, 0.45233303, 0.22817037, -0.987043, 2.9352891],
+                [0.017, 0.026, 0.023, 0.021, 0.0, 0.079],
+            ),
+        ];
+        for ((gradient, factor), weight, mean) in steps {
+            let gradients = Gradients::from_flat(vec![Some(tensor(gradient, [6]))]);
+            let factor = Tensor::full([1], factor, &Default::default());
+            layer = optimizer.step(layer, &gradients, factor, 0.1, 0.05);
+            let apart = layer.weight.val() - tensor(weight, [3, 2]);
+            let apart = apart.abs().max().into_scalar();
+            assert!(apart < 1e-6, "{apart} apart: {weight:?}");
+            let kept = optimizer.moments().next().unwrap();
+            assert_eq!((kept.parameter, kept.names), ("weight", &["mean"][..]));
+            let apart = (kept.moments[0].clone() - tensor(mean, [6])).abs().max().into_scalar();
+            assert!(apart < 1e-7, "{apart} apart: {mean:?}");
+        }
     }
 }

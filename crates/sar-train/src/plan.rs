@@ -9,6 +9,8 @@ use sar_weights::{ParameterInfo, parameters};
 use crate::init::Given;
 use crate::latents::Extent;
 use crate::learner::Optimization;
+use crate::muon::Matrices;
+use crate::optim::moments_of;
 use crate::recipe::Recipe;
 use crate::run::{check_precision, perception_of};
 use crate::{StageId, TrainError};
@@ -53,6 +55,8 @@ pub struct PlannedStage {
     pub grad_accum_steps: usize,
     /// Parameters that it trains.
     pub parameters: usize,
+    /// Values of the optimizer's moments, two a parameter, or one where Muon moves it.
+    pub moments: usize,
     /// Passes over all training images.
     pub epochs: f64,
     /// Memory of the stage, bytes: an estimate.
@@ -64,6 +68,14 @@ const F32: u64 = 4;
 
 fn n_elements(parameters: &[ParameterInfo]) -> usize {
     parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+}
+
+/// Values of all moments that an optimizer keeps.
+fn n_moments(parameters: &[ParameterInfo], matrices: Matrices) -> usize {
+    let of_one = |parameter: &ParameterInfo| {
+        moments_of(matrices, parameter).len() * parameter.shape.iter().product::<usize>()
+    };
+    parameters.iter().map(of_one).sum()
 }
 
 /// Plans a run; `workers` micro-batches run side by side. Everything is checked that a run checks before
@@ -83,15 +95,16 @@ pub fn plan<A: AutodiffBackend>(
     perception_of::<A>(recipe, device)?;
     let classes = images.classes().len();
     let model = &recipe.tokenizer.model;
-    let n_tokenizer = {
+    let of_tokenizer = {
         let empty = Tokenizer::<A::InnerBackend>::new(model, device)?;
-        n_elements(&parameters(&empty, model.layout()))
+        parameters(&empty, model.layout())
     };
     let config = recipe.backbone_config(classes);
-    let n_backbone = {
+    let of_backbone = {
         let empty = Backbone::<A::InnerBackend>::new(&config, device)?;
-        n_elements(&parameters(&empty, &sar_model::LAYOUT))
+        parameters(&empty, &sar_model::LAYOUT)
     };
+    let [n_tokenizer, n_backbone] = [&of_tokenizer, &of_backbone].map(|all| n_elements(all));
 
     let side = recipe.data.side as usize;
     let l = recipe.scales().n_tokens();
@@ -107,7 +120,7 @@ pub fn plan<A: AutodiffBackend>(
 
     let stage = |id: StageId| {
         let optimization = recipe.optimization(id);
-        let Optimization { batch_size, grad_accum_steps, ema, .. } = *optimization;
+        let Optimization { batch_size, grad_accum_steps, matrices, ema, .. } = *optimization;
         let at_once = grad_accum_steps.min(workers) as u64;
         let (parameters, floats, frozen) = match id {
             StageId::Tokenizer => (n_tokenizer, tokenizer_activations(model, side), 0),
@@ -115,9 +128,11 @@ pub fn plan<A: AutodiffBackend>(
             StageId::Sar => (n_backbone, sar_floats, n_tokenizer + n_backbone),
             StageId::Control => (n_backbone, teacher_floats, n_tokenizer + n_backbone),
         };
-        // Weights, gradients (one set per worker and the sums of a tree), two moments, the average.
+        let of_model = if id == StageId::Tokenizer { &of_tokenizer } else { &of_backbone };
+        let moments = n_moments(of_model, matrices);
+        // Weights, gradients (one set per worker and the sums of a tree), the average; and moments.
         let sums = u64::from(grad_accum_steps.ilog2());
-        let sets = 3 + at_once + sums + u64::from(ema > 0.0);
+        let sets = 1 + at_once + sums + u64::from(ema > 0.0);
         let images_at_once = at_once * (batch_size / grad_accum_steps) as u64;
         let steps = recipe.steps(id);
         PlannedStage {
@@ -126,8 +141,13 @@ pub fn plan<A: AutodiffBackend>(
             batch_size,
             grad_accum_steps,
             parameters,
+            moments,
             epochs: steps as f64 * batch_size as f64 / images.n_train() as f64,
-            memory: F32 * (sets * parameters as u64 + images_at_once * floats + frozen as u64),
+            memory: F32
+                * (sets * parameters as u64
+                    + moments as u64
+                    + images_at_once * floats
+                    + frozen as u64),
         }
     };
     let is_run = |id: &StageId| *id != StageId::Control || recipe.sar.control;
@@ -162,7 +182,7 @@ pub fn plan<A: AutodiffBackend>(
 
 fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
     let mut files = Vec::new();
-    for &PlannedStage { id, steps, parameters, .. } in stages {
+    for &PlannedStage { id, steps, parameters, moments, .. } in stages {
         let weights = F32 * parameters as u64;
         let has_average = recipe.optimization(id).ema > 0.0 && steps > 0;
         let has_best = recipe.log.measures() && steps > 0;
@@ -176,7 +196,8 @@ fn files(stages: &[PlannedStage], recipe: &Recipe) -> Vec<(String, u64)> {
             // The newest, and the best where anything is measured.
             let kept = recipe.log.checkpoints_kept as u64 + u64::from(has_best);
             let checkpoints = format!("checkpoints/{id}-*.safetensors, at most {kept}");
-            files.push((checkpoints, kept * (3 + u64::from(has_average)) * weights));
+            let checkpoint = (1 + u64::from(has_average)) * weights + F32 * moments as u64;
+            files.push((checkpoints, kept * checkpoint));
         }
     }
     files
@@ -208,6 +229,21 @@ mod tests {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let recipe = Recipe::load("emoji-quick", &settings).unwrap();
         plan::<Autodiff<Flex>>(&recipe, workers, &Default::default()).unwrap()
+    }
+
+    /// A block's matrices are 18 times the square of its width.
+    #[test]
+    fn muon_keeps_one_moment_of_a_matrix() {
+        const MUON: &str = "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = \
+                            0.2, iterations = 5 }";
+        let [adamw, muon] = [vec![], vec![MUON]].map(|settings| planned(1, &settings));
+        let [two, one] = [&adamw, &muon].map(|plan| plan.stages[1].moments);
+        assert_eq!(two, 2 * adamw.stages[1].parameters);
+        assert_eq!(two - one, 4 * 18 * 192 * 192, "four blocks, 192 wide");
+        assert_eq!(adamw.stages[1].memory - muon.stages[1].memory, 4 * (two - one) as u64);
+        let bytes = |plan: &Plan| plan.files.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        assert!(bytes(&muon) < bytes(&adamw));
+        assert_eq!(adamw.stages[0].moments, muon.stages[0].moments);
     }
 
     /// Floats of an image without a backward pass, whichever are more: four of the largest maps, 32 channels of

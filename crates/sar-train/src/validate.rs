@@ -10,6 +10,7 @@ use sar_tokenizer::{CodebookGrowth, Family, Perturbation, Phi};
 use crate::context_noise::ContextNoise;
 use crate::latents::Latents;
 use crate::learner::Optimization;
+use crate::muon::Matrices;
 use crate::objective::{Objective, Regularization};
 use crate::optim::AdamWConfig;
 use crate::recipe::{
@@ -31,6 +32,7 @@ const MOST_VARIANTS: usize = 1024;
 const MOST_SEEDS: usize = 1000;
 const MOST_AT_A_TIME: usize = 4096;
 const MOST_ENLARGED: usize = 16;
+const MOST_ITERATIONS: usize = 64;
 
 /// Checks a recipe; floats are finite already.
 ///
@@ -207,6 +209,7 @@ fn of_adversary(adversary: &Adversary, steps: u64) -> Result<(), Problem> {
         lr,
         weight_decay,
         adamw,
+        matrices,
         max_grad_norm,
     } = adversary
     else {
@@ -220,7 +223,8 @@ fn of_adversary(adversary: &Adversary, steps: u64) -> Result<(), Problem> {
     at_least_zero(*lecam, &format!("{at}.lecam"))?;
     let field = format!("{at}.start");
     check(steps == 0 || *start < steps, &field, "must be below tokenizer.steps")?;
-    of_schedules(at, lr, weight_decay, adamw, *max_grad_norm)
+    of_schedules(at, lr, weight_decay, *max_grad_norm)?;
+    of_optimizers(at, adamw, matrices)
 }
 
 /// What VAR's residual scales and positions per token cannot do.
@@ -398,8 +402,16 @@ fn of_output(
 }
 
 fn of_optimization(stage: &str, optimization: &Optimization) -> Result<(), Problem> {
-    let Optimization { batch_size, grad_accum_steps, lr, weight_decay, adamw, max_grad_norm, ema } =
-        optimization;
+    let Optimization {
+        batch_size,
+        grad_accum_steps,
+        lr,
+        weight_decay,
+        adamw,
+        matrices,
+        max_grad_norm,
+        ema,
+    } = optimization;
     let at = format!("{stage}.optimization");
     let field = |name: &str| format!("{at}.{name}");
     check(*batch_size > 0, &field("batch_size"), "must be at least 1")?;
@@ -408,16 +420,16 @@ fn of_optimization(stage: &str, optimization: &Optimization) -> Result<(), Probl
         &field("grad_accum_steps"),
         &format!("{grad_accum_steps} does not divide the batch of {batch_size}"),
     )?;
-    of_schedules(&at, lr, weight_decay, adamw, *max_grad_norm)?;
+    of_schedules(&at, lr, weight_decay, *max_grad_norm)?;
+    of_optimizers(&at, adamw, matrices)?;
     below_one(*ema, &field("ema"))
 }
 
-/// How a learner is optimized; `at` is the table that says so.
+/// How far a learner's weights move; `at` is the table that says so.
 fn of_schedules(
     at: &str,
     lr: &LrSchedule,
     weight_decay: &WeightDecay,
-    adamw: &AdamWConfig,
     max_grad_norm: f64,
 ) -> Result<(), Problem> {
     let field = |name: &str| format!("{at}.{name}");
@@ -440,11 +452,24 @@ fn of_schedules(
     let WeightDecay { start, end } = *weight_decay;
     at_least_zero(start, &field("weight_decay.start"))?;
     at_least_zero(end, &field("weight_decay.end"))?;
+    at_least_zero(max_grad_norm, &field("max_grad_norm"))
+}
+
+/// What moves them.
+fn of_optimizers(at: &str, adamw: &AdamWConfig, matrices: &Matrices) -> Result<(), Problem> {
+    let field = |name: &str| format!("{at}.{name}");
     let AdamWConfig { beta1, beta2, eps } = *adamw;
     below_one(beta1, &field("adamw.beta1"))?;
     below_one(beta2, &field("adamw.beta2"))?;
     check(eps > 0.0, &field("adamw.eps"), "must be positive")?;
-    at_least_zero(max_grad_norm, &field("max_grad_norm"))
+    match *matrices {
+        Matrices::AdamW {} => Ok(()),
+        Matrices::Muon { momentum, update_rms, iterations } => {
+            below_one(momentum, &field("matrices.momentum"))?;
+            check(update_rms > 0.0, &field("matrices.update_rms"), "must be positive")?;
+            in_range(iterations, 1, MOST_ITERATIONS, &field("matrices.iterations"))
+        }
+    }
 }
 
 fn of_regularization(
@@ -566,6 +591,24 @@ mod tests {
             ("tokenizer.optimization.lr.peak=nan", "tokenizer.optimization.lr.peak"),
             ("tokenizer.optimization.lr.peak=inf", "tokenizer.optimization.lr.peak"),
             ("tokenizer.optimization.adamw.eps=0", "tokenizer.optimization.adamw.eps"),
+            (
+                "tokenizer.optimization.matrices={ kind = \"muon\", momentum = 1.0, update_rms = 0.2, \
+                 iterations = 5 }",
+                "tokenizer.optimization.matrices.momentum",
+            ),
+            (
+                "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.0, \
+                 iterations = 5 }",
+                "pretrain.optimization.matrices.update_rms",
+            ),
+            (
+                "sar.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, \
+                 iterations = 0 }",
+                "sar.optimization.matrices.iterations",
+            ),
+            // No field has a default.
+            ("sar.optimization.matrices={ kind = \"muon\" }", "sar.optimization.matrices"),
+            ("sar.optimization.matrices={ kind = \"lion\" }", "sar.optimization.matrices"),
             ("tokenizer.loss.l1=-1", "tokenizer.loss.l1"),
             ("pretrain.optimization.lr.decay.flat=1", "pretrain.optimization.lr.decay.flat"),
             (
@@ -618,7 +661,7 @@ mod tests {
                              augmentation = [], lecam = 0.0, lr = { peak = 1e-3, warmup_steps = 0.0, \
                              warmup_from = 1.0, end = 1.0, decay = { kind = \"cosine\" } }, weight_decay = { \
                              start = 0.0, end = 0.0 }, adamw = { beta1 = 0.5, beta2 = 0.9, eps = 1e-8 }, \
-                             max_grad_norm = 1.0 }";
+                             matrices = { kind = \"adamw\" }, max_grad_norm = 1.0 }";
         let (perceptual, adversary) = ("tokenizer.loss.perceptual", "tokenizer.adversary");
         // A token is four pixels.
         for (scales, field, value, least) in [

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
-use common::{ADVERSARY, FLIP_ALL, draw_images};
+use common::{ADVERSARY, ADVERSARY_BY_MUON, FLIP_ALL, MUON, draw_images};
 use sar_core::SeedTree;
 use sar_exchange::{Exchange, ExchangeError, Group, threads};
 use sar_pipeline::TrainedTokenizer;
@@ -291,10 +291,11 @@ fn a_residual_tokenizer_and_half_precision_do_as_well() {
     assert_any_ranks(&recipe, &[[3, 1]]);
 }
 
-/// All stages, with an adversary; other weights than in single precision.
+/// All stages, with an adversary, all by Muon; other weights than in single precision.
 #[test]
 fn gradients_in_half_precision_end_with_the_same_weights_on_any_ranks() {
-    let rounded = tiny(&[ADVERSARY, "sar.control=false", "exchange.gradients=bf16"]);
+    let settings = [ADVERSARY, ADVERSARY_BY_MUON, "sar.control=false", "exchange.gradients=bf16"];
+    let rounded = tiny(&[&settings[..], &MUON].concat());
     assert_any_ranks(&rounded, &[[1, 2], [2, 1], [3, 2], [4, 1], [8, 1]]);
     let folder = tempfile::tempdir().unwrap();
     let [ours, exact] = ["bf16", "f32"].map(|gradients| {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
-use common::ADVERSARY;
+use common::{ADVERSARY, ADVERSARY_BY_MUON, MUON};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_exchange::Group;
 use sar_pipeline::{Pipeline, RgbImage, to_png};
@@ -116,7 +116,7 @@ fn stopped_after(recipe: &Recipe, dir: &Path, steps: usize, resume: bool) -> boo
 #[test]
 fn a_run_that_stops_often_ends_like_one_that_never_does() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = tiny(&["sar.objective.transitions=one-random"]);
+    let recipe = tiny(&[&["sar.objective.transitions=one-random"][..], &MUON].concat());
     let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
     run_undisturbed(&recipe, &whole);
     let mut resume = false;
@@ -352,8 +352,8 @@ fn rivals_of_sar_resume_and_their_samples_keep_to_their_codes() {
     }
 }
 
-/// Of a residual tokenizer, with dropout and replaced codes; the discriminator begins amid the stage, so that
-/// checkpoints are from before and after.
+/// Of a direct tokenizer, and of a residual one with dropout and Muon for both learners. Codes are replaced, and the
+/// discriminator begins amid the stage, so that checkpoints are from before and after.
 #[test]
 fn a_tokenizer_and_its_adversary_resume_together() {
     let folder = tempfile::tempdir().unwrap();
@@ -374,6 +374,9 @@ fn a_tokenizer_and_its_adversary_resume_together() {
             "sar.control=false",
         ];
         settings.extend(family);
+        if dropout.ends_with("0.3") {
+            settings.extend([ADVERSARY_BY_MUON, MUON[0]]);
+        }
         let recipe = tiny(&settings);
         let dir = folder.path().join(if dropout.ends_with('0') { "direct" } else { "residual" });
         let (whole, pieces) = (dir.join("whole"), dir.join("pieces"));

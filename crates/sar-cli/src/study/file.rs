@@ -463,7 +463,7 @@ steps = 60
         let soft = "\"sar.objective.weight=0.2\"";
         refuses([soft, cached], &["'sar-soft'", "latents is for the study to set"]);
         // Nor with the table around it; the same value does no harm.
-        let lr = "adamw = { beta1 = 0.9, beta2 = 0.95, eps = 1e-8 }, max_grad_norm = 2.0, ema = 0.0, lr = { peak = \
+        let lr = "adamw = { beta1 = 0.9, beta2 = 0.95, eps = 1e-8 }, matrices = { kind = \"adamw\" }, max_grad_norm = 2.0, ema = 0.0, lr = { peak = \
                   1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 0.2, decay = { kind = \"linear\", flat = 0.0 } }, \
                   weight_decay = { start = 0.05, end = 0.05 }, grad_accum_steps = 1";
         let known = load(SMALL).unwrap().start_recipe().unwrap().sar.optimization.batch_size;

@@ -7,6 +7,7 @@ use sar_tokenizer::{CodebookGrowth, Family, Init, Perturbation, Tokenizer, Token
 use sar_weights::parameters;
 
 use super::*;
+use crate::muon::Matrices;
 use crate::optim::AdamWConfig;
 use crate::recipe::{Perceptual, TokenizerLoss, TokenizerRegularization};
 use crate::schedule::{Decay, LrSchedule, WeightDecay};
@@ -52,6 +53,7 @@ fn recipe(weight: f64, adaptive: bool) -> recipe::Adversary {
         lr,
         weight_decay: WeightDecay { start: 0.0, end: 0.0 },
         adamw: AdamWConfig { beta1: 0.5, beta2: 0.9, eps: 1e-8 },
+        matrices: Matrices::AdamW {},
         max_grad_norm: 0.0,
     }
 }

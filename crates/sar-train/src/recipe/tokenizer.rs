@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{InitFrom, Output};
 use crate::learner::Optimization;
+use crate::muon::Matrices;
 use crate::optim::AdamWConfig;
 use crate::schedule::{LrSchedule, WeightDecay};
 
@@ -154,6 +155,7 @@ pub struct TokenizerRegularization {
 /// What a tokenizer is trained against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "one for each recipe")]
 #[non_exhaustive]
 pub enum Adversary {
     /// Nothing.
@@ -182,6 +184,8 @@ pub enum Adversary {
         weight_decay: WeightDecay,
         /// Constants of its AdamW.
         adamw: AdamWConfig,
+        /// What moves the kernels inside it.
+        matrices: Matrices,
         /// Largest global norm of its gradients; 0 for none.
         max_grad_norm: f64,
     },

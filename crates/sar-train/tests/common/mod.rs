@@ -28,7 +28,18 @@ pub(crate) const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator
     augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
     peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
     \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
-    0.5, beta2 = 0.9, eps = 1e-8 }, max_grad_norm = 1.0 }";
+    0.5, beta2 = 0.9, eps = 1e-8 }, matrices = { kind = \"adamw\" }, max_grad_norm = 1.0 }";
+
+/// Muon for the matrices of all stages.
+pub(crate) const MUON: [&str; 3] = [
+    "tokenizer.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
+    "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
+    "sar.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
+];
+
+/// And for the kernels of [`ADVERSARY`].
+pub(crate) const ADVERSARY_BY_MUON: &str = "tokenizer.adversary.matrices={ kind = \"muon\", momentum = \
+    0.9, update_rms = 0.2, iterations = 4 }";
 
 /// Two classes of so many images; the setting that trains on them.
 pub(crate) fn draw_images(folder: &Path, each: u32) -> String {

@@ -18,6 +18,7 @@ use sar_model::{Backbone, FirstToken, LAYOUT, Precision, Visibility};
 use sar_rollout::{Choice, Guidance, Predictions, Sampler};
 use sar_train::backbone_loss::backbone_loss;
 use sar_train::learner::{Learner, Optimization};
+use sar_train::muon::Matrices;
 use sar_train::objective::{Objective, StudentFirstToken};
 use sar_train::optim::AdamWConfig;
 use sar_train::schedule::{Decay, LrSchedule, WeightDecay};
@@ -58,6 +59,7 @@ fn trained(model: Backbone<B>, objective: &Objective, steps: u64, peak: f64) -> 
         },
         weight_decay: WeightDecay { start: 0.0, end: 0.0 },
         adamw: AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8 },
+        matrices: Matrices::AdamW {},
         max_grad_norm: 2.0,
         ema: 0.0,
     };
