@@ -210,8 +210,8 @@ impl FeatureSet {
         self.places.as_ref()
     }
 
-    /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT), or of a little
-    /// fewer where images [take turns](Looking::in_turn).
+    /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT), or of equal
+    /// parts of at most as many where images [take turns](Looking::in_turn).
     pub fn inception_score(&self) -> Option<Spread> {
         self.inception_score
     }

@@ -272,13 +272,23 @@ impl Pictures {
     }
 }
 
-/// The class of a class folder. A part of a name is not enough: what is like it may be another class.
+/// The class of a class folder. A part of a name is not enough: what is like it may be another class. Nor are
+/// words that two classes share, or none.
 fn class_of_folder(name: &str, classes: &[String]) -> Result<usize, String> {
-    let slug = class_slug(name);
-    let is_it = classes.iter().position(|class| class == name);
-    let is_like_it = || classes.iter().position(|class| class_slug(class) == slug);
-    if let Some(label) = is_it.or_else(is_like_it) {
+    if let Some(label) = classes.iter().position(|class| class == name) {
         return Ok(label);
+    }
+    let has_words = |text: &str| text.chars().any(char::is_alphanumeric);
+    let slug = class_slug(name);
+    let is_like_it = |class: &str| has_words(name) && has_words(class) && class_slug(class) == slug;
+    let mut like_it = (0..classes.len()).filter(|label| is_like_it(&classes[*label]));
+    match (like_it.next(), like_it.next()) {
+        (Some(label), None) => return Ok(label),
+        (Some(one), Some(other)) => {
+            let [one, other] = [one, other].map(|label| &classes[label]);
+            return Err(format!("class folder {name}: may be the class '{one}' or '{other}'"));
+        }
+        (None, _) => {}
     }
     let is_number = |text: &String| text.parse::<usize>().is_ok();
     match name.parse::<usize>() {
@@ -393,6 +403,15 @@ mod tests {
                 format!("class folder {name}: the reference has no class of this name")
             );
         }
+        // No words, or words of two classes.
+        let others = ["😀", "🐾", "A B", "a-b"].map(String::from);
+        assert_eq!(class_of_folder("🐾", &others), Ok(1));
+        assert_eq!(class_of_folder("a-b", &others), Ok(3));
+        for name in ["🎈", "class"] {
+            assert!(class_of_folder(name, &others).unwrap_err().contains("no class of this name"));
+        }
+        let error = class_of_folder("A-B", &others).unwrap_err();
+        assert_eq!(error, "class folder A-B: may be the class 'A B' or 'a-b'");
         // Names that are numbers are no indices.
         let numbers = ["1", "2", "10"].map(String::from);
         assert_eq!(class_of_folder("10", &numbers), Ok(2));

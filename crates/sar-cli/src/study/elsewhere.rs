@@ -14,8 +14,9 @@ use super::file::{START, Study};
 use super::results::Arm;
 use crate::job::difference;
 
-/// What is of the machine, or follows from other arms, and may differ between folders.
-const NOT_OF_THE_WEIGHTS: [&str; 7] = [
+/// What is of the machine, or follows from other arms, and may differ between folders; what was set has been compared.
+const NOT_OF_THE_WEIGHTS: [&str; 8] = [
+    "set",
     "seconds_per_step",
     "programs",
     "mixed_programs",
@@ -65,6 +66,11 @@ pub(super) fn add(file: &Path, study: &Study, ours: &mut Summary) -> Result<()> 
         let name = arm.name.clone();
         if named(&ours.arms, &name).is_none() {
             check_fits(&arm, study).with_context(|| format!("{at}: '{name}'"))?;
+            if arm.set.is_none() {
+                eprintln!(
+                    "{at}: does not say what '{name}' has set: it is taken to be as in the study"
+                );
+            }
             ours.arms.push(Arm { minus_control_p: Default::default(), ..arm });
             added.push(name);
         } else if !is_control(&name) {
@@ -113,7 +119,11 @@ fn check_same(theirs: &Arm, ours: &Arm) -> Result<()> {
 
 /// Checks that an arm can be one of the study.
 fn check_fits(arm: &Arm, study: &Study) -> Result<()> {
-    let cost = study.cost(study.arm(&arm.name)?)?;
+    let of_study = study.arm(&arm.name)?;
+    let cost = study.cost(of_study)?;
+    if let Some(set) = arm.set.as_ref().filter(|set| **set != of_study.set) {
+        bail!("has set {set:?}, in the study {:?}", of_study.set);
+    }
     let (n, all) = (arm.seeds + arm.diverged.len(), study.seeds.len());
     ensure!(n == all, "has {n} of the {all} seeds");
     ensure!(arm.figures.is_some() == (arm.seeds > 0), "lacks figures, or has those of no seed");
@@ -319,6 +329,14 @@ mod tests {
             here(),
             &["'scratch-wide'", "with control, in the study with scratch-control"],
         );
+        refuses(
+            &with(|of| of.arms[3].set = Some(vec!["backbone.width=128".into()])),
+            here(),
+            &["'scratch-wide'", "has set [\"backbone.width=128\"]", "[\"backbone.width=96\"]"],
+        );
+        // A file of before does not say it.
+        let before = with(|of| of.arms.iter_mut().for_each(|arm| arm.set = None));
+        assert_eq!(added(&before, here()).unwrap().elsewhere.len(), 2);
         refuses(
             &with(|of| of.arms[3].figures = None),
             here(),

@@ -27,6 +27,9 @@ pub(super) struct Arm {
     pub(super) seeds: usize,
     /// The seeds of training that went wrong.
     pub(super) diverged: Vec<Failed>,
+    /// In what its recipe differs; none for the start, and in files of before it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) set: Option<Vec<String>>,
     /// Of the sampler, the best of the grid for this arm.
     pub(super) settings: Value,
     /// None if all seeds went wrong.
@@ -192,7 +195,8 @@ pub(super) fn arms(study: &Study, finished: &[Finished]) -> Result<Vec<Arm>> {
         let start = study.begins_with_start(&of.name).then(|| named(START)).flatten();
         let mean_seconds = Estimate::of_each(&of.outcomes, |of| Some(of.trained.seconds_per_step));
         let steps = of.outcomes.first().map(|of| of.trained.steps);
-        let passes_a_step = match study.arms.iter().find(|arm| arm.name == of.name) {
+        let of_study = study.arms.iter().find(|arm| arm.name == of.name);
+        let passes_a_step = match of_study {
             Some(arm) => Some(study.cost(arm)?.passes_a_step),
             None => None,
         };
@@ -202,6 +206,7 @@ pub(super) fn arms(study: &Study, finished: &[Finished]) -> Result<Vec<Arm>> {
             name: of.name.clone(),
             seeds: of.outcomes.len(),
             diverged: of.failed.clone(),
+            set: of_study.map(|arm| arm.set.clone()),
             settings: of.outcomes.first().map_or(Value::Null, |of| of.settings.clone()),
             figures: Figures::of_arm(&of.outcomes),
             steps,
