@@ -16,6 +16,7 @@ use sar_model::Precision;
 use sar_pipeline::{JobOrigin, MadeWith, Origin};
 use sar_rollout::Sampler;
 use sar_weights::{remove_stale_of, write_bytes};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -253,6 +254,12 @@ impl SampleJob {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// A value as it is when it was written and read, which may cost a number its last digit.
+pub(crate) fn read_again<T: Serialize + DeserializeOwned>(value: &T) -> T {
+    let text = serde_json::to_string(value).expect("plain values");
+    serde_json::from_str(&text).expect("it was written just now")
 }
 
 /// The first field that differs, and its value in both.

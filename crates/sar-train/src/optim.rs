@@ -39,10 +39,11 @@ pub fn is_decayed(name: &str, shape: &[usize]) -> bool {
 
 /// The names of the moments of a parameter: the mean of its gradients, and AdamW's mean of squares.
 pub(crate) fn moments_of(matrices: Matrices, info: &ParameterInfo) -> &'static [&'static str] {
-    match matrices {
-        Matrices::Muon { .. } if is_orthogonalized(&info.name, &info.shape) => &["mean"],
-        Matrices::Muon { .. } | Matrices::AdamW {} => &["mean", "square"],
-    }
+    if is_by_muon(matrices, info) { &["mean"] } else { &["mean", "square"] }
+}
+
+fn is_by_muon(matrices: Matrices, info: &ParameterInfo) -> bool {
+    matches!(matrices, Matrices::Muon { .. }) && is_orthogonalized(&info.name, &info.shape)
 }
 
 /// The moments of a parameter.
@@ -71,6 +72,7 @@ pub struct Optimizer<B: Backend> {
 struct Slot<B: Backend> {
     info: ParameterInfo,
     decayed: bool,
+    by_muon: bool,
     names: &'static [&'static str],
     /// As many as there are names, or none.
     moments: Vec<Tensor<B, 1>>,
@@ -81,6 +83,7 @@ impl<B: Backend> Optimizer<B> {
     pub fn new(adamw: AdamWConfig, matrices: Matrices, parameters: Vec<ParameterInfo>) -> Self {
         let slot = |info: ParameterInfo| Slot {
             decayed: is_decayed(&info.name, &info.shape),
+            by_muon: is_by_muon(matrices, &info),
             names: moments_of(matrices, &info),
             info,
             moments: Vec::new(),
@@ -145,7 +148,7 @@ impl<B: Backend> Optimizer<B> {
         let all = self.slots.iter_mut().zip(gradients.iter()).zip(rows.0).enumerate();
         for (place, ((slot, gradient), rows)) in all {
             let Some(gradient_n) = gradient.cloned() else { continue };
-            if is_orthogonalized(&slot.info.name, &slot.info.shape) {
+            if slot.by_muon {
                 let size = [rows, gradient_n.dims()[0] / rows];
                 places.push(place);
                 matrices.push(Matrix { size, mean_n: slot.moments.pop(), gradient_n });

@@ -12,9 +12,10 @@ use serde_json::Value;
 use super::Summary;
 use super::file::{START, Study};
 use super::results::Arm;
-use crate::job::difference;
+use crate::job::{difference, read_again};
 
-/// What is of the machine, or follows from other arms, and may differ between folders; what was set has been compared.
+/// What is of the machine, or follows from other arms, and may differ between folders; and what was set,
+/// which a file of before does not say.
 const NOT_OF_THE_WEIGHTS: [&str; 8] = [
     "set",
     "seconds_per_step",
@@ -106,10 +107,7 @@ fn check_same(theirs: &Arm, ours: &Arm) -> Result<()> {
         fields.retain(|name, _| !NOT_OF_THE_WEIGHTS.contains(&name.as_str()));
         value
     };
-    // Ours were not read from a file, which may cost the last bit.
-    let text = serde_json::to_string(ours).expect("plain values");
-    let ours: Arm = serde_json::from_str(&text).expect("it was written just now");
-    match difference("", &of_weights(theirs), &of_weights(&ours)) {
+    match difference("", &of_weights(theirs), &of_weights(&read_again(ours))) {
         None => Ok(()),
         Some((field, theirs, ours)) => bail!(
             "has {field} = {theirs}, here it is {ours}; arms compare only where start and control are the same"
