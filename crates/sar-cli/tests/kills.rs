@@ -52,7 +52,7 @@ const MORE: &[&str] = &[
      peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
      \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
      0.5, beta2 = 0.9, eps = 1e-8 }, matrices = { kind = \"adamw\" }, max_grad_norm = 1.0 }",
-    "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
+    "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 3 }",
 ];
 
 /// First scales and what a scale sees: a name, and what such a run sets besides.

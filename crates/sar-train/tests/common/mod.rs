@@ -32,9 +32,9 @@ pub(crate) const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator
 
 /// Muon for the matrices of all stages.
 pub(crate) const MUON: [&str; 3] = [
-    "tokenizer.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
-    "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
-    "sar.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 5 }",
+    "tokenizer.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 3 }",
+    "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 3 }",
+    "sar.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 3 }",
 ];
 
 /// And for the kernels of [`ADVERSARY`].
