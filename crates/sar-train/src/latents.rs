@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::recipe::Recipe;
-use crate::step::side_by_side;
+use crate::threads::side_by_side;
 
 /// Where the latents of a backbone stage come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

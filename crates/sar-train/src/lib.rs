@@ -16,6 +16,7 @@ pub mod muon;
 pub mod optim;
 mod slices;
 pub mod step;
+mod threads;
 pub mod wire;
 
 pub mod tokens;
@@ -50,7 +51,7 @@ mod init;
 pub mod plan;
 pub mod program;
 pub mod run;
-mod together;
+pub mod together;
 mod turns;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sar_exchange::{MicroBatches, Node, TreeSum};
 
 use crate::gradients::Gradients;
 use crate::graphs;
+use crate::threads::side_by_side;
 use crate::wire::Wire;
 
 /// Named values, on the device until somebody reads them.
@@ -231,23 +232,6 @@ impl<B: Backend> Means<B> {
         let mean = |(name, sum, n)| (name, if n > 1 { sum * (1.0 / n as f64) } else { sum });
         self.0.into_iter().map(mean).collect()
     }
-}
-
-/// Applies `work` to every item, each on a thread of its own.
-pub(crate) fn side_by_side<I: Send, T: Send>(
-    items: Vec<I>,
-    work: &(impl Fn(I) -> T + Sync),
-) -> Vec<T> {
-    let mut items = items.into_iter();
-    let Some(first) = items.next() else { return Vec::new() };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = items.map(|item| scope.spawn(move || work(item))).collect();
-        let mut results = vec![work(first)];
-        for other in others {
-            results.push(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        results
-    })
 }
 
 /// The differentiable form of a module, every parameter a leaf of its own graph.

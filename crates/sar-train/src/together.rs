@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use sar_exchange::{ExchangeError, Group};
+use sar_weights::Crc32;
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::Recipe;
@@ -19,11 +20,12 @@ struct Papers {
     values: Vec<(String, String)>,
 }
 
-/// Compares what each rank says of itself with what the rank that leads says.
+/// Compares what each rank says of itself with what the rank that leads says; all ranks make the call. Names
+/// read well behind "has another", as "recipe" does.
 ///
 /// # Errors
 /// The first difference, the same on all ranks.
-pub(crate) fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), TrainError> {
+pub fn compare(group: &Group, values: &[(&str, String)]) -> Result<(), TrainError> {
     if group.is_alone() {
         return Ok(());
     }
@@ -62,30 +64,30 @@ pub(crate) fn compare_files(group: &Group, files: &[PathBuf]) -> Result<(), Trai
     if group.is_alone() {
         return Ok(());
     }
-    let (mut hasher, mut bytes) = (crc32fast::Hasher::new(), 0);
+    let (mut crc, mut bytes) = (Crc32::default(), 0);
     for file in files {
         group.alive();
         // One that nobody has is named by the rank that is to look into it.
         let length = fs::metadata(file).map_or(0, |file| file.len());
-        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-        hasher.update(&length.to_le_bytes());
+        crc.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        crc.update(&length.to_le_bytes());
         bytes += length;
         if let Ok(mut file) = fs::File::open(file) {
-            look(&mut file, length, &mut hasher);
+            look(&mut file, length, &mut crc);
         }
     }
-    let files = format!("{} of {bytes} bytes, {:08x}", files.len(), hasher.finalize());
+    let files = format!("{} of {bytes} bytes, {crc}", files.len());
     compare(group, &[("set of tar files", files)])
 }
 
 /// Takes in some bytes of a file, from evenly spaced places and its end on; of one that cannot be read, what
 /// can: its reader will say so.
-fn look(file: &mut fs::File, length: u64, hasher: &mut crc32fast::Hasher) {
+fn look(file: &mut fs::File, length: u64, crc: &mut Crc32) {
     let mut block = [0; 512];
     for i in 0..=LOOKS {
         let place = (length / LOOKS * i).min(length.saturating_sub(block.len() as u64));
         let read = file.seek(SeekFrom::Start(place)).and_then(|_| file.read(&mut block));
-        hasher.update(&block[..read.unwrap_or(0)]);
+        crc.update(&block[..read.unwrap_or(0)]);
     }
 }
 
