@@ -1,6 +1,5 @@
 //! `sar edit`: parts of an image drawn anew.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -77,13 +76,14 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         args;
     ensure!(n > 0, "--n 0: nothing to draw");
     let out = out_folder(out, "edits")?;
-    let source = read_image(&image)?;
+    let (source, image) = with_file(&image, read_image(&image)?);
     let part = |mask| if outside { Part::Outside(mask) } else { Part::Inside(mask) };
     let (part, told) = match what {
         What { mask: Some(path), .. } => {
-            let mask = Mask::read(&read_mask(&path).context("--mask")?);
+            let (mask, file) = with_file(&path, read_mask(&path).context("--mask")?);
+            let mask = Mask::read(&mask);
             eprintln!("--mask {}: {}", path.display(), mask.rule());
-            (part(mask), EditedPart::Mask(file_of(&path)?))
+            (part(mask), EditedPart::Mask(file))
         }
         What { rectangle: Some(text), .. } => {
             let [left, top, right, bottom] = four(&text, "--box")?;
@@ -105,17 +105,15 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     };
     let settings = sampler.settings()?;
     let size = settings.wishes().size.map(|size| [size.height, size.width]);
-    let image = file_of(&image)?;
     let origin = EditOrigin { image, part: told, outside, keep_scales, blend, size };
     let files = weights.files()?;
     device.run(Edit { files, source, part, origin, class, n, settings, out })
 }
 
-/// What an edit says of a file that it depends on.
-fn file_of(path: &Path) -> Result<SourceFile> {
-    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+/// What was read from a file, and what an edit says of the file.
+fn with_file<T>(path: &Path, (image, bytes): (T, Vec<u8>)) -> (T, SourceFile) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(SourceFile { name, checksum: format!("{:08x}", crc32fast::hash(&bytes)) })
+    (image, SourceFile::of(Some(name), &bytes))
 }
 
 /// `1,2,3,4`.

@@ -329,7 +329,7 @@ impl Eval {
         announce(wanted.len(), 1, extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
         for (name, settings, sampler) in weights.samplers(&pipeline) {
-            let looking = Looking::new(extractor, self.keep, device).in_turn(wanted.len());
+            let looking = Looking::new(extractor, self.keep, device).class_by_class(wanted.len());
             let (set, shown) = weights.sample(&pipeline, sampler, &wanted, looking)?;
             let seen = Seen { set, labels: labels.clone(), shown };
             rows.push((name, report.add(&seen, &real, settings)?));

@@ -86,8 +86,7 @@ fn picture(path: &Path) -> Result<Verdict> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let Some(origin) = Origin::of_png(&bytes) else {
         bail!(
-            "{}: does not say what it is made from; pictures of `sar sample` and `sar edit` do, edits of \
-             the page do not, as nobody keeps what was painted there",
+            "{}: does not say what it is made from; pictures of `sar sample`, `sar edit` and `sar serve` do",
             path.display()
         );
     };
@@ -127,26 +126,32 @@ fn made_from(origin: &Origin) -> String {
 
 /// The files that an edit needs, in a line.
 fn edit_of(edit: &EditOrigin) -> String {
-    let file = |SourceFile { name, checksum }: &SourceFile| {
-        format!("{} (CRC-32 {})", one_line(name), one_line(checksum))
+    let file = |SourceFile { name, checksum }: &SourceFile, sent: &str| {
+        let name = name.as_deref().map_or_else(|| sent.to_owned(), one_line);
+        format!("{name} (CRC-32 {})", one_line(checksum))
     };
-    let mask = match &edit.part {
-        EditedPart::Mask(mask) => format!(", by the mask {}", file(mask)),
+    let EditOrigin { image, part, .. } = edit;
+    let mask = match part {
+        EditedPart::Mask(mask) => format!(", by the mask {}", file(mask, "that was sent with it")),
         _ => String::new(),
     };
-    format!(
-        "an edit of {}{mask}; where they lie elsewhere, put their paths below",
-        file(&edit.image)
-    )
+    let needed = match (part, &image.name) {
+        (_, Some(_)) => "where they lie elsewhere, put their paths below",
+        (EditedPart::Mask(_), None) => {
+            "put both for FILE below; what was painted on the page is kept nowhere: paint it again, bright on dark"
+        }
+        (_, None) => "put it for FILE below",
+    };
+    format!("an edit of {}{mask}; {needed}", file(image, "a picture that was sent"))
 }
 
 /// What an edit was told of its picture, as options of the command.
 fn told(edit: &EditOrigin) -> String {
     let EditOrigin { image, part, outside, keep_scales, blend, size } = edit;
-    // A name that controls a terminal is not passed on.
-    let path = |file: &SourceFile| match file.name.chars().any(|c| c.is_control() || turns(c)) {
-        true => "FILE".to_owned(),
-        false => shell_quote(&file.name),
+    // What was sent has no name, and one that controls a terminal is not passed on.
+    let path = |file: &SourceFile| match file.name.as_deref() {
+        Some(name) if !name.chars().any(|c| c.is_control() || turns(c)) => shell_quote(name),
+        _ => "FILE".to_owned(),
     };
     let four = |sides: &[u32; 4]| sides.map(|side| side.to_string()).join(",");
     let part = match part {
@@ -604,7 +609,7 @@ mod tests {
             sampler: Sampler { guidance: Guidance::Ramp { scale: 1.0 }, choice: Choice::Argmax },
             made_with,
         };
-        let file = || SourceFile { name: evil.into(), checksum: evil.into() };
+        let file = || SourceFile { name: Some(evil.into()), checksum: evil.into() };
         let edit = EditOrigin {
             image: file(),
             part: EditedPart::Mask(file()),
@@ -628,6 +633,30 @@ mod tests {
         let command = again(&origin, "");
         assert!(command.starts_with("sar sample --class=#3 "), "{command}");
         assert!(!command.contains("[2J"), "{command}");
+    }
+
+    #[test]
+    fn what_was_sent_has_no_name() {
+        let mask = SourceFile::of(None, b"mask");
+        let of = |part| EditOrigin {
+            image: SourceFile::of(None, b"123456789"),
+            part,
+            outside: false,
+            keep_scales: None,
+            blend: Some(2),
+            size: None,
+        };
+        let painted = of(EditedPart::Mask(mask.clone()));
+        let start = format!(
+            "an edit of a picture that was sent (CRC-32 cbf43926), by the mask that was sent with it (CRC-32 {}); ",
+            mask.checksum
+        );
+        assert!(edit_of(&painted).starts_with(&start), "{}", edit_of(&painted));
+        assert_eq!(told(&painted), " --image=FILE --mask=FILE --blend 2");
+        let in_a_box = of(EditedPart::Box([1, 2, 3, 4]));
+        let said = "an edit of a picture that was sent (CRC-32 cbf43926); put it for FILE below";
+        assert_eq!(edit_of(&in_a_box), said);
+        assert_eq!(told(&in_a_box), " --image=FILE --box=1,2,3,4 --blend 2");
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl SampleJob {
     }
 
     /// All positions, the first image of every class, then the second of each, and so on.
-    pub(crate) fn in_turn(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn by_number(&self) -> impl Iterator<Item = usize> {
         let classes = 0..self.classes.len();
         (0..self.n).flat_map(move |i| classes.clone().map(move |class| class * self.n + i))
     }
@@ -384,8 +384,8 @@ mod tests {
         job.classes = vec![Class { label: 9, name: None }];
         assert_eq!(job.name(5), "9-unconditional-005.png");
         let [two, none] = [2, 0].map(|n| self::job(&["a", "b", "c"], n, 4));
-        assert_eq!(two.in_turn().collect::<Vec<_>>(), [0, 2, 4, 1, 3, 5]);
-        assert_eq!(none.in_turn().count(), 0);
+        assert_eq!(two.by_number().collect::<Vec<_>>(), [0, 2, 4, 1, 3, 5]);
+        assert_eq!(none.by_number().count(), 0);
     }
 
     #[test]

@@ -89,8 +89,8 @@ impl PackArgs {
         let done = |path: &Path| eprintln!("wrote {} images to {}", job.len(), path.display());
         if let Some(path) = &self.npz {
             let write = |file: &mut BufWriter<File>| {
-                let images = job.in_turn().map(|p| Ok(read(job, folder, p)?.1));
-                let labels: Vec<i64> = job.in_turn().map(|p| job.image(p).0 as i64).collect();
+                let images = job.by_number().map(|p| Ok(read(job, folder, p)?.1));
+                let labels: Vec<i64> = job.by_number().map(|p| job.image(p).0 as i64).collect();
                 let labels = job.has_classes().then_some(&labels[..]);
                 write_npz(file, [job.len(), job.height, job.width], images, labels)
             };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sar_exchange::{Group, launched_ranks};
+use sar_train::together::compare;
 
 use crate::Verdict;
 use crate::device::DeviceArg;
@@ -29,8 +30,12 @@ impl Ranks {
     }
 
     fn alone() -> Self {
+        Self::of(Group::alone())
+    }
+
+    fn of(group: Group) -> Self {
         Self {
-            group: Group::alone(),
+            group,
             here: 1,
             #[cfg(feature = "mpi")]
             _engine: None,
@@ -65,9 +70,22 @@ impl Ranks {
         }
     }
 
-    /// The same ranks, whose long messages go from GPU to GPU. What is wrong all ranks say, or all have heard.
+    /// The same ranks as they train: with `nccl` their long messages go from GPU to GPU. What is wrong all ranks say,
+    /// or all have heard.
+    pub(crate) fn that_train(
+        &self,
+        nccl: bool,
+        device: &DeviceArg,
+        deadline: Duration,
+    ) -> Result<Group> {
+        // Those with it would wait for what those without it never send.
+        let setting = if nccl { "on" } else { "off" };
+        compare(&self.group, &[("setting of --nccl", setting.to_owned())])?;
+        if nccl { self.by_nccl(device, deadline) } else { Ok(self.group.clone()) }
+    }
+
     #[cfg(feature = "nccl")]
-    pub(crate) fn by_nccl(&self, device: &DeviceArg, deadline: Duration) -> Result<Group> {
+    fn by_nccl(&self, device: &DeviceArg, deadline: Duration) -> Result<Group> {
         let gpu = device.cuda_index().inspect_err(|error| self.group.fail(&error.to_string()))?;
         // Of a library that is not there the error says enough.
         let (started, _) = quietly(|| sar_exchange::nccl::start(&self.group, gpu, deadline));
@@ -75,7 +93,7 @@ impl Ranks {
     }
 
     #[cfg(not(feature = "nccl"))]
-    pub(crate) fn by_nccl(&self, _: &DeviceArg, _: Duration) -> Result<Group> {
+    fn by_nccl(&self, _: &DeviceArg, _: Duration) -> Result<Group> {
         let why = "--nccl: not compiled into this binary; use \
                    `cargo xtask train --ranks N --nccl --device cuda`, or build with \
                    `cargo build --release -p sar-cli --features nccl`";
@@ -112,7 +130,31 @@ impl Ranks {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use sar_exchange::threads;
+
     use super::*;
+
+    #[test]
+    fn nccl_for_some_ranks_alone_is_refused_by_all() {
+        let deadline = Duration::from_secs(60);
+        let on_rank = &|group: Group| {
+            let (is_last, ranks) = (group.rank() == 2, Ranks::of(group));
+            let flex = DeviceArg::named("flex".into());
+            assert_eq!(ranks.that_train(false, &flex, deadline).unwrap().ranks(), 3);
+            ranks.that_train(is_last, &flex, deadline).unwrap_err().to_string()
+        };
+        let said: Vec<String> = thread::scope(|scope| {
+            let groups = threads(3, deadline).into_iter();
+            let ranks: Vec<_> = groups.map(|group| scope.spawn(move || on_rank(group))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        let difference = "has another setting of --nccl than rank 0 on ";
+        assert!(said[0].starts_with("rank 2 on ") && said[0].contains(difference), "{said:?}");
+        assert!(said[0].contains(", on, not off; "), "{said:?}");
+        assert!(said.iter().all(|line| *line == said[0]), "{said:?}");
+    }
 
     #[test]
     fn nccl_is_refused_in_a_line_without_a_gpu_or_the_feature() {

@@ -18,6 +18,7 @@ mod recipes;
 mod results;
 mod unit;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::AtomicBool;
@@ -38,7 +39,7 @@ use code::Code;
 use file::{START, Study, has_ended};
 use recipes::check_run;
 use results::{Arm, Finished, arms, correct};
-use unit::{Grid, Sampling, Trained, Unit, best, train_run};
+use unit::{Grid, Outcome, Sampling, Trained, Unit, best, train_run};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -231,13 +232,13 @@ impl Folder {
                 None => unfinished.push(name.to_owned()),
             }
         }
-        let outcomes = || done.iter().flat_map(|of| &of.outcomes);
         let mut code: Vec<Code> = Vec::new();
         for of in done.iter().flat_map(Finished::code) {
             if !code.contains(of) {
                 code.push(of.clone());
             }
         }
+        let of_arm = |of: &Finished| (of.name.clone(), vec![hours(&of.outcomes)]);
         let real = path.join("real.json");
         let real = std::fs::read_to_string(&real).ok();
         let mut summary = Summary {
@@ -247,7 +248,8 @@ impl Folder {
             control: study.control.clone(),
             scratch_control: study.scratch_control.clone(),
             intervals: INTERVALS.into(),
-            hours: outcomes().fold(0.0, |seconds, of| seconds + of.wall_s) / 3600.0,
+            hours: hours(done.iter().flat_map(|of| &of.outcomes)),
+            hours_by_arm: done.iter().map(of_arm).collect(),
             command: code::command(),
             code,
             real: real.and_then(|text| serde_json::from_str(&text).ok()),
@@ -271,6 +273,10 @@ impl Folder {
     }
 }
 
+fn hours<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> f64 {
+    outcomes.into_iter().fold(0.0, |seconds, of| seconds + of.wall_s) / 3600.0
+}
+
 const INTERVALS: &str = "95 %, Student's t over seeds of training (of the start: over streams of samples); \
      differences are of pairs of one seed; each interval stands alone, minus_control_p is corrected by Holm for \
      the number of arms that have a control";
@@ -287,6 +293,9 @@ struct Summary {
     intervals: String,
     /// Of all arms and seeds together, on whichever machine.
     hours: f64,
+    /// The same by arm, of each folder that has done it; a file of before does not say it.
+    #[serde(default)]
+    hours_by_arm: BTreeMap<String, Vec<f64>>,
     command: String,
     code: Vec<Code>,
     real: Option<Real>,
@@ -536,7 +545,7 @@ mod tests {
     use super::*;
     use crate::study::file::tests::small;
     use crate::study::results::tests::finished;
-    use crate::study::unit::{Outcome, Row, write};
+    use crate::study::unit::{Row, write};
 
     #[test]
     fn an_arm_is_finished_when_all_seeds_are_measured_at_its_best_setting() {

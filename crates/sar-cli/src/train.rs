@@ -67,12 +67,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         let work = DryRun { recipe, run_dir };
         return if ranks.group.leads() { device.run(work) } else { Ok(Verdict::Good) };
     }
-    let group = match nccl {
-        false => ranks.group.clone(),
-        true => match ranks.by_nccl(&device, deadline) {
-            Ok(group) => group,
-            Err(error) => return ranks.ended(error),
-        },
+    let group = match ranks.that_train(nccl, &device, deadline) {
+        Ok(group) => group,
+        Err(error) => return ranks.ended(error),
     };
     // The engine ends with the last of what it serves.
     let work = Train { recipe, run_dir, resume, events, ranks: &ranks, group: &group };

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use chromium::Browser;
 use program::{does, draw_images};
+use sar_pipeline::{EditedPart, Origin};
 use serde_json::{Value, json};
 use serving::Serving;
 
@@ -331,6 +332,9 @@ fn edits_a_picture_that_is_dropped() {
         .findLast((path) => path.endsWith('/pictures/1'))";
     let (status, theirs) = server.ask("GET", browser.value(drawn).as_str().unwrap(), "");
     assert!(status == 200 && ours == theirs, "the second result");
+    // The box that was painted, a quarter off each side.
+    let edit = Origin::of_png(&ours).and_then(|origin| origin.edit).expect("it says so");
+    assert_eq!(edit.part, EditedPart::Box([10, 6, 30, 18]));
     browser.value("document.querySelector('#inpaint-tools details').open = true");
     browser.well_behaved(&server.url);
 
@@ -540,6 +544,9 @@ fn watches_a_run_to_its_end_and_stops_another() {
         "SAR: student loss",
         "Student loss by scale",
         "PSNR by scale",
+        "Tokenizer, by scale: PSNR, dB",
+        "Pre-training, by scale: teacher loss",
+        "SAR, by scale: student loss",
     ] {
         assert!(charts.iter().any(|label| label.starts_with(title)), "no {title}: {charts:?}");
     }
@@ -554,6 +561,16 @@ fn watches_a_run_to_its_end_and_stops_another() {
     let value = training.rsplit(", ").next().unwrap().split(' ').next().unwrap();
     let value: f64 = value.parse().unwrap();
     assert!((value - last["teacher"].as_f64().unwrap()).abs() < 0.01, "{told} {last}");
+    // A line for each scale, the finest the last: `1: 9.8 at step 49, 10.1 at step 59; 2: …`
+    let last = lines.rfind(|line| line["held_out_psnr_db"].is_number()).unwrap();
+    let told = charts.iter().find(|label| label.starts_with("Tokenizer, by scale: ")).unwrap();
+    let finest: Vec<&str> = told.split("; ").collect();
+    assert!(finest.len() == 3 && finest[2].starts_with("4: "), "{told}");
+    let value = finest[2].rsplit(", ").next().unwrap().split(' ').next().unwrap();
+    let value: f64 = value.parse().unwrap();
+    let psnr = last["held_out_psnr_db"].as_f64().unwrap();
+    // Three digits of it.
+    assert!((value - psnr).abs() <= 0.005 * psnr, "{told} {last}");
 
     // KID as the report has it.
     let at_the_end = runs.join("first/report.json");
@@ -579,6 +596,9 @@ fn watches_a_run_to_its_end_and_stops_another() {
     let columns = "document.querySelector('#run-results thead')?.textContent";
     browser.until(&format!("{columns} === 'Samples so farPre-trainingSARControl'"));
     assert_eq!(kids(&mut browser), row);
+    let so_far = "[...document.querySelectorAll('#run-results .chart')]
+        .some((chart) => chart.getAttribute('aria-label').startsWith('PSNR in dB by scale so far'))";
+    assert_eq!(browser.value(so_far), true);
     fs::rename(&kept, &at_the_end).unwrap();
     browser.until(&format!("{columns}?.startsWith('Held out')"));
 

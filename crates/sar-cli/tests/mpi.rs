@@ -535,6 +535,25 @@ fn ranks_of_two_programs_are_refused() {
     assert!(!run.exists());
 }
 
+/// Each would wait for what the other never sends.
+#[test]
+fn ranks_with_nccl_beside_ranks_without_are_refused() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut command = mpirun();
+    let given: [&[&str]; 2] = [&[], &["--nccl"]];
+    for (at, more) in given.into_iter().enumerate() {
+        command.args(if at > 0 { &[":"][..] } else { &[] });
+        command.args(["-n", "1", env!("CARGO_BIN_EXE_sar"), "train", "--run-dir"]).arg(&run);
+        command.args(tiny(MORE)).args(more);
+    }
+    assert_refused(spawn(&mut command), &run, "has another setting of --nccl than rank 0 on");
+    assert!(!run.exists());
+}
+
 /// It says so in the environment, and nothing else of it reaches the engine: each of its processes is rank 0 of 1.
 #[test]
 fn a_launcher_of_another_mpi_is_refused() {

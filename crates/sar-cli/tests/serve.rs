@@ -4,11 +4,37 @@ mod program;
 mod serving;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use program::{does, draw_images, refuses, tiny};
+use sar_weights::Crc32;
 use serde_json::{Value, json};
 use serving::Serving;
+
+/// The job of a request, once its pictures are there.
+fn done(server: &Serving, path: &str, body: &Value) -> Value {
+    let start = Instant::now();
+    let (status, job) = server.ask("POST", path, &body.to_string());
+    assert_eq!(status, 202, "{}", String::from_utf8_lossy(&job));
+    let id = serde_json::from_slice::<Value>(&job).unwrap()["id"].as_str().unwrap().to_owned();
+    loop {
+        let (_, job) = server.ask("GET", &format!("/api/jobs/{id}"), "");
+        let job: Value = serde_json::from_slice(&job).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60), "{job}");
+        if job["status"] == "done" {
+            return job;
+        }
+    }
+}
+
+/// A picture of 72x48 pixels.
+fn save(path: &Path, pixel: fn(u32, u32) -> [u8; 3]) {
+    let image = image::RgbImage::from_fn(72, 48, |x, y| image::Rgb(pixel(x, y)));
+    image.save(path).unwrap();
+}
 
 #[test]
 fn pictures_are_those_of_sar_sample() {
@@ -24,17 +50,7 @@ fn pictures_are_those_of_sar_sample() {
     assert!(server.url.starts_with("http://127.0.0.1:"), "{}", server.url);
 
     let body = json!({ "class": "animals", "seed": 7, "count": 3, "guidance": 4, "top_p": 0.7 });
-    let (status, job) = server.ask("POST", "/api/sample", &body.to_string());
-    assert_eq!(status, 202);
-    let id = serde_json::from_slice::<Value>(&job).unwrap()["id"].as_str().unwrap().to_owned();
-    let job = loop {
-        let (_, job) = server.ask("GET", &format!("/api/jobs/{id}"), "");
-        let job: Value = serde_json::from_slice(&job).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(60), "{job}");
-        if job["status"] == "done" {
-            break job;
-        }
-    };
+    let job = done(&server, "/api/sample", &body);
     // The command that the job names draws them, too.
     let command = job["command"].as_str().unwrap();
     let args: Vec<&str> = command.split(' ').skip(1).chain(["--out", "there"]).collect();
@@ -105,12 +121,8 @@ fn a_picture_says_how_it_is_drawn_again() {
 fn an_edit_says_how_it_is_drawn_again() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let save = |name: &str, width, pixel: fn(u32, u32) -> [u8; 3]| {
-        let image = image::RgbImage::from_fn(width, 48, |x, y| image::Rgb(pixel(x, y)));
-        image.save(folder.join(name)).unwrap();
-    };
-    save("photo.png", 72, |x, y| [3 * x as u8, 5 * y as u8, 90]);
-    save("hole.png", 72, |x, y| [if x > 20 && y < 30 { 255 } else { 0 }; 3]);
+    save(&folder.join("photo.png"), |x, y| [3 * x as u8, 5 * y as u8, 90]);
+    save(&folder.join("hole.png"), |x, y| [if x > 20 && y < 30 { 255 } else { 0 }; 3]);
     let edits: [&[&str]; 4] = [
         &["--box", "8,8,40,40", "--class", "food", "--n", "3", "--batch", "2", "--blend", "2"],
         &["--mask", "hole.png", "--outside", "--seed", "9", "--n", "1", "--top-p", "0.55"],
@@ -143,8 +155,52 @@ fn an_edit_says_how_it_is_drawn_again() {
     let edited = fs::read(folder.join("edited/000.png")).unwrap();
     assert!(!edited.windows(7).any(|bytes| bytes == b"private"));
     let (said, _) = does(folder, &["inspect", "edited/000.png"]);
-    let crc = format!("photo.png (CRC-32 {:08x})", crc32fast::hash(&fs::read(&path).unwrap()));
+    let crc = format!("photo.png (CRC-32 {})", Crc32::of(&fs::read(&path).unwrap()));
     assert!(said.contains(&crc), "{said}");
+}
+
+/// Which files were sent, the user knows.
+#[test]
+fn an_edit_of_the_server_says_how_it_is_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    save(&folder.join("photo.png"), |x, y| [3 * x as u8, 5 * y as u8, 90]);
+    save(&folder.join("box.png"), |x, y| [if x > 20 && y < 30 { 255 } else { 0 }; 3]);
+    save(&folder.join("painted.png"), |x, y| [if x + y < 60 { 255 } else { 0 }; 3]);
+    let bytes = |name: &str| fs::read(folder.join(name)).unwrap();
+    let sent = |name: &str| BASE64_STANDARD.encode(bytes(name));
+    let edits = [
+        (json!({ "mode": "inpaint", "mask": sent("box.png"), "blend": 2 }), "--box=21,0,72,30"),
+        (
+            json!({ "mode": "inpaint", "mask": sent("painted.png"), "outside": true }),
+            "--mask=FILE --outside",
+        ),
+        (json!({ "mode": "expand", "margins": [0, 8, 16, 0] }), "--expand=0,8,16,0"),
+        (json!({ "mode": "refine", "keep_scales": 3 }), "--refine --keep-scales 3"),
+    ];
+    let server = Serving::start(folder, &[]);
+    for (i, (mut edit, told)) in edits.into_iter().enumerate() {
+        edit["image"] = sent("photo.png").into();
+        edit["sampling"] = json!({ "class": "food", "seed": 9, "count": 2, "top_p": 0.55 });
+        let job = done(&server, "/api/edit", &edit);
+        let (_, ours) = server.ask("GET", job["pictures"][1].as_str().unwrap(), "");
+        fs::write(folder.join("edited.png"), &ours).unwrap();
+        let (said, _) = does(folder, &["inspect", "edited.png"]);
+        let crc = Crc32::of(&bytes("photo.png"));
+        let picture = format!("an edit of a picture that was sent (CRC-32 {crc})");
+        assert!(said.contains(&picture), "{said}");
+        assert_eq!(said.contains("painted on the page is kept nowhere"), i == 1, "{said}");
+        let command = said.lines().last().unwrap();
+        assert!(command.contains(&format!(" --image=FILE {told} ")), "{command}");
+        let command = command.replace("--image=FILE", "--image=photo.png");
+        let command = command.replace("--mask=FILE", "--mask=painted.png");
+        let out = format!("again-{i}");
+        let again: Vec<&str> = command.split(' ').skip(1).chain(["--out", &out]).collect();
+        does(folder, &again);
+        // The files differ in what they say: one names the picture.
+        let pixels = |png: &[u8]| image::load_from_memory(png).unwrap().into_rgb8();
+        assert!(pixels(&ours) == pixels(&bytes(&format!("{out}/001.png"))), "{command}");
+    }
 }
 
 /// Its weights are named by their checksums: where they are, the user knows.

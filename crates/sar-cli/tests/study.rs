@@ -208,6 +208,13 @@ fn arms_of_another_folder_stand_beside(folder: &Path, whole: &Value) {
     assert!(commands.contains("--with copy.json") && commands.ends_with("--json copy.json"));
     let hours = |of: &Value| of["hours"].as_f64().unwrap();
     assert!((hours(&joined) - hours(&alone) - hours(whole)).abs() < 1e-9);
+    let of_arm = |name: &str| -> Vec<f64> {
+        let of_folders = joined["hours_by_arm"][name].as_array().unwrap();
+        of_folders.iter().map(|of| of.as_f64().unwrap()).collect()
+    };
+    let by_arm = ["start", "control", "sar-soft"].map(of_arm);
+    assert_eq!(by_arm.each_ref().map(Vec::len), [2, 2, 1]);
+    assert!((by_arm.concat().iter().sum::<f64>() - hours(&joined)).abs() < 1e-9);
     for (found, expected) in
         joined["arms"].as_array().unwrap().iter().zip(whole["arms"].as_array().unwrap())
     {

@@ -21,7 +21,8 @@ use chromium::Browser;
 use files::Files;
 use program::skipped;
 use sar_pipeline::{
-    EditSettings, Mask, Origin, Part, Pipeline, RgbImage, Wishes, size_in_pixels, to_png,
+    EditSettings, Mask, Origin, Part, Pipeline, RgbImage, SourceFile, Wishes, size_in_pixels,
+    to_png,
 };
 use serde_json::{Value, json};
 
@@ -213,6 +214,8 @@ fn the_same_edits() {
         for (png, ours) in theirs.iter().zip(&ours) {
             let (most, mean) = apart(&read(png), ours);
             assert!(most <= 1 && mean < 0.01, "{mode}: {most}, {mean}");
+            let edit = Origin::of_png(png).and_then(|origin| origin.edit).expect("it says so");
+            assert_eq!(edit.image, SourceFile::of(None, &to_png(&source)), "{mode}");
         }
     }
 }

@@ -40,23 +40,29 @@ const MAX_DECODED_BYTES: u64 = 512 << 20;
 /// The largest image as it is stored, in bytes.
 const MAX_STORED_BYTES: u64 = 256 << 20;
 
-/// Reads a PNG, JPEG, WebP, TIFF, BMP or GIF file as 8-bit sRGB on white, upright.
+/// Reads a PNG, JPEG, WebP, TIFF, BMP or GIF file as 8-bit sRGB on white, upright; also returns its bytes.
 ///
 /// # Errors
 /// If it cannot be read, is not a whole image, or a larger one than any should be.
-pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
-    let bytes = read_file(path).and_then(|bytes| decode(&bytes));
-    bytes.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
+pub fn read_image(path: &Path) -> Result<(RgbImage, Vec<u8>), DataError> {
+    read_as(path, decode)
 }
 
 /// Reads a mask: a file as [`read_image`] takes it, upright as a picture is, but with its transparency, and its levels as
-/// they are stored.
+/// they are stored; also returns its bytes.
 ///
 /// # Errors
 /// As [`read_image`].
-pub fn read_mask(path: &Path) -> Result<DynamicImage, DataError> {
-    let mask = read_file(path).and_then(|bytes| guarded(&bytes, |bytes| Ok(upright(bytes)?.0)));
-    mask.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
+pub fn read_mask(path: &Path) -> Result<(DynamicImage, Vec<u8>), DataError> {
+    read_as(path, |bytes| guarded(bytes, |bytes| Ok(upright(bytes)?.0)))
+}
+
+fn read_as<T>(
+    path: &Path,
+    decode: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<(T, Vec<u8>), DataError> {
+    let read = read_file(path).and_then(|bytes| Ok((decode(&bytes)?, bytes)));
+    read.map_err(|reason| DataError::Unreadable { image: path.display().to_string(), reason })
 }
 
 /// As [`read_image`], from the bytes of a file, of at most so many pixels: one that claims more is refused
@@ -409,9 +415,11 @@ mod tests {
             let mut encoder = PngEncoder::new(&mut file);
             encoder.set_exif_metadata(exif).unwrap();
             encoder.write_image(&pixels.concat(), 2, 1, ExtendedColorType::Rgba8).unwrap();
-            let mask = read_mask(&path).unwrap().into_rgba8();
-            assert_eq!(mask.dimensions(), size, "{orientation}");
-            assert_eq!(read_image(&path).unwrap().dimensions(), size, "{orientation}");
+            let (mask, bytes) = read_mask(&path).unwrap();
+            let (image, same) = read_image(&path).unwrap();
+            let mask = mask.into_rgba8();
+            assert_eq!((mask.dimensions(), image.dimensions()), (size, size), "{orientation}");
+            assert!(bytes == std::fs::read(&path).unwrap() && bytes == same, "{orientation}");
             let at = |[x, y]: [u32; 2]| mask.get_pixel(x, y).0;
             assert_eq!(at(place), pixels[0], "{orientation}");
             let other = [size.0 - 1 - place[0], size.1 - 1 - place[1]];

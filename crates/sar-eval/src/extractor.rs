@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use sar_core::pixels::rgb_to_tensor;
 use sar_data::RgbImage;
 use sar_features::{EfficientNetLite0, Inception, InceptionInput, WEIGHTS};
-use sar_weights::WeightsError;
+use sar_weights::{Crc32, WeightsError};
 use serde::{Deserialize, Serialize};
 
 /// Images that go through a network together: with more, its maps leave the caches.
@@ -42,7 +42,7 @@ impl<B: Backend> Extractor<B> {
     pub fn efficientnet_lite0(device: &B::Device) -> Self {
         let network = EfficientNetLite0::from_bytes(WEIGHTS.to_vec(), device);
         let network = Network::EfficientNetLite0(network.expect("weights that come along"));
-        Self { network, hash: hash(WEIGHTS) }
+        Self { network, hash: Crc32::of(WEIGHTS).to_string() }
     }
 
     /// The network that FID is defined by, with the user's weights, see [`Inception::open`].
@@ -56,7 +56,7 @@ impl<B: Backend> Extractor<B> {
     ) -> Result<Self, WeightsError> {
         let bytes =
             std::fs::read(path).map_err(|error| WeightsError::Read { path: path.into(), error })?;
-        let hash = hash(&bytes);
+        let hash = Crc32::of(&bytes).to_string();
         let network = Inception::from_bytes(path, bytes, device)?;
         let network = Network::Inception(Box::new(network), input);
         Ok(Self { network, hash })
@@ -123,8 +123,4 @@ impl<B: Backend> Extractor<B> {
 fn host<B: Backend>(x_bd: Tensor<B, 2>) -> (usize, Vec<f32>) {
     let [_, columns] = x_bd.dims();
     (columns, x_bd.into_data().convert::<f32>().into_vec().expect("f32"))
-}
-
-fn hash(bytes: &[u8]) -> String {
-    format!("{:08x}", crc32fast::hash(bytes))
 }

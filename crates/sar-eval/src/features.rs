@@ -1,9 +1,9 @@
 //! The features of a set of images.
 
 use burn::tensor::backend::Backend;
-use crc32fast::Hasher;
 use sar_data::RgbImage;
 use sar_metrics::{Features, Moments, RunningInceptionScore, RunningMoments, Spread};
+use sar_weights::Crc32;
 
 use crate::extractor::BATCH;
 use crate::{EvalError, Extracted, Extractor, Pictures};
@@ -38,7 +38,7 @@ pub struct Looking<'a, B: Backend> {
     /// Of the inception score, where images take turns in them.
     splits: Option<usize>,
     /// Of the pixels so far, unless some were looked at elsewhere.
-    pixels: Option<Hasher>,
+    pixels: Option<Crc32>,
 }
 
 impl<'a, B: Backend> Looking<'a, B> {
@@ -54,14 +54,14 @@ impl<'a, B: Backend> Looking<'a, B> {
             places: None,
             inception_score: None,
             splits: None,
-            pixels: Some(Hasher::new()),
+            pixels: Some(Crc32::default()),
         }
     }
 
     /// For `n` images that come class by class: the splits of the inception score take them in turn, where they
     /// would hold some classes alone one after the other.
     #[must_use]
-    pub fn in_turn(self, n: usize) -> Self {
+    pub fn class_by_class(self, n: usize) -> Self {
         Self { splits: Some(n.div_ceil(FeatureSet::SPLIT).max(1)), ..self }
     }
 
@@ -98,7 +98,7 @@ impl<'a, B: Backend> Looking<'a, B> {
             if let Some((classes, rows)) = logits {
                 let splits = self.splits;
                 let new = || match splits {
-                    Some(splits) => RunningInceptionScore::in_turn(classes, splits),
+                    Some(splits) => RunningInceptionScore::interleaved(classes, splits),
                     None => RunningInceptionScore::new(classes, FeatureSet::SPLIT),
                 };
                 let score = self.inception_score.get_or_insert_with(new);
@@ -116,7 +116,7 @@ impl<'a, B: Backend> Looking<'a, B> {
         let Self { moments, features, places, inception_score, pixels, .. } = self;
         let places = places.map(|places| places.moments()).transpose()?;
         let inception_score = inception_score.map(|score| score.score()).transpose()?;
-        let hash = pixels.map(hexadecimal);
+        let hash = pixels.map(|pixels| pixels.to_string());
         Ok(FeatureSet { moments: moments.moments()?, features, places, inception_score, hash })
     }
 }
@@ -126,7 +126,8 @@ impl FeatureSet {
     pub const SPLIT: usize = 5000;
 
     /// Looks at all images; `seen` is told how many were looked at so far. Those of an `.npz` file are in the order
-    /// that published inception scores are of; all others, which come class by class, [take turns](Looking::in_turn).
+    /// that published inception scores are of; all others, which come class by class,
+    /// [take turns](Looking::class_by_class).
     ///
     /// # Errors
     /// If an image cannot be read or has another size, or there are fewer than two.
@@ -137,7 +138,7 @@ impl FeatureSet {
     ) -> Result<Self, EvalError> {
         let mut n = 0;
         if !pictures.is_npz() {
-            looking = looking.in_turn(pictures.len());
+            looking = looking.class_by_class(pictures.len());
         }
         pictures.for_each_batch(BATCH, |images| {
             looking.add(&images)?;
@@ -164,12 +165,12 @@ impl FeatureSet {
 
     /// The same with a [`hash`](Self::hash) of its moments.
     pub(crate) fn hashed(self) -> Self {
-        let mut hasher = Hasher::new();
+        let mut crc = Crc32::default();
         for moments in [Some(&self.moments), self.places.as_ref()].into_iter().flatten() {
             let values = moments.mean().iter().chain(moments.covariance());
-            values.for_each(|value| hasher.update(&value.to_le_bytes()));
+            values.for_each(|value| crc.update(&value.to_le_bytes()));
         }
-        Self { hash: Some(hexadecimal(hasher)), ..self }
+        Self { hash: Some(crc.to_string()), ..self }
     }
 
     /// The same features beside other moments, of which all Fréchet distances are: those that published
@@ -211,14 +212,10 @@ impl FeatureSet {
     }
 
     /// Inception score of a network that has classes of its own, splits of [`SPLIT`](Self::SPLIT), or of equal
-    /// parts of at most as many where images [take turns](Looking::in_turn).
+    /// parts of at most as many where images [take turns](Looking::class_by_class).
     pub fn inception_score(&self) -> Option<Spread> {
         self.inception_score
     }
-}
-
-fn hexadecimal(hasher: Hasher) -> String {
-    format!("{:08x}", hasher.finalize())
 }
 
 #[cfg(test)]
@@ -282,7 +279,7 @@ mod tests {
         };
         let [in_order, in_turn] = [false, true].map(|takes_turns| {
             let looking = Looking::new(&extractor, Keep::Moments, &device);
-            score(if takes_turns { looking.in_turn(n) } else { looking })
+            score(if takes_turns { looking.class_by_class(n) } else { looking })
         });
         assert_eq!((in_order.n, in_turn.n), (2, 2));
         assert!((in_order.mean - 1.5).abs() < 1e-6, "{in_order:?}");

@@ -166,7 +166,7 @@ impl<B: Backend> Inception<B> {
             [c, h, w] == [3, SIDE, SIDE],
             "images of 3 channels, {SIDE}x{SIDE} px, not of {c} channels, {w}x{h} px"
         );
-        let stem = self.stem.iter().fold(x_bchw, |x, chain| halved(in_turn(chain, x)));
+        let stem = self.stem.iter().fold(x_bchw, |x, chain| halved(through(chain, x)));
         let (before, after) = self.blocks.split_at(SPATIAL_BLOCK + 1);
         let middle = before.iter().fold(stem, |x, block| block.forward(x));
         // The first branch's channels are the first of the block.
@@ -195,10 +195,10 @@ impl<B: Backend> Block<B> {
 impl<B: Backend> Branch<B> {
     fn forward(&self, x_bchw: Tensor<B, 4>) -> Vec<Tensor<B, 4>> {
         match self {
-            Self::Chain(chain) => vec![in_turn(chain, x_bchw)],
+            Self::Chain(chain) => vec![through(chain, x_bchw)],
             Self::Fork(all) => {
                 let (chain, fork) = all.split_at(all.len() - 2);
-                let x = in_turn(chain, x_bchw);
+                let x = through(chain, x_bchw);
                 fork.iter().map(|convolution| relu(convolution.forward(x.clone()))).collect()
             }
             // The mean of a sum over channels is the sum of their means, and fewer channels come out.
@@ -211,7 +211,7 @@ impl<B: Backend> Branch<B> {
     }
 }
 
-fn in_turn<B: Backend>(chain: &[Convolution<B>], x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
+fn through<B: Backend>(chain: &[Convolution<B>], x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
     chain.iter().fold(x_bchw, |x, convolution| relu(convolution.forward(x)))
 }
 

@@ -25,8 +25,8 @@ use burn::tensor::{Tensor, backend::Backend};
 /// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - k) / stride + 1]`
 ///
 /// # Panics
-/// If the shapes do not fit, a map with its padding is smaller than the kernel, or the input is to be
-/// added to an output of another shape.
+/// If the shapes do not fit, a map is empty or with its padding smaller than the kernel, or the input
+/// is to be added to an output of another shape.
 pub fn inverted_bottleneck<B: Backend>(
     x_bchw: Tensor<B, 4>,
     expand: Option<(Tensor<B, 4>, Tensor<B, 1>)>,
@@ -58,7 +58,7 @@ pub fn inverted_bottleneck<B: Backend>(
         "a projection of {e} channels to {o}"
     );
     assert!(
-        stride > 0 && h + top + bottom >= k && w + left + right >= k,
+        stride > 0 && h * w > 0 && h + top + bottom >= k && w + left + right >= k,
         "maps of {h}x{w} under a kernel of {k}, stride {stride}, padding {padding:?}"
     );
     let rows = (h + top + bottom - k) / stride + 1;
@@ -89,4 +89,33 @@ pub fn inverted_bottleneck<B: Backend>(
     let inside = plain_conv2d(inside.clamp(0.0, 6.0), weight, Some(bias), options);
     let y_bohw = convolved(inside.clamp(0.0, 6.0), project);
     if is_residual { y_bohw + x_bchw } else { y_bohw }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    fn of_maps(height: usize, width: usize) {
+        let device = Default::default();
+        let bias = |n: usize| Tensor::<Flex, 1>::zeros([n], &device);
+        let weight = |shape: [usize; 4]| Tensor::<Flex, 4>::zeros(shape, &device);
+        let depthwise = (weight([2, 1, 3, 3]), bias(2));
+        let project = (weight([4, 2, 1, 1]), bias(4));
+        let x_bchw = weight([1, 2, height, width]);
+        inverted_bottleneck(x_bchw, None, depthwise, project, 1, [2; 4], false);
+    }
+
+    #[test]
+    #[should_panic(expected = "maps of 0x5 under a kernel of 3")]
+    fn maps_without_rows_are_refused() {
+        of_maps(0, 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "maps of 5x0 under a kernel of 3")]
+    fn maps_without_columns_are_refused() {
+        of_maps(5, 0);
+    }
 }

@@ -15,7 +15,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// - output: `[b, o, (h + top + bottom - k) / stride + 1, (w + left + right - l) / stride + 1]`
 ///
 /// # Panics
-/// If the shapes do not fit, or a map with its padding is smaller than the kernel.
+/// If the shapes do not fit, or a map is empty or with its padding smaller than the kernel.
 pub fn conv2d<B: Backend>(
     x_bchw: Tensor<B, 4>,
     weight_ockl: Tensor<B, 4>,
@@ -27,7 +27,7 @@ pub fn conv2d<B: Backend>(
     let [top, left, bottom, right] = padding;
     assert!(c == inputs && bias_o.dims() == [o], "a convolution of {inputs} to {o}");
     assert!(
-        stride > 0 && h + top + bottom >= k && w + left + right >= l,
+        stride > 0 && h * w > 0 && h + top + bottom >= k && w + left + right >= l,
         "maps of {h}x{w} under a kernel of {k}x{l}, stride {stride}, padding {padding:?}"
     );
     #[cfg(feature = "flex")]
@@ -52,4 +52,20 @@ pub fn double_sides<B: Backend>(x_bchw: Tensor<B, 4>) -> Tensor<B, 4> {
     }
     let rows = x_bchw.reshape([b * c * h, 1, w, 1]).repeat_dim(1, 2).repeat_dim(3, 2);
     rows.reshape([b, c, 2 * h, 2 * w])
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "maps of 0x5 under a kernel of 3x3")]
+    fn empty_maps_are_refused() {
+        let device = Default::default();
+        let maps = |shape: [usize; 4]| Tensor::<Flex, 4>::zeros(shape, &device);
+        let bias = Tensor::zeros([4], &device);
+        conv2d(maps([1, 2, 0, 5]), maps([4, 2, 3, 3]), bias, 1, [2; 4]);
+    }
 }

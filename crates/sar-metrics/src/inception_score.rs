@@ -62,7 +62,7 @@ fn score(
 }
 
 /// The inception score on the way: batches are added as they come, and memory grows by one number a split, or by
-/// one distribution where splits take rows [in turn](Self::in_turn).
+/// one distribution where splits take rows [in turn](Self::interleaved).
 ///
 /// The same rows in the same order give the same bits, however they are split into batches.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ impl RunningInceptionScore {
     ///
     /// # Panics
     /// If either is 0.
-    pub fn in_turn(classes: usize, splits: usize) -> Self {
+    pub fn interleaved(classes: usize, splits: usize) -> Self {
         assert!(classes > 0 && splits > 0, "{splits} splits of rows of {classes} classes");
         let open = vec![Split::new(classes); splits];
         Self { split: usize::MAX, rows: 0, open, scores: Vec::new() }
@@ -257,7 +257,7 @@ mod tests {
         let sure = rows(4, &sure);
         check(inception_score(&sure, 10).unwrap(), &[2.0, 2.0]);
         let of = |splits: usize, batch: usize| {
-            let mut running = RunningInceptionScore::in_turn(4, splits);
+            let mut running = RunningInceptionScore::interleaved(4, splits);
             for first in (0..20).step_by(batch) {
                 running.add(&sure.select(first..20.min(first + batch))).unwrap();
             }

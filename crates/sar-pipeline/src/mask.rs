@@ -87,6 +87,19 @@ impl Mask {
         self.anew.iter().filter(|anew| **anew).count() as f64 / self.anew.len() as f64
     }
 
+    /// The box that it is, where its pixels fill one: [`rectangle`](Self::rectangle) makes the same of it.
+    pub fn as_rectangle(&self) -> Option<[u32; 4]> {
+        let (mut sides, mut n) = ([u32::MAX, u32::MAX, 0, 0], 0);
+        for (i, _) in self.anew.iter().enumerate().filter(|(_, anew)| **anew) {
+            let (x, y) = (i as u32 % self.width, i as u32 / self.width);
+            let [left, top, right, bottom] = sides;
+            sides = [left.min(x), top.min(y), right.max(x + 1), bottom.max(y + 1)];
+            n += 1;
+        }
+        let [left, top, right, bottom] = sides;
+        (n > 0 && n == (right - left) * (bottom - top)).then_some(sides)
+    }
+
     /// Which of its pixels are drawn anew, in words.
     pub fn rule(&self) -> &'static str {
         match self.rule {
@@ -144,5 +157,21 @@ mod tests {
         let mask = Mask::rectangle([4, 3], [1, 0, 3, 2]);
         assert_eq!(mask.share(), 4.0 / 12.0);
         assert!(mask.contains(2, 1) && !mask.contains(3, 1) && !mask.contains(2, 2));
+    }
+
+    #[test]
+    fn pixels_that_fill_a_box_are_one() {
+        for sides in [[1, 0, 3, 2], [0, 0, 4, 3], [3, 2, 4, 3]] {
+            assert_eq!(Mask::rectangle([4, 3], sides).as_rectangle(), Some(sides));
+        }
+        assert_eq!(mask([0, 0, 0, 255], [255; 4]).as_rectangle(), Some([2, 2, 4, 4]));
+        // Nothing, a box with a hole, and two corners of one.
+        let of = |is_anew: fn(u32, u32) -> bool| {
+            let pixel = |x, y| Luma([if is_anew(x, y) { 255 } else { 0 }]);
+            Mask::read(&DynamicImage::from(GrayImage::from_fn(4, 3, pixel))).as_rectangle()
+        };
+        assert_eq!(of(|_, _| false), None);
+        assert_eq!(of(|x, y| (x, y) != (1, 1)), None);
+        assert_eq!(of(|x, y| (x, y) == (0, 0) || (x, y) == (1, 1)), None);
     }
 }

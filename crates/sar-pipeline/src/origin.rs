@@ -6,6 +6,7 @@ use image::RgbImage;
 use sar_core::ScaleSchedule;
 use sar_model::Precision;
 use sar_rollout::Sampler;
+use sar_weights::Crc32;
 use serde::{Deserialize, Serialize};
 
 /// The keyword of the chunk (PNG specification, section 11.3.3.4).
@@ -61,8 +62,9 @@ pub enum EditedPart {
 /// A file that a picture depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// Its name, without its folder, which is nobody else's business.
-    pub name: String,
+    /// Its name, without its folder, which is nobody else's business; none where the bytes were sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// CRC-32 of its bytes, in eight hexadecimal digits.
     pub checksum: String,
 }
@@ -98,6 +100,13 @@ pub struct MadeWith {
     pub tokenizer: String,
     /// The checksum of the backbone.
     pub backbone: String,
+}
+
+impl SourceFile {
+    /// What is told of a file's bytes, and of its name if they have one.
+    pub fn of(name: Option<String>, bytes: &[u8]) -> Self {
+        Self { name, checksum: Crc32::of(bytes).to_string() }
+    }
 }
 
 impl Origin {
@@ -168,13 +177,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_told_by_its_bytes() {
+        // The check value of the polynomial.
+        let sent = SourceFile::of(None, b"123456789");
+        assert_eq!(serde_json::to_string(&sent).unwrap(), r#"{"checksum":"cbf43926"}"#);
+        let named = r#"{"name":"a.png","checksum":"cbf43926"}"#;
+        let named: SourceFile = serde_json::from_str(named).unwrap();
+        assert_eq!(named, SourceFile::of(Some("a.png".into()), b"123456789"));
+    }
+
+    #[test]
     fn a_picture_tells_where_it_is_from() {
         let image = RgbImage::from_fn(9, 5, |x, y| Rgb([x as u8 * 28, y as u8 * 51, 7]));
         let png = origin().to_png(&image);
         assert_eq!(Origin::of_png(&png).unwrap(), origin());
-        let file = |name: &str| SourceFile { name: name.into(), checksum: "0a1b2c3d".into() };
+        let file = |name: &str| SourceFile::of(Some(name.into()), b"bytes");
         for part in [
             EditedPart::Mask(file("mask ñ.png")),
+            EditedPart::Mask(SourceFile::of(None, b"sent")),
             EditedPart::Box([1, 2, 3, 4]),
             EditedPart::Margins([0, 0, 9, 0]),
             EditedPart::Refine,

@@ -15,4 +15,4 @@ pub use bounds::Bounds;
 pub use drawing::{Told, draw};
 pub use engine::{Engine, Seen, What, Work};
 pub use refused::Refused;
-pub use request::{EditRequest, Mode, SampleRequest, decode_png, parse};
+pub use request::{Decoded, EditRequest, Mode, SampleRequest, decode_png, parse};

@@ -8,8 +8,10 @@ use base64::prelude::BASE64_STANDARD;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use sar_core::{ScaleSchedule, class_query};
 use sar_pipeline::{
-    EditSettings, JobOrigin, MadeWith, Mask, Origin, Part, RgbImage, Wishes, size_in_pixels,
+    EditOrigin, EditSettings, EditedPart, JobOrigin, MadeWith, Mask, Origin, Part, RgbImage,
+    SourceFile, Wishes, size_in_pixels,
 };
+use sar_rollout::Sampler;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +116,15 @@ pub enum Mode {
     Refine,
 }
 
+/// What was sent with a request to edit, decoded, and what results say of it.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    source: RgbImage,
+    part: Part,
+    image: SourceFile,
+    told: EditedPart,
+}
+
 /// Reads a request.
 ///
 /// # Errors
@@ -174,7 +185,21 @@ impl SampleRequest {
         let label = engine.label(self.class.as_deref())?;
         let (scales, sampler) = (engine.scales(&wishes)?, engine.sampler(&wishes));
         within(bounds, engine, &scales, self.count as f64)?;
-        let origin = made_with.map(|made_with| Origin {
+        let origin =
+            made_with.map(|made_with| self.origin(engine, label, (&scales, sampler), made_with));
+        let what = What::Sample { label, seed: self.seed, scales, sampler };
+        Ok(Work { what, count: self.count, previews: self.previews, origin })
+    }
+
+    /// What the files of the pictures say, but for their numbers.
+    fn origin(
+        &self,
+        engine: &dyn Engine,
+        label: usize,
+        (scales, sampler): (&ScaleSchedule, Sampler),
+        made_with: MadeWith,
+    ) -> Origin {
+        Origin {
             job: JobOrigin {
                 sar: env!("CARGO_PKG_VERSION").into(),
                 seed: self.seed,
@@ -188,9 +213,7 @@ impl SampleRequest {
             class: engine.classes().get(label).cloned(),
             number: 0,
             edit: None,
-        });
-        let what = What::Sample { label, seed: self.seed, scales, sampler };
-        Ok(Work { what, count: self.count, previews: self.previews, origin })
+        }
     }
 
     /// The command that draws the same pictures, for those who have the program. `command` names the
@@ -234,7 +257,7 @@ impl EditRequest {
         &self,
         bounds: &Bounds,
         decode: impl FnOnce(&[u8], u64) -> Result<RgbImage, String>,
-    ) -> Result<(RgbImage, Part), Refused> {
+    ) -> Result<Decoded, Refused> {
         let Self { mode, mask, rectangle, outside, margins, .. } = self;
         self.sampling.check_count(bounds)?;
         let expected = match mode {
@@ -255,8 +278,11 @@ impl EditRequest {
             return Err(Refused::new(expected));
         }
         let most_pixels = bounds.sent_pixels as u64;
-        let source = decode(&bytes("image", &self.image)?, most_pixels)
-            .map_err(|why| Refused::new(format!("image: {why}")))?;
+        let (image, source) = {
+            let file = bytes("image", &self.image)?;
+            (SourceFile::of(None, &file), decode(&file, most_pixels))
+        };
+        let source = source.map_err(|why| Refused::new(format!("image: {why}")))?;
         let (width, height) = source.dimensions();
         let (long, short) = (u64::from(width.max(height)), u64::from(width.min(height)));
         if long > MOST_ASPECT * short {
@@ -272,9 +298,10 @@ impl EditRequest {
             (_, false) => Ok(Part::Inside(mask)),
             (_, true) => Ok(Part::Outside(mask)),
         };
-        let part = match (mask, rectangle, margins) {
+        let (part, told) = match (mask, rectangle, margins) {
             (Some(mask), _, _) => {
-                let mask = png(&bytes("mask", mask)?, most_pixels);
+                let file = bytes("mask", mask)?;
+                let mask = png(&file, most_pixels);
                 let mask = Mask::read(&mask.map_err(|why| Refused(format!("mask: {why}")))?);
                 if mask.dimensions() != (width, height) {
                     let (w, h) = mask.dimensions();
@@ -282,16 +309,21 @@ impl EditRequest {
                         "mask: has {w}x{h} pixels, the image {width}x{height} (width x height)"
                     )));
                 }
-                part("mask", mask)?
+                // What fills a box is told as one, which needs no file.
+                let told = match mask.as_rectangle() {
+                    Some(sides) => EditedPart::Box(sides),
+                    None => EditedPart::Mask(SourceFile::of(None, &file)),
+                };
+                (part("mask", mask)?, told)
             }
-            (_, Some([left, top, right, bottom]), _) => {
+            (_, Some(sides @ [left, top, right, bottom]), _) => {
                 let name = format!("box {left},{top},{right},{bottom}");
                 if left >= right || top >= bottom || *right > width || *bottom > height {
                     return Err(Refused(format!(
                         "{name}: is no box inside {width}x{height} pixels"
                     )));
                 }
-                part(&name, Mask::rectangle([width, height], [*left, *top, *right, *bottom]))?
+                (part(&name, Mask::rectangle([width, height], *sides))?, EditedPart::Box(*sides))
             }
             (_, _, Some(margins)) => {
                 let [left, top, right, bottom] = *margins;
@@ -303,14 +335,15 @@ impl EditRequest {
                         "margins: each may be as long as the image, no longer",
                     ));
                 }
-                Part::Margins(*margins)
+                (Part::Margins(*margins), EditedPart::Margins(*margins))
             }
-            _ => Part::Refine,
+            _ => (Part::Refine, EditedPart::Refine),
         };
-        Ok((source, part))
+        Ok(Decoded { source, part, image, told })
     }
 
-    /// Checks the rest.
+    /// Checks the rest. The files of the results say what they are from if they are `made_with` something: of a
+    /// picture or mask that was sent its checksum.
     ///
     /// # Errors
     /// Why the model cannot draw it, or that it is too much.
@@ -318,15 +351,28 @@ impl EditRequest {
         &self,
         engine: &dyn Engine,
         bounds: &Bounds,
-        (source, part): (RgbImage, Part),
+        made_with: Option<MadeWith>,
+        Decoded { source, part, image, told }: Decoded,
     ) -> Result<Work, Refused> {
-        let Self { keep_scales, blend, sampling, .. } = self;
+        let Self { outside, keep_scales, blend, sampling, .. } = self;
         let wishes = sampling.wishes()?;
         let label = engine.label(sampling.class.as_deref())?;
-        let scales = engine.scales(&wishes)?;
+        let (scales, sampler) = (engine.scales(&wishes)?, engine.sampler(&wishes));
         if blend.is_some_and(|blend| blend > 1 << 14) {
             return Err(Refused::new("blend: must be 16384 or less"));
         }
+        let edit = EditOrigin {
+            image,
+            part: told,
+            outside: *outside,
+            keep_scales: *keep_scales,
+            blend: *blend,
+            size: wishes.size.map(|size| [size.height, size.width]),
+        };
+        let origin = made_with.map(|made_with| Origin {
+            edit: Some(edit),
+            ..sampling.origin(engine, label, (&scales, sampler), made_with)
+        });
         let settings = EditSettings {
             part,
             label,
@@ -334,14 +380,14 @@ impl EditRequest {
             blend: *blend,
             scales,
             exact_size: wishes.size.is_some(),
-            sampler: engine.sampler(&wishes),
+            sampler,
             seed: sampling.seed,
         };
         // Cropping and margins change how much is drawn.
         let drawn = engine.edit_scales(source.dimensions(), &settings)?;
         within(bounds, engine, &drawn, sampling.count as f64)?;
         let what = What::Edit { source, settings: Box::new(settings) };
-        Ok(Work { what, count: sampling.count, previews: sampling.previews, origin: None })
+        Ok(Work { what, count: sampling.count, previews: sampling.previews, origin })
     }
 
     /// What is shown of the request: not the pictures.
@@ -416,8 +462,13 @@ fn upright_png(bytes: &[u8], most_pixels: u64) -> Result<DynamicImage, String> {
 
 #[cfg(test)]
 mod tests {
+    use burn_flex::Flex;
     use image::codecs::png::PngEncoder;
     use image::{ExtendedColorType, ImageEncoder};
+    use sar_emoji_weights::{BACKBONE, TOKENIZER};
+    use sar_pipeline::{Known, Pipeline};
+    use sar_weights::WeightsFile;
+    use serde_json::json;
 
     use super::*;
 
@@ -432,7 +483,7 @@ mod tests {
         BASE64_STANDARD.encode(png)
     }
 
-    fn edit(more: &str) -> Result<(RgbImage, Part), Refused> {
+    fn edit(more: &str) -> Result<Decoded, Refused> {
         let request: EditRequest = parse(more.as_bytes()).unwrap();
         request.decoded(&Bounds::default(), decode_png)
     }
@@ -445,11 +496,70 @@ mod tests {
             let file = turned(orientation);
             let request =
                 format!(r#"{{ "mode": "inpaint", "image": "{file}", "mask": "{file}" }}"#);
-            let (image, part) = edit(&request).unwrap();
-            assert_eq!(image.dimensions(), size, "{orientation}");
+            let Decoded { source, part, .. } = edit(&request).unwrap();
+            assert_eq!(source.dimensions(), size, "{orientation}");
             let Part::Inside(mask) = part else { panic!("{part:?}") };
             assert_eq!((mask.dimensions(), mask.share()), (size, 0.5), "{orientation}");
-            assert!(mask.contains(x, y) && image.get_pixel(x, y).0 == [255; 3], "{orientation}");
+            assert!(mask.contains(x, y) && source.get_pixel(x, y).0 == [255; 3], "{orientation}");
+        }
+    }
+
+    #[test]
+    fn results_say_what_was_sent_and_how_it_was_edited() {
+        let file = |name, bytes: &[u8]| WeightsFile::from_bytes(name, bytes.to_vec()).unwrap();
+        let files = (file("tokenizer", TOKENIZER), file("backbone", BACKBONE));
+        let (known, device) = (Known::default(), Default::default());
+        let pipeline = Pipeline::<Flex>::load(files.0, files.1, &known, &device).unwrap();
+        let made_with = json!({
+            "precision": "f32", "device": "flex", "tokenizer": "01234567", "backbone": "89abcdef",
+        });
+        let made_with: MadeWith = serde_json::from_value(made_with).unwrap();
+        let sent = |is_bright: fn(u32, u32) -> bool| {
+            let pixel = |x, y| image::Rgb([if is_bright(x, y) { 255 } else { 0 }; 3]);
+            sar_pipeline::to_png(&RgbImage::from_fn(64, 64, pixel))
+        };
+        let image = sent(|x, y| x > y);
+        let [in_a_box, painted] = [sent(|x, y| x < 20 && y < 30), sent(|x, y| x + y < 20)];
+        let base64 = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        let cases = [
+            (
+                format!(r#""mode": "inpaint", "mask": "{}""#, base64(&in_a_box)),
+                EditedPart::Box([0, 0, 20, 30]),
+            ),
+            (
+                format!(r#""mode": "inpaint", "mask": "{}""#, base64(&painted)),
+                EditedPart::Mask(SourceFile::of(None, &painted)),
+            ),
+            (
+                r#""mode": "inpaint", "box": [1, 2, 3, 4], "outside": true"#.into(),
+                EditedPart::Box([1, 2, 3, 4]),
+            ),
+            (
+                r#""mode": "expand", "margins": [0, 8, 16, 0], "blend": 2"#.into(),
+                EditedPart::Margins([0, 8, 16, 0]),
+            ),
+            (r#""mode": "refine", "keep_scales": 3"#.into(), EditedPart::Refine),
+        ];
+        for (said, part) in cases {
+            let request = format!(
+                r#"{{ {said}, "image": "{}", "sampling": {{ "class": "2", "seed": 7, "count": 3, "size": "48x64" }} }}"#,
+                base64(&image)
+            );
+            let request: EditRequest = parse(request.as_bytes()).unwrap();
+            let bounds = Bounds::default();
+            let work = |made_with| {
+                let decoded = request.decoded(&bounds, decode_png).unwrap();
+                request.work(&pipeline, &bounds, made_with, decoded).unwrap()
+            };
+            let Origin { job, label, edit, .. } = work(Some(made_with.clone())).origin.unwrap();
+            assert_eq!((label, job.seed, job.n, job.batch), (2, 7, 3, BATCH));
+            assert_eq!(job.made_with, made_with);
+            let EditRequest { outside, keep_scales, blend, .. } = request;
+            let image = SourceFile::of(None, &image);
+            let size = Some([48, 64]);
+            let expected = EditOrigin { image, part, outside, keep_scales, blend, size };
+            assert_eq!(edit, Some(expected));
+            assert!(work(None).origin.is_none());
         }
     }
 

@@ -26,7 +26,7 @@ export function short(x) {
 
 /**
  * Lines over steps or over names.
- * `lines`: [{ points: [[x, y]], style: "a" | "b" | "c", name, faint }]; `names`: those of x = 0, 1, 2, …
+ * `lines`: [{ points: [[x, y]], style: "a" | "b" | "c", name, faint, shade: 0 to 1 }]; `names`: those of x = 0, 1, 2, …
  */
 export function chart(title, lines, { names = null, unit = "" } = {}) {
   const shown = lines.filter(({ points }) => points.length);
@@ -56,10 +56,10 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
   for (const [x, name] of marks) {
     svg.append(make("text", { x: px(x), y: HEIGHT - 4, "text-anchor": "middle" }, String(name)));
   }
-  for (const { points, style, faint } of shown) {
-    svg.append(make("path", { class: faint ? `${style} faint` : style, d: points.map(([x, y], i) => `${i ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("") }));
+  for (const { points, style, faint, shade } of shown) {
+    svg.append(make("path", { class: faint ? `${style} faint` : style, opacity: shade, d: points.map(([x, y], i) => `${i ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("") }));
     if (!faint && points.length <= 24) {
-      svg.append(...points.map(([x, y]) => make("circle", { class: style, cx: px(x), cy: py(y), r: 2.6 })));
+      svg.append(...points.map(([x, y]) => make("circle", { class: style, opacity: shade, cx: px(x), cy: py(y), r: 2.6 })));
     }
   }
   const told = shown.map(({ points, name }) => {
@@ -69,7 +69,12 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
   });
   svg.setAttribute("aria-label", `${title}. ${told.join("; ")}`);
 
-  const end = () => shown.map(({ points }) => short(points[points.length - 1][1])).join(" / ");
+  // Of many values the first and the last: all of them have no room.
+  const row = (points) => {
+    const values = points.map((point) => short(point[1]));
+    return values.length > 4 ? `${values[0]} … ${values[values.length - 1]}` : values.join(" / ");
+  };
+  const end = () => row(shown.map(({ points }) => points[points.length - 1]));
   const value = make("span", { class: "last" }, end() + unit);
   const cross = make("line", { class: "cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cross);
@@ -81,15 +86,15 @@ export function chart(title, lines, { names = null, unit = "" } = {}) {
     cross.setAttribute("x2", px(near[0][0]));
     cross.setAttribute("visibility", "visible");
     const place = names ? names[near[0][0]] : short(near[0][0]);
-    value.textContent = `${place}: ${near.map((point) => short(point[1])).join(" / ")}${unit}`;
+    value.textContent = `${place}: ${row(near)}${unit}`;
   });
   svg.addEventListener("pointerleave", () => {
     cross.setAttribute("visibility", "hidden");
     value.textContent = end() + unit;
   });
   const legend = shown.length > 1
-    ? make("div", { class: "legend" }, ...shown.map(({ style, name, faint }) =>
-        make("span", {}, make("svg", { viewBox: "0 0 20 8", class: "key", "aria-hidden": "true" }, make("line", { class: faint ? `${style} faint` : style, x1: 1, x2: 19, y1: 4, y2: 4 })), name)))
+    ? make("div", { class: "legend" }, ...shown.map(({ style, name, faint, shade }) =>
+        make("span", {}, make("svg", { viewBox: "0 0 20 8", class: "key", "aria-hidden": "true" }, make("line", { class: faint ? `${style} faint` : style, opacity: shade, x1: 1, x2: 19, y1: 4, y2: 4 })), name)))
     : null;
   return make("div", { class: "panel" }, make("div", { class: "title" }, make("h3", {}, title), value), svg, legend);
 }

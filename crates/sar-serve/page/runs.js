@@ -13,7 +13,7 @@ const SHEETS = {
   sar: "Samples over time, in SAR",
   control: "Samples over time, in the control",
 };
-/** What is worth a chart: the stage, what it is called, its series in training and held out. */
+/** What is worth a chart: the stage, what it is called, its series in training and held out, which is also there by scale. */
 const CHARTS = [
   ["tokenizer", "loss", "total", null],
   ["tokenizer", "PSNR, dB", null, "held_out_psnr_db"],
@@ -159,16 +159,32 @@ export function startRuns(model) {
     return make("div", { class: "charts" }, ...panels);
   }
 
+  /** The series of a list, in the order of its places. */
+  const byPlace = (series, stage, key) => Object.entries(series[stage] ?? {})
+    .filter(([name]) => name.startsWith(`${key}/`))
+    .map(([name, points]) => [Number(name.slice(key.length + 1)), points])
+    .sort(([a], [b]) => a - b);
+
+  /** What every stage measured by scale, over its steps: the finer a scale, the stronger its line. */
+  function scalesOverTime({ report, series }) {
+    const names = report?.held_out?.after.by_scale.map(({ scale }) => scale) ?? [];
+    const charts = CHARTS.filter(([, , , heldOut]) => heldOut).map(([stage, called, , heldOut]) => {
+      const scales = byPlace(series, stage, `${heldOut}_scales`);
+      const shade = (i) => (0.4 + (0.6 * (i + 1)) / scales.length).toFixed(2);
+      const lines = scales.map(([k, points], i) => ({ points, style: "a", name: names[k] ?? `#${k + 1}`, shade: shade(i) }));
+      return chart(`${NAMES[stage]}, by scale: ${called}`, lines);
+    });
+    return charts.some(Boolean) ? make("div", { class: "charts" }, ...charts) : null;
+  }
+
   /** What every stage measured last by scale: all there is before the report. */
   function byScaleSoFar(series) {
-    const last = (stage, key) => Object.entries(series[stage] ?? {})
-      .filter(([name]) => name.startsWith(`${key}/`))
-      .map(([name, points]) => [Number(name.slice(key.length + 1)), points[points.length - 1][1]])
-      .sort(([a], [b]) => a - b);
+    const last = (stage, key) => byPlace(series, stage, key).map(([k, points]) => [k, points[points.length - 1][1]]);
     const stages = [["pretrain", "pre-training", "b"], ["sar", "SAR", "a"], ["control", "control", "c"], ["tokenizer", "tokenizer", "a"]];
     const charts = [
       ["Student loss", "held_out_student_scales"],
       ["Teacher loss", "held_out_teacher_scales"],
+      ["PSNR in dB", "held_out_psnr_db_scales"],
       ["Perplexity of the codes", "held_out_perplexity"],
     ].map(([called, key]) => {
       const lines = stages.map(([stage, name, style]) => ({ name, style, points: last(stage, key) }));
@@ -293,7 +309,7 @@ export function startRuns(model) {
     };
     put($("run-course"), columns(head), curves(a, b));
     showSheets([a, b], columns);
-    put($("run-results"), columns(byScale), columns(figures), columns(pictures));
+    put($("run-results"), columns(byScale), columns(scalesOverTime), columns(figures), columns(pictures));
   }
 
   /** Sheets are made anew only where there is another one, and not under the hand of somebody. */

@@ -172,16 +172,17 @@ async fn edit(State(app): Shared, request: Request) -> Result<Response, Refusal>
     let Ok(Ok(turn)) = turn else {
         return Err(Refusal::busy("other pictures are being decoded; try again in a few seconds"));
     };
-    let (request, pictures) = aside(move || {
+    let (request, decoded) = aside(move || {
         // Kept to the end of the work, whether or not the client waits for it.
         let _turn = turn;
         let request: EditRequest = parse(&body.bytes)?;
         drop(body);
-        let pictures = request.decoded(&limits.bounds(), decode_image)?;
-        Ok((request, pictures))
+        let decoded = request.decoded(&limits.bounds(), decode_image)?;
+        Ok((request, decoded))
     })
     .await?;
-    let work = app.ask(|engine| request.work(engine, &limits.bounds(), pictures))?;
+    let (bounds, made_with) = (limits.bounds(), app.made_with.clone());
+    let work = app.ask(|engine| request.work(engine, &bounds, made_with, decoded))?;
     app.accept(json!({ "kind": "edit", "request": request.shown() }), work)
 }
 

@@ -14,6 +14,7 @@ use sar_data::DataRecipe;
 use sar_model::{BackboneConfig, BackboneShape, Init, PositionsConfig, Precision};
 pub use sar_recipes::BUILT_IN;
 use sar_rollout::Sampler;
+use sar_weights::Crc32;
 use serde::{Deserialize, Serialize};
 
 use self::fields::{first_difference, forget, not_finite, set, unknown_key};
@@ -401,7 +402,7 @@ impl Recipe {
         // Where images and latents lie decides nothing.
         MAY_CHANGE.iter().chain(&["latents.folder"]).for_each(|field| forget(&mut table, field));
         let text = ["seed", "data", "latents"].map(|part| table[part].to_string()).join("\n");
-        format!("{:08x}", crc32fast::hash(text.as_bytes()))
+        Crc32::of(text.as_bytes()).to_string()
     }
 
     /// Checks that this recipe is that of a run that it is to resume, but for [`MAY_CHANGE`].

@@ -15,6 +15,7 @@ use sar_data::{Fingerprint, Images, ReadAhead, UnreadableImage};
 use sar_exchange::{ExchangeError, Group};
 use sar_pipeline::{CodebookSketch, PipelineError, TrainedBackbone, TrainedTokenizer};
 use sar_tokenizer::Tokenizer;
+use sar_weights::Crc32;
 
 use crate::backbone_stage::{BackboneSettings, BackboneStage, LatentSource, Tokens};
 use crate::checkpoint::{self, Saved};
@@ -95,7 +96,7 @@ fn train_together<A: AutodiffBackend>(
     let mut notes = together::fits(recipe, group.ranks())?;
     if !group.is_alone() {
         let toml = recipe.to_toml();
-        let recipe = format!("{} {:08x}", recipe.name, crc32fast::hash(toml.as_bytes()));
+        let recipe = format!("{} {}", recipe.name, Crc32::of(toml.as_bytes()));
         let values = [("program", program()?), ("recipe", recipe)];
         together::compare(group, &values)?;
     }

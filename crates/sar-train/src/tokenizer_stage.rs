@@ -339,10 +339,13 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let figures = meter.figures();
         let shares: Vec<Option<f64>> =
             figures.by_color.iter().map(|color| color.error_share).collect();
+        // The meter decodes every scale, whether or not it is asked what each has come to.
+        let psnr: Vec<f64> = figures.by_scale.iter().map(|scale| scale.psnr_db).collect();
         // Coarse scales that share a few codes are what a collapse looks like first.
         let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
         let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
         let details = vec![
+            ("held_out_psnr_db_scales", psnr.into()),
             ("held_out_color_error", shares.into()),
             ("held_out_codes_used", used.into()),
             ("held_out_perplexity", perplexity.into()),

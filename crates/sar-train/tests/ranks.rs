@@ -19,6 +19,7 @@ use sar_train::event::{Event, Observer, Silent};
 use sar_train::latents::Latents;
 use sar_train::report::Report;
 use sar_train::{Execution, Recipe, TrainError, train};
+use sar_weights::Crc32;
 
 /// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
 const MORE: &[&str] = &[
@@ -159,11 +160,11 @@ fn print_columns() {
 /// A row of it: CRC-32 of the files of each column.
 fn print_hashes(files: &BTreeMap<String, Vec<u8>>, what: &str) {
     let hashes = COLUMNS.map(|[_, begin, end]| {
-        let mut hasher = crc32fast::Hasher::new();
+        let mut crc = Crc32::default();
         let is_of = |name: &str| name.starts_with(begin) && name.ends_with(end);
         let of_column = files.iter().filter(|(name, _)| is_of(name.as_str()));
-        of_column.for_each(|(_, bytes)| hasher.update(bytes));
-        format!("{:08x}", hasher.finalize())
+        of_column.for_each(|(_, bytes)| crc.update(bytes));
+        crc.to_string()
     });
     println!("| {what} | {} |", hashes.join(" | "));
 }

@@ -131,12 +131,13 @@ fn a_run_that_stops_often_ends_like_one_that_never_does() {
 }
 
 #[test]
-fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
+fn each_measurement_leaves_figures_by_scale_and_a_sheet_of_what_the_weights_make() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
     let settings = [
         "log.measure_steps=2",
         "log.measure_images=4",
+        "evaluation.images=4",
         "evaluation.reconstructions=3",
         "sar.control=false",
     ];
@@ -175,6 +176,28 @@ fn each_measurement_leaves_a_sheet_of_what_the_weights_make() {
             tile(&first, 64, i, 1) != tile(&last, 64, i, 1),
             "reconstruction {i} stays as it was"
         );
+    }
+
+    let metrics = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let measured: Vec<Value> = lines.filter(|line| line["held_out_psnr_db"].is_number()).collect();
+    let steps: Vec<&Value> = measured.iter().map(|line| &line["step"]).collect();
+    assert_eq!(steps, [1, 3, 4]);
+    let scales = |line: &Value| -> Vec<f64> {
+        let scales = line["held_out_psnr_db_scales"].as_array().unwrap();
+        scales.iter().map(|psnr| psnr.as_f64().unwrap()).collect()
+    };
+    for line in &measured {
+        assert_eq!(scales(line).last().copied(), line["held_out_psnr_db"].as_f64(), "{line}");
+    }
+    // The last ones are those of the report, whose tokenizer has its colors folded in.
+    let report = fs::read_to_string(dir.join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let by_scale = report["tokenizer"]["by_scale"].as_array().unwrap();
+    let last = scales(&measured[2]);
+    assert_eq!((last.len(), by_scale.len()), (3, 3));
+    for (psnr, scale) in last.iter().zip(by_scale) {
+        assert!((psnr - scale["psnr_db"].as_f64().unwrap()).abs() < 0.01, "{psnr} {scale}");
     }
 }
 

@@ -133,6 +133,7 @@ fn tensorboard_reads_a_run_that_stopped_and_went_on() {
     assert!(n > 60, "{n} numbers");
     // By scale, and pictures.
     for (stage, tag) in [
+        ("tokenizer", "held_out_psnr_db_scales/2"),
         ("tokenizer", "held_out_perplexity/2"),
         ("pretrain", "held_out_teacher_scales/2"),
         ("sar", "held_out_student_scales/2"),

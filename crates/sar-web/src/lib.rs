@@ -95,8 +95,9 @@ impl Sar {
     /// Why the request is not carried out, in one sentence.
     pub fn edit(&self, request: &str, tell: &Function) -> Result<(), JsError> {
         let request: EditRequest = parse(request.as_bytes())?;
-        let pictures = request.decoded(&self.bounds, decode_png)?;
-        let work = request.work(&self.pipeline, &self.bounds, pictures)?;
+        let decoded = request.decoded(&self.bounds, decode_png)?;
+        let made_with = Some(self.made_with.clone());
+        let work = request.work(&self.pipeline, &self.bounds, made_with, decoded)?;
         self.draw(json!({ "kind": "edit" }), &work, tell)
     }
 

@@ -39,7 +39,7 @@ mod checksum;
 mod locate;
 
 pub use cast::cast_floats;
-pub use checksum::checksum;
+pub use checksum::{Crc32, checksum};
 pub use finite::{FiniteCheck, count_not_finite};
 
 pub use atomic::{remove_stale, remove_stale_of, write_bytes, write_whole};

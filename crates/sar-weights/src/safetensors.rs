@@ -15,6 +15,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
 
 use crate::atomic::write_whole;
+use crate::checksum::Crc32;
 use crate::error::{WeightsError, one_line};
 use crate::file::{Checksum, Listing, TensorInfo};
 use crate::source::Source;
@@ -105,7 +106,7 @@ impl Reader {
             self.slots.iter().map(|(name, slot)| (slot.start, name.clone())).collect();
         order.sort();
         let mut tensors = BTreeMap::new();
-        let mut checksum = crc32fast::Hasher::new();
+        let mut checksum = Crc32::default();
         for (_, name) in order {
             let data = self.read(&name)?;
             checksum.update(&data.bytes);
@@ -115,7 +116,7 @@ impl Reader {
             // The checksum is that of all bytes.
             self.verify()?;
         } else {
-            self.compare(checksum)?;
+            self.compare(&checksum)?;
         }
         Ok(tensors)
     }
@@ -124,7 +125,7 @@ impl Reader {
         if self.checksum.is_none() {
             return Ok(Checksum::Absent);
         }
-        let mut checksum = crc32fast::Hasher::new();
+        let mut checksum = Crc32::default();
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut hash = || {
             self.source.seek(SeekFrom::Start(self.data_start))?;
@@ -137,12 +138,12 @@ impl Reader {
         };
         let hashed: io::Result<()> = hash();
         hashed.map_err(|error| self.source.failed(error))?;
-        self.compare(checksum)
+        self.compare(&checksum)
     }
 
-    fn compare(&self, found: crc32fast::Hasher) -> Result<Checksum, WeightsError> {
+    fn compare(&self, found: &Crc32) -> Result<Checksum, WeightsError> {
         let Some(expected) = &self.checksum else { return Ok(Checksum::Absent) };
-        let found = shown(found);
+        let found = found.to_string();
         if *expected == found {
             return Ok(Checksum::Verified);
         }
@@ -182,10 +183,6 @@ fn read_header(source: &mut Source) -> Result<Metadata, WeightsError> {
     Ok(header)
 }
 
-fn shown(checksum: crc32fast::Hasher) -> String {
-    format!("{:08x}", checksum.finalize())
-}
-
 fn damaged(path: &Path, name: &str, reason: &str) -> WeightsError {
     WeightsError::Damaged {
         path: path.into(),
@@ -213,8 +210,8 @@ pub(crate) fn write<'d, E: From<WeightsError>>(
     // In the order of their offsets: wide elements first, so that all are aligned, then by name.
     let mut tensors: Vec<&TensorInfo> = tensors.iter().collect();
     tensors.sort_by_key(|info| (std::cmp::Reverse(info.dtype.size()), info.name.as_str()));
-    let mut checksum = crc32fast::Hasher::new();
-    let provisional = header(path, &tensors, metadata, checksum.clone())?;
+    let mut checksum = Crc32::default();
+    let provisional = header(path, &tensors, metadata, &checksum)?;
     write_whole(path, |file| {
         let length = (provisional.len() as u64).to_le_bytes();
         file.write_all(&length).and_then(|()| file.write_all(&provisional)).map_err(failed)?;
@@ -224,7 +221,7 @@ pub(crate) fn write<'d, E: From<WeightsError>>(
             file.write_all(data.as_bytes()).map_err(failed)?;
         }
         // As long as the first one, for a checksum is eight digits.
-        let header = header(path, &tensors, metadata, checksum)?;
+        let header = header(path, &tensors, metadata, &checksum)?;
         file.seek(SeekFrom::Start(LENGTH_BYTES)).map_err(failed)?;
         file.write_all(&header).map_err(failed)?;
         Ok(())
@@ -236,7 +233,7 @@ fn header(
     path: &Path,
     tensors: &[&TensorInfo],
     metadata: &BTreeMap<String, String>,
-    checksum: crc32fast::Hasher,
+    checksum: &Crc32,
 ) -> Result<Vec<u8>, WeightsError> {
     let unwritable = |name: &str, reason: String| WeightsError::Unwritable {
         path: path.into(),
@@ -246,7 +243,7 @@ fn header(
     let json = |text: &str| serde_json::to_string(text).expect("a string is valid JSON");
 
     let mut metadata = metadata.clone();
-    metadata.insert(CHECKSUM_KEY.into(), shown(checksum));
+    metadata.insert(CHECKSUM_KEY.into(), checksum.to_string());
     let metadata = serde_json::to_string(&metadata).expect("strings are valid JSON");
     let mut entries = vec![format!("{}:{metadata}", json(METADATA_KEY))];
     let mut start = 0;

@@ -3,6 +3,7 @@
 //! They stand beside the arms of a folder only where start and control have the same figures in both, to the last
 //! digit: then what differs from the control there differs as much from the control here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -85,7 +86,7 @@ pub(super) fn add(file: &Path, study: &Study, ours: &mut Summary) -> Result<()> 
     ours.arms.sort_by_key(place);
     ours.unfinished.retain(|name| !added.contains(name));
     ours.elsewhere.extend(added);
-    ours.hours += theirs.hours;
+    add_hours(theirs.hours_by_arm, theirs.hours, ours);
     ours.command += &format!("; {}", theirs.command);
     for code in theirs.code {
         if !ours.code.contains(&code) {
@@ -93,6 +94,24 @@ pub(super) fn add(file: &Path, study: &Study, ours: &mut Summary) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Adds those hours that are not there yet: a file may have been joined with another that is given, too, or with
+/// this folder's. Of a file of before only their sum is known.
+fn add_hours(mut by_arm: BTreeMap<String, Vec<f64>>, sum: f64, ours: &mut Summary) {
+    if by_arm.is_empty() {
+        by_arm.insert("?".into(), vec![sum]);
+    }
+    for (arm, folders) in by_arm {
+        let known = ours.hours_by_arm.entry(arm).or_default();
+        for hours in folders {
+            // They may have been written and read again, which may cost the last digits.
+            if !known.iter().any(|of| (of - hours).abs() <= 1e-9 * hours) {
+                known.push(hours);
+                ours.hours += hours;
+            }
+        }
+    }
 }
 
 fn named<'a>(arms: &'a [Arm], name: &str) -> Option<&'a Arm> {
@@ -162,6 +181,8 @@ mod tests {
         correct(&mut arms);
         let is_there = |name: &str| arms.iter().any(|arm| arm.name == name);
         let names = study.arms.iter().map(|arm| arm.name.clone());
+        // Those of a are 1, of b 2, of c 3.
+        let hours = f64::from(program.as_bytes()[0] - b'a' + 1);
         Summary {
             name: study.name.clone(),
             recipe: study.recipe.clone(),
@@ -169,7 +190,8 @@ mod tests {
             control: study.control.clone(),
             scratch_control: study.scratch_control.clone(),
             intervals: String::new(),
-            hours: 1.5,
+            hours,
+            hours_by_arm: [("control".to_owned(), vec![hours])].into(),
             command: format!("by {program}"),
             code: vec![code("common"), code(program)],
             real: None,
@@ -249,8 +271,33 @@ mod tests {
         assert_eq!((soft.kid.mean, both.elsewhere.len()), (3.5, 2));
         // Nothing new: nothing of the file is in the result.
         let both = added(&here(), here()).unwrap();
-        assert_eq!((both.hours, both.command.as_str()), (1.5, "by a"));
+        assert_eq!((both.hours, both.command.as_str()), (1.0, "by a"));
         assert!(both.elsewhere.is_empty());
+    }
+
+    #[test]
+    fn hours_count_once_however_often_they_are_joined() {
+        // Each has an arm that the others have not.
+        let of = |program: &str, left_out: usize| {
+            let mut finished = there();
+            finished.remove(left_out);
+            summary(program, &finished)
+        };
+        let (b, c) = (|| of("b", 3), || of("c", 2));
+        let joined = |files: &[&Summary]| {
+            let all = files.iter().try_fold(here(), |ours, theirs| added(theirs, ours));
+            all.unwrap().hours
+        };
+        assert_eq!(joined(&[&b(), &c()]), 6.0);
+        let with_b = added(&b(), c()).unwrap();
+        assert_eq!(with_b.hours, 5.0);
+        assert_eq!([joined(&[&b(), &with_b]), joined(&[&with_b, &b()])], [6.0; 2]);
+        // This folder's own, which another has joined.
+        let with_ours = added(&here(), c()).unwrap();
+        assert_eq!((with_ours.hours, joined(&[&with_ours])), (4.0, 4.0));
+        // A file of before says the sum alone.
+        let before = Summary { hours_by_arm: BTreeMap::new(), ..b() };
+        assert_eq!(joined(&[&before, &c()]), 6.0);
     }
 
     #[test]

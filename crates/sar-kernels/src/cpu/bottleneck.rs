@@ -534,6 +534,20 @@ mod tests {
             [self.bottleneck.run(&self.x, self.weights()), of_x]
         }
 
+        /// As [`run`](Self::run), each image alone.
+        fn run_each(&self) -> [Vec<f32>; 2] {
+            let (n, alone) = (self.bottleneck.batch, self.alone());
+            let images = self.x.chunks(self.x.len() / n);
+            let y = images.clone().flat_map(|x| alone.run(x, self.weights())).collect();
+            let pairs = images.zip(self.gradient.chunks(self.gradient.len() / n));
+            let of_x = pairs.flat_map(|(x, g)| alone.input_gradient(x, self.weights(), g));
+            [y, of_x.collect()]
+        }
+
+        fn alone(&self) -> Bottleneck {
+            Bottleneck { batch: 1, ..self.bottleneck.clone() }
+        }
+
         /// By the definition, one number after the other.
         fn exact(&self) -> [Vec<f64>; 2] {
             let Bottleneck { c_in, c_out, depthwise, is_residual, .. } = self.bottleneck;
@@ -650,18 +664,29 @@ mod tests {
         {
             let case = Case::new(11, channels, [side; 2], kernel, stride);
             assert_same_on_threads(|| case.run().into());
-            let alone = Bottleneck { batch: 1, ..case.bottleneck.clone() };
-            let images = case.x.chunks(case.x.len() / 11);
-            let each = images.flat_map(|x| alone.run(x, case.weights()));
-            assert!(each.eq(case.run()[0].iter().copied()), "an image depends on its batch");
+            assert!(case.run() == case.run_each(), "an image depends on its batch");
+        }
+    }
+
+    #[test]
+    fn more_blocks_do_not_change_an_image() {
+        for channels in [[6, 150, 6], [150, 150, 6]] {
+            let case = Case::new(33, channels, [7; 2], 3, 1);
+            let blocks = |bottleneck: &Bottleneck| 150usize.div_ceil(bottleneck.plan().block);
+            assert_eq!([blocks(&case.alone()), blocks(&case.bottleneck)], [1, 2]);
+            assert!(case.run() == case.run_each(), "an image depends on its batch");
         }
     }
 
     #[test]
     fn what_is_not_a_number_stays_so() {
-        let mut case = Case::new(1, [4, 24, 3], [6, 6], 3, 1);
-        case.x[0] = f32::NAN;
-        let y = &case.run()[0];
-        assert!(y[0].is_nan() && !y[35].is_nan());
+        for channels in [[4, 24, 3], [4, 4, 3]] {
+            let mut case = Case::new(1, channels, [6, 6], 3, 1);
+            case.x[0] = f32::NAN;
+            // The pixels that a kernel in the corner of the first channel's map reaches.
+            for (at, y) in case.run()[0].iter().enumerate() {
+                assert_eq!(y.is_nan(), [0, 1, 6, 7].contains(&(at % 36)), "{at} of {channels:?}");
+            }
+        }
     }
 }
