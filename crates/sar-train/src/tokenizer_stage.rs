@@ -339,8 +339,11 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let figures = meter.figures();
         let shares: Vec<Option<f64>> =
             figures.by_color.iter().map(|color| color.error_share).collect();
-        // The meter decodes every scale, whether or not it is asked what each has come to.
-        let psnr: Vec<f64> = figures.by_scale.iter().map(|scale| scale.psnr_db).collect();
+        // The meter decodes every scale, whether or not it is asked what each has come to. Small maps of a batch are one
+        // product, whose last bits depend on how many they are; a run that is resumed with other batches writes the same.
+        let thousandths = |db: f64| (db * 1000.0).round() / 1000.0;
+        let psnr: Vec<f64> =
+            figures.by_scale.iter().map(|scale| thousandths(scale.psnr_db)).collect();
         // Coarse scales that share a few codes are what a collapse looks like first.
         let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
         let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
