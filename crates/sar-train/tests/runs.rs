@@ -188,7 +188,8 @@ fn each_measurement_leaves_figures_by_scale_and_a_sheet_of_what_the_weights_make
         scales.iter().map(|psnr| psnr.as_f64().unwrap()).collect()
     };
     for line in &measured {
-        assert_eq!(scales(line).last().copied(), line["held_out_psnr_db"].as_f64(), "{line}");
+        let apart = scales(line)[2] - line["held_out_psnr_db"].as_f64().unwrap();
+        assert!(apart.abs() < 5.1e-4, "{line}");
     }
     // The last ones are those of the report, whose tokenizer has its colors folded in.
     let report = fs::read_to_string(dir.join("report.json")).unwrap();

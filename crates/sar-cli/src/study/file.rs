@@ -411,7 +411,7 @@ steps = 60
             (scratch.tokenizer.steps, scratch.pretrain.steps, scratch.sar.steps),
             (0, 50, 0)
         );
-        assert_eq!((images.tokenizer.steps, images.pretrain.steps), (800, 60));
+        assert_eq!((images.tokenizer.steps, images.pretrain.steps), (650, 60));
         let passes = |name: &str| study.cost(study.arm(name).unwrap()).unwrap().passes();
         assert_eq!((passes("control"), passes("sar-soft")), (100.0, 100.0));
         assert_eq!((passes("scratch-control"), passes("scratch-wide")), (50.0, 60.0));
