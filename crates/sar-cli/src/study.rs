@@ -39,7 +39,7 @@ use code::Code;
 use file::{START, Study, has_ended};
 use recipes::check_run;
 use results::{Arm, Finished, arms, correct};
-use unit::{Grid, Outcome, Sampling, Trained, Unit, best, train_run};
+use unit::{Grid, Sampling, Trained, Unit, best, train_run};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -238,7 +238,11 @@ impl Folder {
                 code.push(of.clone());
             }
         }
-        let of_arm = |of: &Finished| (of.name.clone(), vec![hours(&of.outcomes)]);
+        let of_arm = |of: &Finished| {
+            let seconds = of.outcomes.iter().fold(0.0, |seconds, of| seconds + of.wall_s);
+            (of.name.clone(), vec![seconds / 3600.0])
+        };
+        let hours_by_arm = done.iter().map(of_arm).collect();
         let real = path.join("real.json");
         let real = std::fs::read_to_string(&real).ok();
         let mut summary = Summary {
@@ -248,8 +252,8 @@ impl Folder {
             control: study.control.clone(),
             scratch_control: study.scratch_control.clone(),
             intervals: INTERVALS.into(),
-            hours: hours(done.iter().flat_map(|of| &of.outcomes)),
-            hours_by_arm: done.iter().map(of_arm).collect(),
+            hours: sum(&hours_by_arm),
+            hours_by_arm,
             command: code::command(),
             code,
             real: real.and_then(|text| serde_json::from_str(&text).ok()),
@@ -273,8 +277,8 @@ impl Folder {
     }
 }
 
-fn hours<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> f64 {
-    outcomes.into_iter().fold(0.0, |seconds, of| seconds + of.wall_s) / 3600.0
+fn sum(by_arm: &BTreeMap<String, Vec<f64>>) -> f64 {
+    by_arm.values().flatten().fold(0.0, |sum, hours| sum + hours)
 }
 
 const INTERVALS: &str = "95 %, Student's t over seeds of training (of the start: over streams of samples); \
@@ -291,7 +295,7 @@ struct Summary {
     scratch_control: Option<String>,
     /// What `low` and `high` are.
     intervals: String,
-    /// Of all arms and seeds together, on whichever machine.
+    /// Of all arms and seeds together, on whichever machine: the sum of what is below.
     hours: f64,
     /// The same by arm, of each folder that has done it; a file of before does not say it.
     #[serde(default)]
@@ -545,7 +549,7 @@ mod tests {
     use super::*;
     use crate::study::file::tests::small;
     use crate::study::results::tests::finished;
-    use crate::study::unit::{Row, write};
+    use crate::study::unit::{Outcome, Row, write};
 
     #[test]
     fn an_arm_is_finished_when_all_seeds_are_measured_at_its_best_setting() {

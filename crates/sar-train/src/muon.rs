@@ -38,7 +38,7 @@ pub enum Matrices {
 
 /// Parts of names of what a model begins and ends with: convolutions from and to pixels, embeddings of tokens
 /// and classes, codebooks, heads; and of the projections of adaptive norms, whose inputs are embeddings of classes.
-const OUTER: [&str; 10] = [
+const BY_ADAMW: [&str; 9] = [
     "ada_lin",
     "encoder.conv_in",
     "decoder.conv_out",
@@ -46,7 +46,6 @@ const OUTER: [&str; 10] = [
     "word_embed",
     "class_emb",
     "head.",
-    "head_nm.",
     "first.",
     "last.",
 ];
@@ -61,7 +60,7 @@ const OUTER: [&str; 10] = [
 pub fn is_orthogonalized(name: &str, shape: &[usize]) -> bool {
     matches!(shape.len(), 2 | 4)
         && is_decayed(name, shape)
-        && !OUTER.iter().any(|part| name.contains(part))
+        && !BY_ADAMW.iter().any(|part| name.contains(part))
 }
 
 /// A matrix that is to be moved.

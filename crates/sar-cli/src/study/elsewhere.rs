@@ -108,10 +108,10 @@ fn add_hours(mut by_arm: BTreeMap<String, Vec<f64>>, sum: f64, ours: &mut Summar
             // They may have been written and read again, which may cost the last digits.
             if !known.iter().any(|of| (of - hours).abs() <= 1e-9 * hours) {
                 known.push(hours);
-                ours.hours += hours;
             }
         }
     }
+    ours.hours = super::sum(&ours.hours_by_arm);
 }
 
 fn named<'a>(arms: &'a [Arm], name: &str) -> Option<&'a Arm> {
