@@ -78,6 +78,7 @@ type Chosen = Result<(CpuLevel, Arch), String>;
 fn chosen() -> &'static Chosen {
     static CHOSEN: OnceLock<Chosen> = OnceLock::new();
     CHOSEN.get_or_init(|| {
+        super::gemm::pack_early();
         let named = std::env::var_os(CpuLevel::VARIABLE).filter(|name| !name.is_empty());
         choose(named.map(|name| name.to_string_lossy().into_owned()).as_deref())
     })
