@@ -58,8 +58,8 @@ pub(super) const ROWS: [Row; 24] = [
     Row { work: "features-efficientnet", against: Eager, limits: Some([1.0, 0.7]), runs: 7 },
     Row { work: "inception-pytorch-fid", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 5 },
     Row { work: "inception-torch-fidelity", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 5 },
-    Row { work: "inception-pytorch-fid-n2000", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 3 },
-    Row { work: "inception-torch-fidelity-n2000", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 3 },
+    Row { work: "inception-pytorch-fid-n2000", against: PytorchFid, limits: Some([1.0, 0.7]), runs: 1 },
+    Row { work: "inception-torch-fidelity-n2000", against: TorchFidelity, limits: Some([1.0, 0.7]), runs: 1 },
     Row { work: "encode-256", against: Compile, limits: None, runs: 15 },
     Row { work: "sample-d16-b1", against: Compile, limits: None, runs: 3 },
     Row { work: "tokenizer-step", against: Compile, limits: None, runs: 31 },
@@ -70,7 +70,7 @@ pub(super) const ROWS: [Row; 24] = [
     Row { work: "teacher-step", against: Bf16, limits: None, runs: 7 },
 ];
 
-/// Rows of half an hour each on two cores, which are measured only where they are named.
+/// Rows of ten minutes on two cores, which are measured only where they are named.
 const LONG: [&str; 2] = ["inception-pytorch-fid-n2000", "inception-torch-fidelity-n2000"];
 
 /// The limits of peak memory against PyTorch eager.
