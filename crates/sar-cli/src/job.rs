@@ -25,6 +25,9 @@ use crate::generation::{folder_of, is_used, make_out, named_after};
 /// The most images of one job.
 pub(crate) const MOST_IMAGES: usize = 10_000_000;
 
+/// What to do where a folder's job has other settings.
+pub(crate) const OTHER_SETTINGS: &str = "give the job's own settings, or choose another --out";
+
 /// How many images so many of each class are.
 ///
 /// # Errors
@@ -203,7 +206,7 @@ impl SampleJob {
         let path = Self::path(folder);
         match (path.exists(), goes_on) {
             (true, true) => {
-                self.check(folder)?;
+                self.check(folder, OTHER_SETTINGS)?;
                 return make_out(folder);
             }
             // What a folder that is gone has left is replaced.
@@ -226,8 +229,8 @@ impl SampleJob {
         Ok(write_bytes(&path, self.text().as_bytes())?)
     }
 
-    /// Compares with the job of a folder.
-    pub(crate) fn check(&self, folder: &Path) -> Result<()> {
+    /// Compares with the job of a folder, with an advice where they differ.
+    pub(crate) fn check(&self, folder: &Path, advice: &str) -> Result<()> {
         let path = Self::path(folder);
         let (theirs, ours) = (read(&path)?, self.text());
         if theirs == ours {
@@ -241,10 +244,7 @@ impl SampleJob {
             "device" => " (of a CPU, the variable SAR_CPU names the instructions)",
             _ => "",
         };
-        bail!(
-            "{}: has {field} = {theirs}, not {ours}{hint}; give the job's own settings, or choose another --out",
-            path.display()
-        )
+        bail!("{}: has {field} = {theirs}, not {ours}{hint}; {advice}", path.display())
     }
 
     fn text(&self) -> String {

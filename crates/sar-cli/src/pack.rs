@@ -19,10 +19,10 @@ use crate::npz::write_npz;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The folder of a job of `sar sample`, which all of its shards have drawn; the job lies beside it,
-    /// DIR-job.json.
-    #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    /// The folder of a job of `sar sample`, or several that shards have drawn into elsewhere; the job lies beside each,
+    /// DIR-job.json. An image is taken from the first folder that has it.
+    #[arg(value_name = "DIR", required = true)]
+    folders: Vec<PathBuf>,
     #[command(flatten)]
     files: PackArgs,
 }
@@ -40,27 +40,63 @@ pub(crate) struct PackArgs {
 }
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
-    let Args { folder, files } = args;
+    let Args { folders, files } = args;
     ensure!(!files.is_empty(), "nothing to write: name a file with --npz or --tar");
     files.check(true)?;
-    let job = SampleJob::of(&folder)?;
-    let there = job.there(&folder)?;
-    let n_missing = there.iter().filter(|there| !**there).count();
-    if let Some(first) = there.iter().position(|there| !there) {
-        bail!(
-            "{}: {n_missing} of {} images are missing, the first is {}; `sar sample --resume` with the \
-             settings of {} draws them",
-            folder.display(),
-            job.len(),
-            job.name(first),
-            SampleJob::path(&folder).display()
-        );
+    let job = SampleJob::of(&folders[0])?;
+    for folder in &folders[1..] {
+        SampleJob::of(folder)?;
+        job.check(folder, "folders of one job are packed together")?;
     }
+    let images = Images::find(&job, &folders)?;
     interrupt::watch("stopping")?;
-    job.clear(&folder)?;
-    match files.write(&job, &folder) {
+    folders.iter().try_for_each(|folder| job.clear(folder))?;
+    match files.write(&images) {
         Err(_) if interrupt::has_come() => process::exit(INTERRUPTED),
         written => written.map(|()| Verdict::Good),
+    }
+}
+
+/// The images of a job, all of them, in one folder or in several.
+pub(crate) struct Images<'a> {
+    job: &'a SampleJob,
+    /// Where each lies.
+    folders: Vec<&'a Path>,
+}
+
+impl<'a> Images<'a> {
+    /// Those of a folder that has all.
+    pub(crate) fn all_in(folder: &'a Path, job: &'a SampleJob) -> Self {
+        Self { job, folders: vec![folder; job.len()] }
+    }
+
+    /// Each in the first folder that has it.
+    fn find(job: &'a SampleJob, folders: &'a [PathBuf]) -> Result<Self> {
+        let mut found: Vec<Option<&Path>> = vec![None; job.len()];
+        for folder in folders {
+            for (found, there) in found.iter_mut().zip(job.there(folder)?) {
+                *found = found.or(there.then_some(folder));
+            }
+        }
+        let n_missing = found.iter().filter(|found| found.is_none()).count();
+        if let Some(first) = found.iter().position(Option::is_none) {
+            let names: Vec<String> =
+                folders.iter().map(|folder| folder.display().to_string()).collect();
+            bail!(
+                "{}: {n_missing} of {} images are missing, the first is {}; `sar sample --resume` with the \
+                 settings of {} draws them",
+                names.join(", "),
+                job.len(),
+                job.name(first),
+                SampleJob::path(&folders[0]).display()
+            );
+        }
+        Ok(Self { job, folders: found.into_iter().flatten().collect() })
+    }
+
+    /// The bytes of an image's file, and its pixels.
+    fn read(&self, position: usize) -> Result<(Vec<u8>, RgbImage)> {
+        read(self.job, self.folders[position], position)
     }
 }
 
@@ -85,20 +121,21 @@ impl PackArgs {
     }
 
     /// Writes the files of a job whose images are all there.
-    pub(crate) fn write(&self, job: &SampleJob, folder: &Path) -> Result<()> {
+    pub(crate) fn write(&self, images: &Images<'_>) -> Result<()> {
+        let job = images.job;
         let done = |path: &Path| eprintln!("wrote {} images to {}", job.len(), path.display());
         if let Some(path) = &self.npz {
             let write = |file: &mut BufWriter<File>| {
-                let images = job.by_number().map(|p| Ok(read(job, folder, p)?.1));
+                let pixels = job.by_number().map(|p| Ok(images.read(p)?.1));
                 let labels: Vec<i64> = job.by_number().map(|p| job.image(p).0 as i64).collect();
                 let labels = job.has_classes().then_some(&labels[..]);
-                write_npz(file, [job.len(), job.height, job.width], images, labels)
+                write_npz(file, [job.len(), job.height, job.width], pixels, labels)
             };
             write_or_compare(path, write).with_context(|| format!("--npz {}", path.display()))?;
             done(path);
         }
         if let Some(path) = &self.tar {
-            let write = |file: &mut BufWriter<File>| write_tar(file, job, folder);
+            let write = |file: &mut BufWriter<File>| write_tar(file, images);
             write_or_compare(path, write).with_context(|| format!("--tar {}", path.display()))?;
             done(path);
         }
@@ -146,7 +183,8 @@ fn misfit(job: &SampleJob, position: usize, png: &[u8]) -> Option<String> {
 }
 
 /// Images and their labels under the numbers of their positions, with nothing of when and by whom it was made.
-fn write_tar(file: impl Write, job: &SampleJob, folder: &Path) -> Result<()> {
+fn write_tar(file: impl Write, images: &Images<'_>) -> Result<()> {
+    let job = images.job;
     let mut tar = tar::Builder::new(file);
     let mut add = |name: String, content: &[u8]| {
         let mut header = tar::Header::new_ustar();
@@ -158,7 +196,7 @@ fn write_tar(file: impl Write, job: &SampleJob, folder: &Path) -> Result<()> {
         tar.append_data(&mut header, name, content)
     };
     for position in 0..job.len() {
-        let (bytes, _) = read(job, folder, position)?;
+        let (bytes, _) = images.read(position)?;
         add(format!("{position:06}.png"), &bytes)?;
         if job.has_classes() {
             add(format!("{position:06}.cls"), job.image(position).0.to_string().as_bytes())?;

@@ -20,8 +20,8 @@ use crate::generation::{
     Files, SamplerArgs, Settings, WeightsArgs, beside, named_after, out_folder, save, whole,
 };
 use crate::interrupt::{self, INTERRUPTED};
-use crate::job::{Class, SampleJob, Shard, n_images};
-use crate::pack::{PackArgs, read};
+use crate::job::{Class, OTHER_SETTINGS, SampleJob, Shard, n_images};
+use crate::pack::{Images, PackArgs, read};
 use crate::previews::write_previews;
 use crate::progress::clock;
 
@@ -170,7 +170,7 @@ impl Sample {
         interrupt::watch("stopping after this batch")?;
         let by_scale = self.draw(&job, &pipeline)?;
         // That another job began at the same moment would not have been seen.
-        job.check(out)?;
+        job.check(out, OTHER_SETTINGS)?;
         if let Some(Shard { index, of }) = self.shard {
             let n: usize = job.batches(self.shard()).map(|batch| job.positions(batch).len()).sum();
             eprintln!("{} holds all {n} images of shard {index}/{of}", out.display());
@@ -302,7 +302,7 @@ impl Sample {
         if self.previews {
             write_previews(out, by_scale, columns)?;
         }
-        self.files.write(job, out)?;
+        self.files.write(&Images::all_in(out, job))?;
         eprintln!("wrote {} images to {}, and {}", job.len(), out.display(), sheet.display());
         [&*sheet].into_iter().chain(self.files.named().map(|(_, path)| path)).for_each(|path| {
             self.events.wrote(path);

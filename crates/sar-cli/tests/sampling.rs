@@ -190,6 +190,31 @@ fn shards_in_one_folder_leave_the_same_files() {
     does(root, &pack);
     fs::copy(whole().join("whole-grid.png"), root.join("split-grid.png")).unwrap();
     assert_same(&outcome(root, "split", IMAGES), &expected);
+
+    // Shards that were drawn on machines of their own.
+    let folders = ["first", "second"].map(|name| {
+        copy(&split, &root.join(name));
+        root.join(name)
+    });
+    let is_first = |name: &String| name.starts_with('2');
+    for (folder, first) in folders.iter().zip([true, false]) {
+        let others = names(folder).into_iter().filter(|name| is_first(name) != first);
+        others.for_each(|name| fs::remove_file(folder.join(name)).unwrap());
+    }
+    let pack = ["pack", "first", "second", "--npz", "both.npz", "--tar", "both.tar"];
+    fs::rename(root.join("second/8-flags-000.png"), root.join("flag.png")).unwrap();
+    refuses(root, &pack, &["first, second: 1 of 48 images are missing, the first is 8-flags-000"]);
+    fs::rename(root.join("flag.png"), root.join("second/8-flags-000.png")).unwrap();
+    does(root, &pack);
+    for ending in ["npz", "tar"] {
+        let [both, one] =
+            ["both", "split"].map(|name| fs::read(root.join(format!("{name}.{ending}"))));
+        assert!(both.unwrap() == one.unwrap(), "{ending}");
+    }
+    let job = fs::read_to_string(root.join("second-job.json")).unwrap();
+    fs::write(root.join("second-job.json"), job.replace("\"seed\": 3", "\"seed\": 4")).unwrap();
+    let pack = ["pack", "first", "second", "--npz", "none.npz"];
+    refuses(root, &pack, &["second-job.json: has seed = 4, not 3;", "one job"]);
 }
 
 #[test]
