@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Autodiff;
@@ -12,6 +13,7 @@ use burn_flex::Flex;
 use common::{ADVERSARY, ADVERSARY_BY_MUON, MUON};
 use sar_core::{ScaleSchedule, SeedTree};
 use sar_exchange::Group;
+use sar_kernels::CpuLevel;
 use sar_pipeline::{Pipeline, RgbImage, to_png};
 use sar_rollout::{Choice, Guidance, Sampler, generate};
 use sar_train::event::{Event, Observer, Silent};
@@ -711,4 +713,30 @@ fn a_sample_does_not_depend_on_its_batch() {
     assert_eq!(one, tokens(7));
     let first: Vec<_> = one.iter().map(|tokens| &tokens[1..]).collect();
     assert!(first.iter().skip(1).any(|tokens| *tokens != first[0]), "all images are the same");
+}
+
+/// What has to be the same to the bit is so at every level of vector instructions: each in a process of its own, as a
+/// process reads the level once.
+#[test]
+fn at_lower_levels() {
+    const TESTS: [&str; 4] = [
+        "a_run_that_stops_often_ends_like_one_that_never_does",
+        "a_killed_run_goes_back_to_a_whole_checkpoint",
+        "two_trainings_side_by_side_end_as_they_do_alone",
+        "a_sample_does_not_depend_on_its_batch",
+    ];
+    if std::env::var_os(CpuLevel::VARIABLE).is_some() {
+        return;
+    }
+    let best = CpuLevel::chosen().unwrap();
+    for level in CpuLevel::available().into_iter().filter(|level| *level < best) {
+        let tests = Command::new(std::env::current_exe().unwrap())
+            .args(TESTS)
+            .arg("--exact")
+            .env(CpuLevel::VARIABLE, level.to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&tests.stdout);
+        assert!(tests.status.success() && said.contains(" 4 passed"), "{level}:\n{said}");
+    }
 }
