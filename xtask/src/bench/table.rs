@@ -22,6 +22,11 @@ pub(super) fn file_name(date: &str, cpu: &Cpu) -> String {
     format!("{date}-{}{RESULTS}", cpu.slug())
 }
 
+/// Whether there is a file of results of this name.
+pub(super) fn is_there(file: &str) -> bool {
+    results().join(file).exists()
+}
+
 /// The kind of CPU in the name of a file of results.
 fn kind_of(file: &str) -> Option<&str> {
     file.strip_suffix(RESULTS)?.get("2026-01-31".len()..)?.strip_prefix('-')

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
+use super::cpu::Cpu;
 use crate::cargo::{self, Failure, Outcome};
 use crate::device::Device;
 
@@ -151,13 +152,12 @@ pub(super) fn commit() -> String {
     said("git".as_ref(), &["rev-parse", "--short", "HEAD"])
 }
 
-/// Processor and number of cores.
+/// Processor, its kind and the number of cores, as in `AMD EPYC (AMD Zen 4, 2 cores)`.
 pub(super) fn machine() -> String {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor =
         processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{}, {cores} cores", processor.map_or("unknown", |(_, name)| name.trim()))
+    format!("{} ({})", processor.map_or("unknown", |(_, name)| name.trim()), Cpu::here())
 }
 
 /// Where results lie.
