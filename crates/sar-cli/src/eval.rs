@@ -274,12 +274,15 @@ impl Eval {
     ) -> Result<Found> {
         let opened = self.source.open(Some(pictures.size()))?;
         let n_classes = opened.classes.len();
-        ensure!(
-            pictures.len() >= n_classes || self.source.is_npz(),
-            "--images {}: {} images, fewer than the {n_classes} classes of the reference",
-            pictures.name(),
-            pictures.len()
-        );
+        if pictures.len() < n_classes {
+            let (name, n) = (pictures.name(), pictures.len());
+            let few = format!(
+                "--images {name}: {n} images, fewer than the {n_classes} classes of the reference"
+            );
+            // Classes of an .npz file are those that its labels count up to: not all have images.
+            ensure!(self.source.is_npz(), few);
+            eprintln!("{few}");
+        }
         let first = look(pictures, &opened.classes, extractor, self.keep, device)?;
         let real = opened.look(extractor, self.keep, device)?;
         let mut report = self.report(extractor, &real, device)?;
@@ -328,9 +331,15 @@ impl Eval {
         report.set("images", weights.described(&pipeline, &made_with)?);
         announce(wanted.len(), 1, extractor, self.keep);
         let (mut rows, mut first) = (Vec::new(), None);
-        for (name, settings, sampler) in weights.samplers(&pipeline) {
+        let samplers = weights.samplers(&pipeline);
+        let mut progress = Progress::new("sampled", samplers.len() * wanted.len());
+        for (i, (name, settings, sampler)) in samplers.into_iter().enumerate() {
+            if weights.sweep.is_some() {
+                progress.part(format!("{name}: sampled"), i * wanted.len());
+            }
             let looking = Looking::new(extractor, self.keep, device).class_by_class(wanted.len());
-            let (set, shown) = weights.sample(&pipeline, sampler, &wanted, looking)?;
+            let (set, shown) =
+                weights.sample(&pipeline, sampler, &wanted, looking, &mut progress)?;
             let seen = Seen { set, labels: labels.clone(), shown };
             rows.push((name, report.add(&seen, &real, settings)?));
             first.get_or_insert(seen);
@@ -412,8 +421,10 @@ fn announce<B: Backend>(n: usize, times: usize, extractor: &Extractor<B>, keep: 
 
 /// Lines now and then.
 struct Progress {
-    what: &'static str,
+    what: String,
     total: usize,
+    /// Images of the parts before this one.
+    before: usize,
     start: Instant,
     last: Instant,
 }
@@ -421,17 +432,30 @@ struct Progress {
 impl Progress {
     const EVERY: Duration = Duration::from_secs(5);
 
-    fn new(what: &'static str, total: usize) -> Self {
-        Self { what, total, start: Instant::now(), last: Instant::now() }
+    fn new(what: &str, total: usize) -> Self {
+        let now = Instant::now();
+        Self { what: what.into(), total, before: 0, start: now, last: now }
     }
 
+    /// Goes on with another part, behind those of so many images.
+    fn part(&mut self, what: String, before: usize) {
+        (self.what, self.before) = (what, before);
+    }
+
+    /// Says how many images of this part are done.
     fn at(&mut self, done: usize) {
-        if done == self.total || self.last.elapsed() < Self::EVERY {
+        if self.before + done == self.total || self.last.elapsed() < Self::EVERY {
             return;
         }
         self.last = Instant::now();
-        let to_go = self.start.elapsed().mul_f64((self.total - done) as f64 / done as f64);
-        eprintln!("{} {done} of {} images, {} to go", self.what, self.total, clock(to_go));
+        eprintln!("{}", self.line(done, self.start.elapsed()));
+    }
+
+    fn line(&self, done: usize, elapsed: Duration) -> String {
+        let Self { what, total, .. } = self;
+        let done = self.before + done;
+        let to_go = elapsed.mul_f64((total - done) as f64 / done as f64);
+        format!("{what} {done} of {total} images, {} to go", clock(to_go))
     }
 }
 
@@ -448,6 +472,15 @@ mod tests {
         let command = SamplerArgs::augment_args(command);
         let shared = command.get_arguments().map(|option| option.get_id().as_str());
         assert_eq!(shared.chain(["n", "sweep"]).collect::<Vec<_>>(), OF_SAMPLES);
+    }
+
+    #[test]
+    fn progress_counts_the_images_of_all_settings() {
+        let mut progress = Progress::new("sampled", 30);
+        let minute = Duration::from_secs(60);
+        assert_eq!(progress.line(10, minute), "sampled 10 of 30 images, 2:00 to go");
+        progress.part("guidance 2: sampled".into(), 10);
+        assert_eq!(progress.line(5, minute), "guidance 2: sampled 15 of 30 images, 1:00 to go");
     }
 
     #[test]

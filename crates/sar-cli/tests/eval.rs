@@ -347,6 +347,9 @@ fn the_images_of_a_recipe_are_measured() {
     let (found, said) = measured("photos.toml");
     assert!(said.contains("recipe emoji-quick: measures all 12 images"), "{said}");
     assert_eq!((&found["n"], &found["n_reference"]), (&12.into(), &12.into()));
+    let cropped =
+        "recipe emoji-quick: 12 of 12 images have another size than 32x32 px and were cropped";
+    assert!(said.contains(cropped) && found["reference"]["cropped"] == 12, "{said}");
     assert_eq!(found["images"]["source"], "recipe emoji-quick");
     assert_eq!(found["images"]["size"], serde_json::json!([32, 32]));
     assert_eq!(found["images"]["part"], "all");
@@ -390,6 +393,40 @@ fn measures_of_given_features_are_as_expected() {
 }
 
 #[test]
+fn features_that_cannot_be_measured_are_refused_by_file_and_array() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("rows.npz");
+    let rows =
+        |n: usize| -> Vec<u8> { (0..n).flat_map(|i| (i as f32).sin().to_le_bytes()).collect() };
+    let (whole, mut bad) = (rows(24), rows(24));
+    bad[4 * 11..4 * 12].copy_from_slice(&f32::NAN.to_le_bytes());
+    let reference = ("reference.npy", "<f4", "(8, 3)", &whole[..]);
+    let refused = |arrays: &[(&str, &str, &str, &[u8])], why: &str| {
+        npz(&path, arrays);
+        let args = ["--features", "rows.npz", "--json", "out.json"];
+        let why = format!("error: rows.npz: {why}");
+        refuses(root.path(), &args, &[why.as_str()]);
+    };
+    let generated = |shape, content| ("generated.npy", "<f4", shape, content);
+    refused(
+        &[reference, generated("(8, 3)", &bad[..])],
+        "generated: features: row 3 has NaN at 2; look at what made it",
+    );
+    refused(
+        &[reference, generated("(4, 6)", &whole[..])],
+        "generated beside reference: 6 features a row beside 3; compare features of one network",
+    );
+    refused(
+        &[reference, generated("(24,)", &whole[..])],
+        "generated: has shape [24], but a matrix is wanted, [rows, columns]",
+    );
+    refused(
+        &[("logits.npy", "<f4", "(24,)", &whole[..])],
+        "logits: has shape [24], but a matrix is wanted, [rows, columns]",
+    );
+}
+
+#[test]
 fn images_of_numpy_are_read_compressed_or_not_and_folders_of_classes_are_labels() {
     let root = tempfile::tempdir().unwrap();
     let at = |name: &str| file(name).display().to_string();
@@ -406,6 +443,10 @@ fn images_of_numpy_are_read_compressed_or_not_and_folders_of_classes_are_labels(
         distances.push(found["fd_effnetlite0"].as_f64().unwrap());
     }
     assert_eq!(distances[0], distances[1]);
+    fs::copy(file("images.npz"), root.path().join("IMAGES.NPZ")).unwrap();
+    let args = ["--images", "IMAGES.NPZ", "--reference", "real", "--json", "capitals.json"];
+    does(root.path(), &args);
+    assert_eq!(json(&root.path().join("capitals.json"))["fd_effnetlite0"], distances[0]);
     // Real images beside themselves.
     let args = ["--images", "real", "--reference", "real", "--json", "self.json"];
     let (_, said) = does(root.path(), &args);
@@ -625,6 +666,8 @@ fn of_a_class_that_is_all_held_out_there_is_no_accuracy() {
     let (found, said) = measured("nine.npz");
     assert!(found["class_accuracy"].is_number() && is_none(&found["floor"], "class_accuracy"));
     assert!(!said.contains("no class accuracy"), "{said}");
+    let few = "--images nine.npz: 9 images, fewer than the 10 classes of the reference";
+    assert_eq!(said.matches(few).count(), 1, "{said}");
 }
 
 #[test]
@@ -639,6 +682,53 @@ fn real_images_that_are_enlarged_are_counted() {
     assert!(said.contains(line), "{said}");
     let found = json(&root.path().join("out.json"));
     assert_eq!([&found["reference"]["enlarged"], &found["images"]["enlarged"]], [12, 0]);
+}
+
+#[test]
+fn a_folder_of_another_size_is_looked_at_as_an_npz_file_is() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    flat(&at("images"), 12, [32, 32]);
+    flat(&at("wide"), 12, [50, 40]);
+    flat(&at("real"), 12, [48, 40]);
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(at("real")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let pixels: Vec<u8> =
+        files.iter().flat_map(|file| image::open(file).unwrap().into_rgb8().into_raw()).collect();
+    npz(&at("real.npz"), &[("arr_0.npy", "|u1", "(12, 40, 48, 3)", &pixels)]);
+    let measured = |images: &str, reference: &str, out: &str| {
+        let args = ["--images", images, "--reference", reference, "--json", out];
+        let (_, said) = does(root.path(), &args);
+        (json(&at(out)), said)
+    };
+    let (folder, said) = measured("images", "real", "folder.json");
+    let line = "real: 48x40 px, the images have 32x32; either is resized for the network";
+    assert!(said.contains(line) && !said.contains("cropped"), "{said}");
+    assert_eq!(
+        (&folder["reference"]["cropped"], &folder["reference"]["size"][1]),
+        (&0.into(), &48.into())
+    );
+    let (file, said) = measured("images", "real.npz", "file.json");
+    assert!(said.contains("real.npz: 48x40 px, the images have 32x32; either"), "{said}");
+    assert_eq!(folder["reference"]["hash"], file["reference"]["hash"]);
+    for name in ["fd_effnetlite0", "kid_effnetlite0", "precision", "recall", "floor"] {
+        assert_eq!(folder[name], file[name], "{name}");
+    }
+    // No squares are wanted.
+    let (_, said) = measured("wide", "real", "wide.json");
+    assert!(said.contains("real: 48x40 px, the images have 50x40; either"), "{said}");
+
+    // Of several sizes they become one.
+    RgbImage::new(40, 33).save(at("real/0-name-900.png")).unwrap();
+    let (several, said) = measured("images", "real", "several.json");
+    let line =
+        "real: 13 of 13 images have another size than 32x32 px and were cropped and resized to it";
+    assert!(said.contains(line) && !said.contains("either is resized"), "{said}");
+    assert_eq!(several["reference"]["cropped"], 13);
+    assert_eq!(several["reference"]["enlarged"], 0);
+    let why = "0-name-000.png: 48x40 px, but those that it is compared with have 50x40 px, and to squares alone";
+    refuses(root.path(), &["--images", "wide", "--reference", "real"], &["--reference: ", why]);
 }
 
 #[test]

@@ -35,6 +35,11 @@ pub trait Dataset: Send + Sync {
     /// readable.
     fn stored_bytes(&self, i: usize) -> u64;
 
+    /// Width and height of image `i`, pixels, if its source says them without decoding it.
+    fn size_in_header(&self, _i: usize) -> Option<[u32; 2]> {
+        None
+    }
+
     /// How many images train, if the source says; those after them are held out.
     fn n_train(&self) -> Option<usize> {
         None

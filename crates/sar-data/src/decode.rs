@@ -7,6 +7,7 @@ use std::path::Path;
 
 use image::codecs::tiff::TiffDecoder;
 use image::error::{ImageError, ImageFormatHint, LimitError, LimitErrorKind};
+use image::metadata::Orientation;
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, Rgba, RgbaImage,
 };
@@ -79,6 +80,22 @@ pub fn decode_image(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, String> 
         }
         _ => decode(bytes),
     }
+}
+
+/// Width and height that a file has [decoded](decode), from its header, if that can be read.
+pub(crate) fn size_in_header(path: &Path) -> Option<[u32; 2]> {
+    let read = || -> Result<[u32; 2], ImageError> {
+        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        Ok(match decoder.orientation()? {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => [height, width],
+            _ => [width, height],
+        })
+    };
+    catch_unwind(AssertUnwindSafe(read)).ok()?.ok()
 }
 
 /// Whether files with this extension are taken for images, in upper or lower case.
@@ -419,6 +436,7 @@ mod tests {
             let (image, same) = read_image(&path).unwrap();
             let mask = mask.into_rgba8();
             assert_eq!((mask.dimensions(), image.dimensions()), (size, size), "{orientation}");
+            assert_eq!(size_in_header(&path), Some([size.0, size.1]), "{orientation}");
             assert!(bytes == std::fs::read(&path).unwrap() && bytes == same, "{orientation}");
             let at = |[x, y]: [u32; 2]| mask.get_pixel(x, y).0;
             assert_eq!(at(place), pixels[0], "{orientation}");

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use image::RgbImage;
 
-use crate::decode::{decode, read_file};
+use crate::decode::{decode, read_file, size_in_header};
 use crate::labels::{nfc, sort_classes};
 use crate::left_out::{Tally, in_one_line, one_line};
 use crate::walk::{Entry, ImageFile, below, entries, holds, image_file, images_below, is_image};
@@ -316,6 +316,10 @@ impl Dataset for ImageFolder {
         self.files[i].file.bytes
     }
 
+    fn size_in_header(&self, i: usize) -> Option<[u32; 2]> {
+        size_in_header(&self.files[i].file.path)
+    }
+
     fn n_train(&self) -> Option<usize> {
         self.n_train
     }
@@ -385,6 +389,7 @@ mod tests {
         assert_eq!(PathBuf::from(folder.describe(1)), root.join("ant/b.PNG"));
         assert_eq!(folder.image(1).unwrap(), RgbImage::from_pixel(6, 4, Rgb([40; 3])));
         assert!(folder.stored_bytes(1) > 0);
+        assert_eq!(folder.size_in_header(1), Some([6, 4]));
         let expected = [
             "1 .txt (first: ant/notes.txt)",
             "1 images beside class folders (first: beside.png)",
@@ -523,6 +528,7 @@ mod tests {
         fs::write(root.path().join("cats/a.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
         assert!(error(&root.path().join("cats/a.png")).contains("not a folder"));
         // A broken image is found when it is read.
+        assert_eq!(open(root.path()).size_in_header(0), None);
         let error = open(root.path()).image(0).unwrap_err().to_string();
         assert!(error.contains("a.png: not a readable image") && !error.contains('\n'), "{error}");
     }

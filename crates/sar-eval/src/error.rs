@@ -37,6 +37,20 @@ pub enum EvalError {
         /// Its height and width, pixels.
         first_size: [usize; 2],
     },
+    /// An image that does not become one of a size that is no square.
+    #[error(
+        "{image}: {}x{} px, but those that it is compared with have {}x{} px, and to squares alone others are \
+         cropped; give images of one size",
+        size[1], size[0], wanted[1], wanted[0]
+    )]
+    NoSquare {
+        /// The image.
+        image: String,
+        /// Its height and width, pixels.
+        size: [usize; 2],
+        /// Those of the images that it is compared with.
+        wanted: [usize; 2],
+    },
     /// What is compared does not fit together.
     #[error("{problem}")]
     Unfit {

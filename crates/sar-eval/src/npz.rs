@@ -35,7 +35,7 @@ pub struct Npz {
 /// A matrix of numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
-    /// Rows and columns; a vector is one row.
+    /// Rows and columns.
     pub shape: [usize; 2],
     /// Row after row.
     pub values: Vec<f64>,
@@ -118,12 +118,12 @@ impl Npz {
     /// The labels of the images, if there are any.
     ///
     /// # Errors
-    /// If they are no whole numbers of 0 and more.
+    /// If they are no vector of whole numbers of 0 and more.
     pub fn labels(&mut self) -> Result<Option<Vec<usize>>, EvalError> {
         if !self.has(LABELS) {
             return Ok(None);
         }
-        let Matrix { values, .. } = self.matrix(LABELS)?;
+        let values = self.vector(LABELS)?;
         let label = |x: f64| (x >= 0.0 && x.fract() == 0.0).then_some(x as usize);
         let labels = values.into_iter().map(label).collect::<Option<Vec<_>>>();
         labels.map(Some).ok_or_else(|| {
@@ -131,17 +131,38 @@ impl Npz {
         })
     }
 
-    /// An array of numbers of one or two dimensions.
+    /// An array of numbers of one dimension.
+    ///
+    /// # Errors
+    /// If it is not there, is of another kind, or cannot be read.
+    pub fn vector(&mut self, name: &str) -> Result<Vec<f64>, EvalError> {
+        let shape = |shape: &[u64]| match *shape {
+            [n] => Ok([1, n as usize]),
+            _ => Err(format!("has shape {shape:?}, but a vector is wanted, [n]; reshape it")),
+        };
+        Ok(self.numbers(name, shape)?.values)
+    }
+
+    /// An array of numbers of two dimensions.
     ///
     /// # Errors
     /// If it is not there, is of another kind, or cannot be read.
     pub fn matrix(&mut self, name: &str) -> Result<Matrix, EvalError> {
+        self.numbers(name, |shape| match *shape {
+            [rows, columns] => Ok([rows as usize, columns as usize]),
+            _ => Err(format!("has shape {shape:?}, but a matrix is wanted, [rows, columns]")),
+        })
+    }
+
+    /// An array of numbers of a shape that can be taken for rows and columns.
+    fn numbers(
+        &mut self,
+        name: &str,
+        rows_and_columns: impl FnOnce(&[u64]) -> Result<[usize; 2], String>,
+    ) -> Result<Matrix, EvalError> {
         self.read(name, |header, reader| {
-            let shape = match *header.shape() {
-                [columns] => [1, columns as usize],
-                [rows, columns] => [rows as usize, columns as usize],
-                _ => return Err(format!("{name}: {:?} is no matrix", header.shape())),
-            };
+            let shape = rows_and_columns(header.shape());
+            let shape = shape.map_err(|problem| format!("{name}: {problem}"))?;
             let kind = kind(header);
             let file = NpyFile::with_header(header.clone(), &mut *reader);
             let values: Result<Vec<f64>, _> = match kind {
@@ -376,13 +397,30 @@ mod tests {
             ("<u8", &u64s, [0.0, 70_000.0, 1_099_511_627_776.0]),
         ] {
             let mut saved = file("arr_1", kind, &[3], data, CompressionMethod::Deflated);
-            assert_eq!(saved.npz.matrix("arr_1").unwrap().values, expected, "{kind}");
+            assert_eq!(saved.npz.vector("arr_1").unwrap(), expected, "{kind}");
             let labels = saved.npz.labels();
             assert_eq!(labels.is_err(), expected[2] < 0.0, "{kind}: {labels:?}");
         }
         let mut half = file("mu", "<f2", &[2], &[0; 4], CompressionMethod::Stored).npz;
-        let error = half.matrix("mu").unwrap_err().to_string();
+        let error = half.vector("mu").unwrap_err().to_string();
         assert!(error.contains("type '<f2'; save float32, float64 or integers"), "{error}");
+    }
+
+    #[test]
+    fn a_vector_is_no_matrix_and_a_matrix_no_vector() {
+        let saved =
+            |shape: &[u64]| file("arr_1", "<i8", shape, &[0; 24], CompressionMethod::Stored);
+        let mut vector = saved(&[3]);
+        assert_eq!(vector.npz.labels().unwrap(), Some(vec![0; 3]));
+        let error = vector.npz.matrix("arr_1").unwrap_err().to_string();
+        let why = "a.npz: arr_1: has shape [3], but a matrix is wanted, [rows, columns]";
+        assert!(error.ends_with(why), "{error}");
+        for shape in [&[3, 1][..], &[1, 3], &[1, 3, 1]] {
+            let mut other = saved(shape);
+            let error = other.npz.labels().unwrap_err().to_string();
+            let why = format!("a.npz: arr_1: has shape {shape:?}, but a vector is wanted, [n]");
+            assert!(error.contains(&why) && !error.contains('\n'), "{error}");
+        }
     }
 
     #[test]
@@ -395,11 +433,11 @@ mod tests {
         // 1.5 becomes 1.75.
         bytes[at + 6] ^= 4;
         std::fs::write(&path, bytes).unwrap();
-        let error = Npz::open(&path).unwrap().matrix("mu").unwrap_err().to_string();
+        let error = Npz::open(&path).unwrap().vector("mu").unwrap_err().to_string();
         assert!(error.contains("a.npz: mu: ") && error.contains("is damaged"), "{error}");
         assert!(!error.contains('\n'), "{error}");
         let mut long = file("mu", "<f8", &[1], &data, CompressionMethod::Deflated).npz;
-        let error = long.matrix("mu").unwrap_err().to_string();
+        let error = long.vector("mu").unwrap_err().to_string();
         assert!(error.contains("mu: is longer than its shape says"), "{error}");
     }
 

@@ -17,6 +17,7 @@ pub struct Pictures {
     size: [usize; 2],
     len: usize,
     notes: Vec<String>,
+    cropped: Arc<AtomicUsize>,
     enlarged: Arc<AtomicUsize>,
 }
 
@@ -36,8 +37,10 @@ enum Origin {
 /// What becomes of images of another size.
 #[derive(Clone, Copy)]
 enum Others {
-    /// They are an error.
+    /// They are an error: the size is that of the first one.
     Refused,
+    /// They are an error: the size is that of other images, and no square.
+    NoSquares,
     /// They become squares, see [`Crop::AdmCenter`].
     Cropped,
 }
@@ -97,6 +100,7 @@ impl Pictures {
             name,
             size: [height, width],
             len: n,
+            cropped: Arc::default(),
             enlarged: Arc::default(),
             origin: Origin::Npz { path: path.into(), labels },
         })
@@ -119,7 +123,7 @@ impl Pictures {
         };
         let (size, others) = match size {
             Some(size) if size[0] == size[1] => (size, Others::Cropped),
-            Some(size) => (size, Others::Refused),
+            Some(size) => (size, Others::NoSquares),
             None => {
                 let (width, height) = dataset.image(*first)?.dimensions();
                 ([height as usize, width as usize], Others::Refused)
@@ -130,6 +134,7 @@ impl Pictures {
             size,
             len: indices.len(),
             notes: Vec::new(),
+            cropped: Arc::default(),
             enlarged: Arc::default(),
             origin: Origin::Dataset { dataset, indices, others },
         })
@@ -163,6 +168,11 @@ impl Pictures {
             }
             Origin::Npz { .. } => false,
         }
+    }
+
+    /// How many of those that were read last had another size, before they were cropped to it.
+    pub fn n_cropped(&self) -> usize {
+        self.cropped.load(Ordering::Relaxed)
     }
 
     /// How many of those that were read last were smaller than the size, before they were cropped to it.
@@ -240,25 +250,45 @@ impl Pictures {
             Origin::Dataset { dataset, indices, others } => {
                 let [height, width] = self.size;
                 let (of, at, others) = (Arc::clone(dataset), indices.clone(), *others);
-                let enlarged = Arc::clone(&self.enlarged);
+                let [cropped, enlarged] = [&self.cropped, &self.enlarged].map(Arc::clone);
+                cropped.store(0, Ordering::Relaxed);
                 enlarged.store(0, Ordering::Relaxed);
                 let ReadAhead { threads, batches } = ReadAhead::default();
                 let positions = 0..indices.len() as u64;
-                let mut images =
-                    Prefetch::new(positions, threads, batches * batch, move |position| {
+                let mut images = Prefetch::new(
+                    positions,
+                    threads,
+                    batches * batch,
+                    move |position| -> Result<RgbImage, EvalError> {
                         let index = at[position as usize];
                         let image = of.image(index)?;
-                        let is_smaller = image.width().min(image.height()) < height as u32;
-                        if is_smaller && matches!(others, Others::Cropped) {
-                            enlarged.fetch_add(1, Ordering::Relaxed);
+                        let own = [image.height() as usize, image.width() as usize];
+                        if own == [height, width] {
+                            return Ok(image);
                         }
-                        fitted(image, [height, width], others).map_err(|size| EvalError::Sizes {
-                            image: of.describe(index),
-                            size,
-                            first: of.describe(at[0]),
-                            first_size: [height, width],
-                        })
-                    });
+                        match others {
+                            Others::Cropped => {
+                                cropped.fetch_add(1, Ordering::Relaxed);
+                                if own[0].min(own[1]) < height {
+                                    enlarged.fetch_add(1, Ordering::Relaxed);
+                                }
+                                let square = Crop::AdmCenter {}.evaluation(image, height as u32);
+                                Ok(square.expect("this crop takes any size"))
+                            }
+                            Others::Refused => Err(EvalError::Sizes {
+                                image: of.describe(index),
+                                size: own,
+                                first: of.describe(at[0]),
+                                first_size: [height, width],
+                            }),
+                            Others::NoSquares => Err(EvalError::NoSquare {
+                                image: of.describe(index),
+                                size: own,
+                                wanted: [height, width],
+                            }),
+                        }
+                    },
+                );
                 loop {
                     let some: Vec<RgbImage> =
                         (&mut images).take(batch).collect::<Result<_, _>>()?;
@@ -326,19 +356,6 @@ pub fn class_slug(class: &str) -> String {
     let words = class.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let name = words.collect::<Vec<_>>().join("-").to_lowercase();
     if name.is_empty() { "class".into() } else { name }
-}
-
-/// An image of the size, or its own size, if it cannot become one of it.
-fn fitted(image: RgbImage, size: [usize; 2], others: Others) -> Result<RgbImage, [usize; 2]> {
-    let (width, height) = image.dimensions();
-    let own = [height as usize, width as usize];
-    match others {
-        _ if own == size => Ok(image),
-        Others::Refused => Err(own),
-        Others::Cropped => Ok(Crop::AdmCenter {}
-            .evaluation(image, size[0] as u32)
-            .expect("this crop takes any size")),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use sar_weights::{WeightsError, write_whole};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
-use crate::{EvalError, FeatureSet, Matrix, Npz};
+use crate::{EvalError, FeatureSet, Npz};
 
 /// Reads the moments of a file; none where it has no `mu`.
 ///
@@ -22,13 +22,12 @@ pub fn read_statistics(path: &Path) -> Result<Option<FeatureSet>, EvalError> {
         if !npz.has(mean) {
             return Ok(None);
         }
-        let (mean, covariance) = (npz.matrix(mean)?, npz.matrix(covariance)?);
-        let Matrix { shape: [rows, _], values } = mean;
         let problem = |problem| EvalError::Npz { path: path.into(), problem };
-        if rows != 1 || values.is_empty() {
-            return Err(problem("mu: is no vector".into()));
+        let values = npz.vector(mean)?;
+        if values.is_empty() {
+            return Err(problem(format!("{mean}: is empty")));
         }
-        let moments = Moments::new(values, covariance.values, None);
+        let moments = Moments::new(values, npz.matrix(covariance)?.values, None);
         moments.map(Some).map_err(|error| problem(error.to_string()))
     };
     let Some(pooled) = moments("mu", "sigma")? else { return Ok(None) };

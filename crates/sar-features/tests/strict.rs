@@ -140,11 +140,15 @@ fn inception() {
     let mut whole = inception_weights(|shape, _, _| vec![0.5; shape.iter().product()]);
     // What files hold beside the network.
     whole.insert("Mixed_5b.branch1x1.bn.num_batches_tracked", TensorData::from([7i64]));
-    whole.insert("AuxLogits.conv1.bn.running_var", TensorData::from([1f32]));
-    whole.insert("AuxLogits.fc.weight", TensorData::from([[1f32]]));
     let path = Path::new("inception.pth");
     let load = |bytes| Inception::<Flex>::from_bytes(path, bytes, &Default::default());
     check(&whole, ["Conv2d_1a_3x3.conv.weight", "Mixed_6d.branch7x7dbl_4.bn.running_var"], load);
+    // As torchvision's training has it, whose weights are others.
+    whole.insert("AuxLogits.fc.weight", TensorData::from([[1f32]]));
+    match load(bytes(&whole)).map(drop) {
+        Err(WeightsError::Mismatch { unused, .. }) => assert_eq!(unused, ["AuxLogits.fc.weight"]),
+        result => panic!("{result:?}"),
+    }
 }
 
 #[test]

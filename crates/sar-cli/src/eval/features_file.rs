@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sar_eval::{Matrix, Npz};
 use sar_metrics::{Features, Moments, Neighbors, frechet, inception_score, kernel_distance, prdc};
 use sar_weights::write_bytes;
@@ -32,28 +32,15 @@ pub(super) fn run(file: &Path, out: &Path) -> Result<Verdict> {
         file.display()
     );
     if has(&npz, "reference") && has(&npz, "generated") {
-        let x = features(npz.matrix("reference")?)?;
-        let y = features(npz.matrix("generated")?)?;
-        let distance = |a: &Features, b: &Features| -> Result<f64> {
-            Ok(frechet(&Moments::of(a)?, &Moments::of(b)?)?.distance)
-        };
-        put("frechet_distance".into(), distance(&x, &y)?);
-        put("frechet_self".into(), distance(&x, &x)?);
-        if y.len() >= FEW {
-            put(format!("frechet_{FEW}_samples"), distance(&x, &y.select(0..FEW))?);
-        }
-        put("kernel_distance_poly3_unbiased".into(), kernel_distance(&x, &y)?);
-        let [of_x, of_y] = [Neighbors::new(&x, NEIGHBORS)?, Neighbors::new(&y, NEIGHBORS)?];
-        let [found] = prdc(&of_x, &of_y, [NEIGHBORS])?;
-        put(format!("precision_k{NEIGHBORS}"), found.precision);
-        put(format!("recall_k{NEIGHBORS}"), found.recall);
-        put(format!("density_k{NEIGHBORS}"), found.density);
-        put(format!("coverage_k{NEIGHBORS}"), found.coverage);
+        let (x, y) = (features(&mut npz, "reference")?, features(&mut npz, "generated")?);
+        compare(&x, &y, &mut put)
+            .with_context(|| format!("{}: generated beside reference", file.display()))?;
     }
     if has(&npz, "logits") {
-        let logits = features(npz.matrix("logits")?)?;
+        let logits = features(&mut npz, "logits")?;
         for split in SPLITS {
-            let score = inception_score(&logits, split)?;
+            let score = inception_score(&logits, split)
+                .with_context(|| format!("{}: logits", file.display()))?;
             put(format!("inception_score_split_{split}"), score.mean);
         }
     }
@@ -62,7 +49,36 @@ pub(super) fn run(file: &Path, out: &Path) -> Result<Verdict> {
     Ok(Verdict::Good)
 }
 
-fn features(Matrix { shape: [_, columns], values }: Matrix) -> Result<Features> {
-    ensure!(columns > 0, "features without a value");
-    Ok(Features::from_rows(columns, values.into_iter().map(|x| x as f32).collect())?)
+/// Measures the generated features beside those of the reference.
+fn compare(x: &Features, y: &Features, put: &mut impl FnMut(String, f64)) -> Result<()> {
+    let [wanted, found] = [x, y].map(Features::dim);
+    ensure!(
+        found == wanted,
+        "{found} features a row beside {wanted}; compare features of one network alone"
+    );
+    let distance = |a: &Features, b: &Features| -> Result<f64> {
+        Ok(frechet(&Moments::of(a)?, &Moments::of(b)?)?.distance)
+    };
+    put("frechet_distance".into(), distance(x, y)?);
+    put("frechet_self".into(), distance(x, x)?);
+    if y.len() >= FEW {
+        put(format!("frechet_{FEW}_samples"), distance(x, &y.select(0..FEW))?);
+    }
+    put("kernel_distance_poly3_unbiased".into(), kernel_distance(x, y)?);
+    let [of_x, of_y] = [Neighbors::new(x, NEIGHBORS)?, Neighbors::new(y, NEIGHBORS)?];
+    let [found] = prdc(&of_x, &of_y, [NEIGHBORS])?;
+    put(format!("precision_k{NEIGHBORS}"), found.precision);
+    put(format!("recall_k{NEIGHBORS}"), found.recall);
+    put(format!("density_k{NEIGHBORS}"), found.density);
+    put(format!("coverage_k{NEIGHBORS}"), found.coverage);
+    Ok(())
+}
+
+/// The rows of an array.
+fn features(npz: &mut Npz, name: &str) -> Result<Features> {
+    let Matrix { shape: [_, columns], values } = npz.matrix(name)?;
+    let place = format!("{}: {name}", npz.path().display());
+    ensure!(columns > 0, "{place}: rows without a value");
+    let values = values.into_iter().map(|x| x as f32).collect();
+    Features::from_rows(columns, values).context(place)
 }

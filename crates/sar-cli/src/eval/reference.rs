@@ -41,7 +41,7 @@ pub(super) fn recipe_of(run: &Path) -> Option<PathBuf> {
 impl Source {
     /// An `.npz` file, a folder, or a recipe by its name or file.
     pub(super) fn named(path: &Path) -> Result<Self> {
-        if path.extension().is_some_and(|ending| ending == "npz") {
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("npz")) {
             return Ok(Self::Npz(path.into()));
         }
         let name = path.to_string_lossy().into_owned();
@@ -78,18 +78,23 @@ impl Source {
     /// none yet.
     pub(super) fn open(&self, size: Option<[usize; 2]>) -> Result<Opened> {
         let opened = match self {
-            Self::Npz(path) => of_npz(path, size),
+            Self::Npz(path) => of_npz(path),
             Self::Images { name, source, side } => {
-                let size = size.or(side.map(|side| [side as usize; 2]));
-                of_dataset(name, source, size)
+                of_dataset(name, source, side.map(|side| [side as usize; 2]), size)
             }
         };
         let opened = opened.context("--reference")?;
-        if let (None, Kind::Images { pictures, moments: None, .. }) = (size, &opened.kind) {
+        if let Kind::Images { pictures, moments, .. } = &opened.kind {
             let (name, [h, w]) = (pictures.name(), pictures.size());
-            eprintln!(
-                "{name}: looked at with {w}x{h} px; of what size the measured images were is not known"
-            );
+            match size {
+                Some([height, width]) if [height, width] != [h, w] => eprintln!(
+                    "{name}: {w}x{h} px, the images have {width}x{height}; either is resized for the network"
+                ),
+                None if moments.is_none() => eprintln!(
+                    "{name}: looked at with {w}x{h} px; of what size the measured images were is not known"
+                ),
+                _ => {}
+            }
         }
         Ok(opened)
     }
@@ -145,7 +150,14 @@ enum Kind {
     Moments(FeatureSet),
 }
 
-fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Result<Opened> {
+/// Images of a folder, or of a recipe at its size where no other is wanted.
+fn of_dataset(
+    name: &str,
+    source: &ImageSource,
+    of_recipe: Option<[usize; 2]>,
+    wanted: Option<[usize; 2]>,
+) -> Result<Opened> {
+    let size = wanted.or(of_recipe);
     if let (ImageSource::Emoji {}, Some([height, width])) = (source, size) {
         ensure!(height == width, "emoji are squares, the images have {width}x{height} px");
     }
@@ -159,6 +171,8 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
         [_] => Vec::new(),
         several => several.to_vec(),
     };
+    // A folder of one size stays as it is, as an .npz file does.
+    let size = size.filter(|size| of_recipe.is_some() || !has_one_other_size(&*dataset, *size));
     let pictures = Box::new(Pictures::of_dataset(name.into(), dataset, all, size)?);
     let described = json!({
         "source": name,
@@ -171,7 +185,19 @@ fn of_dataset(name: &str, source: &ImageSource, size: Option<[usize; 2]>) -> Res
     Ok(Opened { name: name.into(), kind, classes, described })
 }
 
-fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
+/// Whether all images have one size, height and width, which is another; not where a header cannot be read.
+fn has_one_other_size(dataset: &dyn Dataset, size: [usize; 2]) -> bool {
+    let other = size.map(|length| length as u32);
+    let mut sizes = (0..dataset.len()).map(|i| dataset.size_in_header(i));
+    match sizes.next() {
+        Some(Some([width, height])) if [height, width] != other => {
+            sizes.all(|size| size == Some([width, height]))
+        }
+        _ => false,
+    }
+}
+
+fn of_npz(path: &Path) -> Result<Opened> {
     let name = path.display().to_string();
     if let Some(set) = moments_alone(path)? {
         let described = json!({ "source": name, "kind": "moments", "hash": set.hash() });
@@ -179,12 +205,6 @@ fn of_npz(path: &Path, size: Option<[usize; 2]>) -> Result<Opened> {
     }
     // Moments that are there are those that published figures are of.
     let (pictures, moments) = (Box::new(Pictures::npz(path)?), read_statistics(path)?);
-    if let Some([height, width]) = size.filter(|size| *size != pictures.size()) {
-        let [h, w] = pictures.size();
-        eprintln!(
-            "{name}: {w}x{h} px, the images have {width}x{height}; either is resized for the network"
-        );
-    }
     let n = pictures.len();
     if moments.is_some() {
         eprintln!("{name}: Fréchet distances of mu and sigma, all else of its {n} images (arr_0)");
@@ -230,6 +250,7 @@ impl Opened {
         let mut seen = |pictures: &Pictures| -> Result<FeatureSet> {
             let set = features(pictures, extractor, keep, device)?;
             described["hash"] = json!(set.hash());
+            described["cropped"] = json!(said_of_cropped(&name, pictures));
             described["enlarged"] = json!(said_of_enlarged(&name, pictures));
             Ok(set)
         };
@@ -258,6 +279,19 @@ impl Opened {
         };
         Ok(Real { reference, classes, described })
     }
+}
+
+/// How many images had another size than they are looked at with, which is said.
+fn said_of_cropped(name: &str, pictures: &Pictures) -> usize {
+    let (n, [height, width]) = (pictures.n_cropped(), pictures.size());
+    if n > 0 {
+        eprintln!(
+            "{name}: {n} of {} images have another size than {width}x{height} px and were cropped and resized to it, \
+             before they are resized for the network",
+            pictures.len()
+        );
+    }
+    n
 }
 
 /// How many images were smaller than they are looked at, which is said.

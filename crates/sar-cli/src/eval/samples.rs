@@ -79,9 +79,9 @@ impl Weights {
         sampler: Sampler,
         wanted: &[(usize, usize)],
         mut looking: Looking<'_, B>,
+        progress: &mut Progress,
     ) -> Result<(FeatureSet, Vec<RgbImage>)> {
         let (scales, root) = (self.settings.scales(pipeline)?, SeedTree::new(self.settings.seed));
-        let mut progress = Progress::new("sampled", wanted.len());
         let (mut shown, mut done) = (Vec::new(), 0);
         for part in wanted.chunks(self.settings.batch) {
             let request = Request::of(root, part.iter().copied(), scales.clone(), sampler);

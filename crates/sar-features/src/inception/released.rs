@@ -32,21 +32,7 @@ const LAYOUT: Layout = Layout {
         ("mixed_7b", "Mixed_7b"),
         ("mixed_7c", "Mixed_7c"),
     ],
-    ignored: &[
-        "num_batches_tracked",
-        "AuxLogits.conv0.conv.weight",
-        "AuxLogits.conv0.bn.weight",
-        "AuxLogits.conv0.bn.bias",
-        "AuxLogits.conv0.bn.running_mean",
-        "AuxLogits.conv0.bn.running_var",
-        "AuxLogits.conv1.conv.weight",
-        "AuxLogits.conv1.bn.weight",
-        "AuxLogits.conv1.bn.bias",
-        "AuxLogits.conv1.bn.running_mean",
-        "AuxLogits.conv1.bn.running_var",
-        "AuxLogits.fc.weight",
-        "AuxLogits.fc.bias",
-    ],
+    ignored: &["num_batches_tracked"],
 };
 
 /// What is added to a variance, as in the network's training.
