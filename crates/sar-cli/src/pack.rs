@@ -48,7 +48,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         SampleJob::of(folder)?;
         job.check(folder, "folders of one job are packed together")?;
     }
-    let images = Images::find(&job, &folders)?;
+    let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+    let images = Images { job: &job, folders: &folders };
+    images.check()?;
     interrupt::watch("stopping")?;
     folders.iter().try_for_each(|folder| job.clear(folder))?;
     match files.write(&images) {
@@ -57,29 +59,22 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     }
 }
 
-/// The images of a job, all of them, in one folder or in several.
+/// The images of a job, each in the first of some folders that has it.
 pub(crate) struct Images<'a> {
-    job: &'a SampleJob,
-    /// Where each lies.
-    folders: Vec<&'a Path>,
+    pub(crate) job: &'a SampleJob,
+    pub(crate) folders: &'a [&'a Path],
 }
 
-impl<'a> Images<'a> {
-    /// Those of a folder that has all.
-    pub(crate) fn all_in(folder: &'a Path, job: &'a SampleJob) -> Self {
-        Self { job, folders: vec![folder; job.len()] }
-    }
-
-    /// Each in the first folder that has it.
-    fn find(job: &'a SampleJob, folders: &'a [PathBuf]) -> Result<Self> {
-        let mut found: Vec<Option<&Path>> = vec![None; job.len()];
-        for folder in folders {
-            for (found, there) in found.iter_mut().zip(job.there(folder)?) {
-                *found = found.or(there.then_some(folder));
-            }
+impl Images<'_> {
+    /// Checks that all are there.
+    fn check(&self) -> Result<()> {
+        let Self { job, folders } = self;
+        let mut found = vec![false; job.len()];
+        for folder in *folders {
+            found.iter_mut().zip(job.there(folder)?).for_each(|(found, there)| *found |= there);
         }
-        let n_missing = found.iter().filter(|found| found.is_none()).count();
-        if let Some(first) = found.iter().position(Option::is_none) {
+        let n_missing = found.iter().filter(|found| !**found).count();
+        if let Some(first) = found.iter().position(|found| !found) {
             let names: Vec<String> =
                 folders.iter().map(|folder| folder.display().to_string()).collect();
             bail!(
@@ -88,15 +83,17 @@ impl<'a> Images<'a> {
                 names.join(", "),
                 job.len(),
                 job.name(first),
-                SampleJob::path(&folders[0]).display()
+                SampleJob::path(folders[0]).display()
             );
         }
-        Ok(Self { job, folders: found.into_iter().flatten().collect() })
+        Ok(())
     }
 
     /// The bytes of an image's file, and its pixels.
     fn read(&self, position: usize) -> Result<(Vec<u8>, RgbImage)> {
-        read(self.job, self.folders[position], position)
+        let (last, others) = self.folders.split_last().expect("a folder at least");
+        let has_it = |folder: &&&Path| folder.join(self.job.name(position)).exists();
+        read(self.job, others.iter().find(has_it).unwrap_or(last), position)
     }
 }
 

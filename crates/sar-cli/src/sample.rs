@@ -302,7 +302,7 @@ impl Sample {
         if self.previews {
             write_previews(out, by_scale, columns)?;
         }
-        self.files.write(&Images::all_in(out, job))?;
+        self.files.write(&Images { job, folders: &[out] })?;
         eprintln!("wrote {} images to {}, and {}", job.len(), out.display(), sheet.display());
         [&*sheet].into_iter().chain(self.files.named().map(|(_, path)| path)).for_each(|path| {
             self.events.wrote(path);
