@@ -26,7 +26,7 @@ use crate::hub::WeightsPath;
 use crate::job::n_images;
 use crate::progress::clock;
 use outputs::{Beside, Outputs};
-use reference::{Real, Source, check_moments, moments_alone, recipe_of, said_of_enlarged};
+use reference::{Real, Source, check_moments, moments_alone, run_recipe, said_of_sizes};
 use report::Report;
 use samples::{Weights, labels_among};
 use sweep::Sweep;
@@ -155,7 +155,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
 /// Images that are there, or the moments of their features.
 fn open(path: &Path) -> Result<What> {
     let name = path.display().to_string();
-    if let Some(recipe) = recipe_of(path) {
+    if let Some(recipe) = run_recipe(path) {
         bail!(
             "{name} is a run: --run {name} samples, --images {} has real images",
             recipe.display()
@@ -287,11 +287,12 @@ impl Eval {
         let real = opened.look(extractor, self.keep, device)?;
         let mut report = self.report(extractor, &real, device)?;
         let part = if pictures.is_held_out() { "held out" } else { "all" };
-        let enlarged = said_of_enlarged(pictures.name(), pictures);
+        let [cropped, enlarged] = said_of_sizes(pictures);
         report.set(
             "images",
             json!({
-                "source": pictures.name(), "part": part, "size": pictures.size(), "enlarged": enlarged
+                "source": pictures.name(), "part": part, "size": pictures.size(), "cropped": cropped,
+                "enlarged": enlarged
             }),
         );
         let rows = vec![("images".to_owned(), report.add(&first, &real, json!({}))?)];
@@ -356,6 +357,7 @@ fn look<B: Backend>(
     keep: Keep,
     device: &B::Device,
 ) -> Result<Seen> {
+    announce_kept(pictures);
     announce(pictures.len(), 1, extractor, keep);
     let mut progress = Progress::new("looked at", pictures.len());
     let mut shown = Vec::new();
@@ -415,6 +417,19 @@ fn announce<B: Backend>(n: usize, times: usize, extractor: &Extractor<B>, keep: 
              distance; --moments-only keeps none",
             each as f64 / 1e3,
             (n * each) as f64 / 1e9
+        );
+    }
+}
+
+/// Says beforehand that all images of a file are kept, where they are.
+fn announce_kept(pictures: &Pictures) {
+    let bytes = pictures.bytes_kept();
+    if bytes > 0 {
+        eprintln!(
+            "{}: arr_0 is in Fortran's order and all of it is kept in memory, {:.1} MB; np.ascontiguousarray(arr_0), \
+             saved, is read a batch at a time",
+            pictures.name(),
+            bytes as f64 / 1e6
         );
     }
 }

@@ -360,6 +360,7 @@ impl Job for Run {
         }
         let judge = Judge::of_run(&recipe, &start, &device)?;
         judge.notes().iter().for_each(|note| eprintln!("warning: {note}"));
+        judge.resized().iter().for_each(|line| eprintln!("{line}"));
         let sampling = Sampling {
             judge: &judge,
             samples: &folder.study.samples,

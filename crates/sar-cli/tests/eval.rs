@@ -96,8 +96,8 @@ fn the_figures_are_those_of_another_program() {
 }
 
 /// Waves of three colors, as in `inception.py`.
-fn wave(i: u32, [right, down]: [u32; 2], steps: u32) -> RgbImage {
-    RgbImage::from_fn(44, 36, |x, y| {
+fn wave(i: u32, [right, down]: [u32; 2], steps: u32, [width, height]: [u32; 2]) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
         let along = x * (1 + right * i % 17) + y * (2 + down * i % 13) + 31 * i;
         Rgb([0, 1, 2].map(|c: u32| {
             let level = ((along + 60 * c) % 512).abs_diff(256).min(255);
@@ -106,13 +106,13 @@ fn wave(i: u32, [right, down]: [u32; 2], steps: u32) -> RgbImage {
     })
 }
 
-/// Images of other sides than the network's, with weights of a formula.
+/// Images of two sizes that are neither squares nor of the network's side, with weights of a formula.
 #[test]
-fn inceptions_figures_are_those_of_the_packages() {
+fn inceptions_figures_are_those_of_a_statement_of_adms_evaluation() {
     let root = tempfile::tempdir().unwrap();
     let at = |name: &str| root.path().join(name);
-    let real: Vec<RgbImage> = (0..14).map(|i| wave(i, [3, 5], 9)).collect();
-    let drawn: Vec<RgbImage> = (8..20).map(|i| wave(i, [5, 3], 3)).collect();
+    let real: Vec<RgbImage> = (0..14).map(|i| wave(i, [3, 5], 9, [20, 33])).collect();
+    let drawn: Vec<RgbImage> = (8..20).map(|i| wave(i, [5, 3], 3, [23, 305])).collect();
     for (folder, images) in [("real", &real), ("drawn", &drawn)] {
         fs::create_dir(at(folder)).unwrap();
         for (i, image) in images.iter().enumerate() {
@@ -120,7 +120,7 @@ fn inceptions_figures_are_those_of_the_packages() {
         }
     }
     let pixels: Vec<u8> = drawn.into_iter().flat_map(RgbImage::into_raw).collect();
-    npz(&at("drawn.npz"), &[("arr_0.npy", "|u1", "(12, 36, 44, 3)", &pixels)]);
+    npz(&at("drawn.npz"), &[("arr_0.npy", "|u1", "(12, 305, 23, 3)", &pixels)]);
     let mut weights = networks::inception_weights(networks::noise);
     weights.write_pth(&at("inception.pth"), "").unwrap();
 
@@ -141,7 +141,7 @@ fn inceptions_figures_are_those_of_the_packages() {
         let Value::Object(golden) = &golden[protocol] else { panic!("a table") };
         assert_eq!(golden.len(), 5);
         for (name, value) in golden {
-            near(&found[name], value, 1e-5);
+            near(&found[name], value, 1e-6);
         }
     }
     // Moments in the place of either set of images.
@@ -349,7 +349,8 @@ fn the_images_of_a_recipe_are_measured() {
     assert_eq!((&found["n"], &found["n_reference"]), (&12.into(), &12.into()));
     let cropped =
         "recipe emoji-quick: 12 of 12 images have another size than 32x32 px and were cropped";
-    assert!(said.contains(cropped) && found["reference"]["cropped"] == 12, "{said}");
+    assert_eq!(said.matches(cropped).count(), 2, "of the images and of the reference: {said}");
+    assert_eq!([&found["images"]["cropped"], &found["reference"]["cropped"]], [12, 12]);
     assert_eq!(found["images"]["source"], "recipe emoji-quick");
     assert_eq!(found["images"]["size"], serde_json::json!([32, 32]));
     assert_eq!(found["images"]["part"], "all");
@@ -369,6 +370,16 @@ fn the_images_of_a_recipe_are_measured() {
     let args = ["--images", "emoji-quick", "--reference", "nowhere"];
     let parts = ["recipe emoji-quick: measures all 1906 images", "--reference: nowhere"];
     refuses(root.path(), &args, &parts);
+    // It is meant, too, where something else has its name.
+    flat(&at("emoji"), 4, [32, 32]);
+    fs::copy(at("photos.toml"), at("emoji/recipe.toml")).unwrap();
+    let taken = "emoji: taken as the built-in recipe; what is called so here is ./emoji\n";
+    let args = ["--images", "emoji", "--reference", "nowhere"];
+    refuses(root.path(), &args, &[taken, "recipe emoji: measures all 1906 images", "nowhere"]);
+    let args = ["--images", "./emoji", "--reference", "emoji"];
+    refuses(root.path(), &args, &["--images: ./emoji is a run"]);
+    fs::remove_file(at("emoji/recipe.toml")).unwrap();
+    refuses(root.path(), &args, &[taken, "4 images, fewer than the 9 classes of the reference"]);
     // A run has both samples and real images.
     fs::create_dir(at("run")).unwrap();
     fs::write(at("run/recipe.toml"), &built_in).unwrap();
@@ -426,6 +437,69 @@ fn features_that_cannot_be_measured_are_refused_by_file_and_array() {
     );
 }
 
+/// An array in C's order, in Fortran's: the first axis goes fastest.
+fn turned<T: Copy>(values: &[T], shape: &[usize]) -> Vec<T> {
+    let place = |mut at: usize| {
+        let coordinates: Vec<usize> = shape
+            .iter()
+            .map(|side| {
+                let coordinate = at % side;
+                at /= side;
+                coordinate
+            })
+            .collect();
+        coordinates
+            .iter()
+            .zip(shape)
+            .fold(0usize, |place, (coordinate, side)| place * side + coordinate)
+    };
+    (0..values.len()).map(|at| values[place(at)]).collect()
+}
+
+#[test]
+fn arrays_in_fortrans_order_and_halves_give_the_same_figures() {
+    assert_eq!(turned(&[0, 1, 2, 3, 4, 5], &[2, 3]), [0, 3, 1, 4, 2, 5]);
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (shape, pixels) = ("(12, 32, 32, 3)", pixels(0, 12));
+    npz(&at("c.npz"), &[("arr_0.npy", "|u1", shape, &pixels)]);
+    npz(&at("f.npz"), &[("arr_0.npy", "F|u1", shape, &turned(&pixels, &[12, 32, 32, 3]))]);
+    let args = ["--images", "c.npz", "--reference", "f.npz", "--json", "images.json"];
+    let (_, said) = does(root.path(), &args);
+    let found = json(&at("images.json"));
+    assert_eq!(found["images_hash"], found["reference"]["hash"], "{said}");
+    let kept = "npz: arr_0 is in Fortran's order and all of it is kept in memory, 0.0 MB";
+    assert!(said.matches(kept).count() == 1 && said.contains("f.npz: arr_0"), "{said}");
+
+    // Values that halves hold exactly.
+    let rows = |seed: usize| -> Vec<f32> {
+        (0..24).map(|i| 1.0 + (i * seed % 29) as f32 / 16.0).collect()
+    };
+    let (reference, generated) = (rows(37), rows(41));
+    let singles = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    // Of positive numbers: sign and exponent without the difference of their biases, 10 bits of 23.
+    let half = |x: &f32| (((x.to_bits() >> 13) - (112 << 10)) as u16).to_le_bytes();
+    let halves = |values: &[f32]| values.iter().flat_map(half).collect::<Vec<u8>>();
+    let measured = |kinds: [&str; 2], reference: &[u8], generated: &[u8]| {
+        let [of_reference, of_generated] = kinds;
+        let arrays = [
+            ("reference.npy", of_reference, "(12, 2)", reference),
+            ("generated.npy", of_generated, "(12, 2)", generated),
+        ];
+        npz(&at("rows.npz"), &arrays);
+        let out = format!("{}.json", kinds.concat().replace('<', ""));
+        does(root.path(), &["--features", "rows.npz", "--json", &out]);
+        json(&at(&out))
+    };
+    let expected = measured(["<f4", "<f4"], &singles(&reference), &singles(&generated));
+    assert!(expected["frechet_distance"].as_f64().unwrap() > 1e-3, "{expected}");
+    let f = |values: &[f32]| turned(values, &[12, 2]);
+    let found = measured(["F<f4", "<f2"], &singles(&f(&reference)), &halves(&generated));
+    assert_eq!(found, expected);
+    let found = measured(["<f2", "F<f2"], &halves(&reference), &halves(&f(&generated)));
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn images_of_numpy_are_read_compressed_or_not_and_folders_of_classes_are_labels() {
     let root = tempfile::tempdir().unwrap();
@@ -473,6 +547,8 @@ fn samples_are_swept_and_come_out_the_same_twice() {
     let (one, two) = (run("one.json"), run("two.json"));
     assert_eq!(one, two);
     let sweep = one["sweep"].as_array().unwrap();
+    // One of each of nine classes at each setting.
+    assert_eq!([&one["n"], &sweep[0]["n"], &sweep[1]["n"]], [9, 9, 9]);
     assert_eq!(
         (sweep.len(), &sweep[1]["guidance"], &sweep[1]["top_p"]),
         (2, &2.0.into(), &0.5.into())
@@ -798,7 +874,12 @@ fn npz(path: &Path, arrays: &[(&str, &str, &str, &[u8])]) {
     use std::io::Write;
     let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
     for (name, kind, shape, content) in arrays {
-        let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
+        // An F before the kind is for Fortran's order.
+        let (order, kind) = match kind.strip_prefix('F') {
+            Some(kind) => ("True", kind),
+            None => ("False", *kind),
+        };
+        let text = format!("{{'descr': '{kind}', 'fortran_order': {order}, 'shape': {shape}, }}");
         let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
         bytes.extend(format!("{text:<117}\n").bytes());
         bytes.extend(*content);

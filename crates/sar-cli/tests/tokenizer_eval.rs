@@ -152,8 +152,8 @@ fn what_cannot_be_measured() {
     for side in ["800000", "16384"] {
         check(&["--side", side, "--images", "photos"], &[&format!("--side {side}"), "up to 8192"]);
     }
-    check(&["--side", "128"], &["without --images", "side 128", "16 to 64 px"]);
-    check(&["--tokenizer", &tokenizer], &["without --images", "side 256", "16 to 64 px"]);
+    check(&["--side", "128"], &["without --images", "side 128", "1 to 64 px"]);
+    check(&["--tokenizer", &tokenizer], &["without --images", "side 256", "1 to 64 px"]);
     check(&["--scales", "2_1"], &["--scales 2_1"]);
     check(&["--scales", "1_2x3"], &["--scales 1_2x3", "no square"]);
     check(&["--batch-size", "0"], &["--batch-size 0"]);

@@ -28,10 +28,10 @@ impl Emoji {
     /// are: each output pixel is the mean of the area that it covers.
     ///
     /// # Errors
-    /// [`DataError::Side`] unless `side` is even and in 16..=64.
+    /// [`DataError::Side`] unless `side` is in 1..=64.
     pub fn new(side: u32) -> Result<Self, DataError> {
-        if !(16..=TILE).contains(&side) || !side.is_multiple_of(2) {
-            let allowed = "an even side of 16 to 64 px";
+        if !(1..=TILE).contains(&side) {
+            let allowed = "a side of 1 to 64 px";
             return Err(DataError::Side { side: side as usize, source_name: "emoji", allowed });
         }
         let index = Index::embedded();
@@ -186,10 +186,22 @@ mod tests {
     }
 
     #[test]
-    fn odd_small_and_large_sides_are_refused() {
-        for side in [0, 14, 33, 66, u32::MAX] {
+    fn odd_and_small_sides_are_means_of_areas_too() {
+        let before = mean_color(&FULL.image(1700).unwrap());
+        for side in [1, 15, 33, 63] {
+            let small = Emoji::new(side).unwrap().image(1700).unwrap();
+            assert_eq!(small.dimensions(), (side, side));
+            let after = mean_color(&small);
+            let largest = before.iter().zip(after).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(largest <= 0.5, "{side} px: {before:?} became {after:?}");
+        }
+    }
+
+    #[test]
+    fn no_side_and_large_sides_are_refused() {
+        for side in [0, 65, 128, u32::MAX] {
             let error = Emoji::new(side).unwrap_err().to_string();
-            let expected = "emoji images have an even side of 16 to 64 px; choose such a side";
+            let expected = "emoji images have a side of 1 to 64 px; choose such a side";
             assert_eq!(error, format!("side {side}: {expected}"));
         }
     }

@@ -13,7 +13,7 @@ pub enum DataError {
         side: usize,
         /// Which kind of images, e.g. `"emoji"`.
         source_name: &'static str,
-        /// The sides that exist, e.g. `"an even side of 16 to 64 px"`.
+        /// The sides that exist, e.g. `"a side of 1 to 64 px"`.
         allowed: &'static str,
     },
 

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use npyz::half::f16;
 use npyz::{DType, NpyFile, NpyHeader, Order, TypeChar};
 use sar_data::RgbImage;
 use zip::read::ZipFile;
@@ -77,6 +78,14 @@ impl Npz {
         self.read(IMAGES, |header, _| image_shape(header)).map(Some)
     }
 
+    /// Whether the images are in Fortran's order: no image is in one piece, and to read them keeps all of them.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn is_in_fortrans_order(&mut self) -> Result<bool, EvalError> {
+        self.read(IMAGES, |header, _| Ok(header.order() == Order::Fortran))
+    }
+
     /// Hands on the images in order, a batch at a time, as they are read.
     ///
     /// # Errors
@@ -88,15 +97,26 @@ impl Npz {
     ) -> Result<(), E> {
         let path = self.path.clone();
         let outcome = self.read(IMAGES, |header, reader| {
-            let [n, height, width] = image_shape(header)?;
+            let shape @ [n, height, width] = image_shape(header)?;
+            let mut all = Vec::new();
+            if header.order() == Order::Fortran {
+                all.resize(n * height * width * 3, 0);
+                reader
+                    .read_exact(&mut all)
+                    .map_err(|error| format!("{IMAGES}: ends too early ({error})"))?;
+            }
             let mut left = n;
             while left > 0 {
                 let mut images = Vec::new();
                 for _ in 0..batch.min(left) {
                     let mut pixels = vec![0; height * width * 3];
-                    reader.read_exact(&mut pixels).map_err(|error| {
-                        format!("{IMAGES}: ends in image {} of {n} ({error})", n - left)
-                    })?;
+                    if all.is_empty() {
+                        reader.read_exact(&mut pixels).map_err(|error| {
+                            format!("{IMAGES}: ends in image {} of {n} ({error})", n - left)
+                        })?;
+                    } else {
+                        gather(&all, shape, n - left, &mut pixels);
+                    }
                     let image = RgbImage::from_raw(width as u32, height as u32, pixels);
                     images.push(image.expect("as many bytes as pixels"));
                     left -= 1;
@@ -168,6 +188,7 @@ impl Npz {
             let values: Result<Vec<f64>, _> = match kind {
                 Some((TypeChar::Float, 8)) => file.into_vec(),
                 Some((TypeChar::Float, 4)) => floats(file.into_vec::<f32>()),
+                Some((TypeChar::Float, 2)) => floats(file.into_vec::<f16>()),
                 Some((TypeChar::Int, 8)) => {
                     file.into_vec::<i64>().map(|v| v.into_iter().map(|x| x as f64).collect())
                 }
@@ -182,7 +203,7 @@ impl Npz {
                 Some((TypeChar::Uint, 1)) => floats(file.into_vec::<u8>()),
                 _ => {
                     return Err(format!(
-                        "{name}: numbers of type {}; save float32, float64 or integers",
+                        "{name}: numbers of type {}; save float16, float32, float64 or integers",
                         header.dtype().descr()
                     ));
                 }
@@ -287,9 +308,6 @@ fn image_shape(header: &NpyHeader) -> Result<[usize; 3], String> {
     }
     match *header.shape() {
         [n, height, width, 3] if n > 0 && height > 0 && width > 0 => {
-            if header.order() == Order::Fortran {
-                return Err(format!("{IMAGES}: is in Fortran's order; save a contiguous array"));
-            }
             if height.max(width) > MOST_SIDE {
                 return Err(format!(
                     "{IMAGES}: images of {height}x{width} px; a side has at most {MOST_SIDE}"
@@ -301,6 +319,14 @@ fn image_shape(header: &NpyHeader) -> Result<[usize; 3], String> {
             "{IMAGES}: has shape {:?}, but images are [n, height, width, 3]",
             header.shape()
         )),
+    }
+}
+
+/// The pixels of an image among all of `[n, height, width]` in Fortran's order, where `n` goes fastest.
+fn gather(all: &[u8], [n, height, width]: [usize; 3], i: usize, pixels: &mut [u8]) {
+    for (at, value) in pixels.iter_mut().enumerate() {
+        let (y, x, channel) = (at / 3 / width, at / 3 % width, at % 3);
+        *value = all[((channel * width + x) * height + y) * n + i];
     }
 }
 
@@ -338,9 +364,21 @@ mod tests {
         data: &[u8],
         method: CompressionMethod,
     ) -> Saved {
+        file_of(name, &npy_header(kind, shape), data, method)
+    }
+
+    /// The same of an array in Fortran's order.
+    fn fortran_file(name: &str, kind: &str, shape: &[u64], data: &[u8]) -> Saved {
+        let header = String::from_utf8_lossy(&npy_header(kind, shape)[10..]).into_owned();
+        let header = header.replace("False", "True").replace('\n', " \n");
+        let header = [&npy_header(kind, shape)[..10], header.as_bytes()].concat();
+        file_of(name, &header, data, CompressionMethod::Deflated)
+    }
+
+    fn file_of(name: &str, header: &[u8], data: &[u8], method: CompressionMethod) -> Saved {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
-        let bytes = [npy_header(kind, shape).as_slice(), data].concat();
+        let bytes = [header, data].concat();
         let mut zip = ZipWriter::new(File::create(&path).unwrap());
         let options = SimpleFileOptions::default().compression_method(method);
         zip.start_file(format!("{name}.npy"), options).unwrap();
@@ -381,13 +419,18 @@ mod tests {
     }
 
     #[test]
-    fn integers_of_all_sizes_are_numbers() {
+    fn integers_of_all_sizes_and_halves_are_numbers() {
         let i8s = [0u8, 127, 0x80];
         let i16s = [0i16, 300, -300].map(i16::to_le_bytes).concat();
         let u16s = [0u16, 300, 65535].map(u16::to_le_bytes).concat();
         let u32s = [0u32, 70_000, u32::MAX].map(u32::to_le_bytes).concat();
         let u64s = [0u64, 70_000, 1 << 40].map(u64::to_le_bytes).concat();
         let big = [0i16, 300, -300].map(i16::to_be_bytes).concat();
+        // numpy: np.array([2.0**-24, 1.5, -2.0], np.float16).view(np.uint16)
+        let halves = [0x0001u16, 0x3e00, 0xc000];
+        let (f16s, big_f16s) =
+            (halves.map(u16::to_le_bytes).concat(), halves.map(u16::to_be_bytes).concat());
+        let of_halves = [2f64.powi(-24), 1.5, -2.0];
         for (kind, data, expected) in [
             ("|i1", &i8s[..], [0.0, 127.0, -128.0]),
             ("<i2", &i16s, [0.0, 300.0, -300.0]),
@@ -395,15 +438,59 @@ mod tests {
             ("<u2", &u16s, [0.0, 300.0, 65535.0]),
             ("<u4", &u32s, [0.0, 70_000.0, 4_294_967_295.0]),
             ("<u8", &u64s, [0.0, 70_000.0, 1_099_511_627_776.0]),
+            ("<f2", &f16s, of_halves),
+            (">f2", &big_f16s, of_halves),
         ] {
             let mut saved = file("arr_1", kind, &[3], data, CompressionMethod::Deflated);
             assert_eq!(saved.npz.vector("arr_1").unwrap(), expected, "{kind}");
             let labels = saved.npz.labels();
             assert_eq!(labels.is_err(), expected[2] < 0.0, "{kind}: {labels:?}");
         }
-        let mut half = file("mu", "<f2", &[2], &[0; 4], CompressionMethod::Stored).npz;
-        let error = half.vector("mu").unwrap_err().to_string();
-        assert!(error.contains("type '<f2'; save float32, float64 or integers"), "{error}");
+        let mut complex = file("mu", "<c8", &[2], &[0; 16], CompressionMethod::Stored).npz;
+        let error = complex.vector("mu").unwrap_err().to_string();
+        let why = "a.npz: mu: numbers of type '<c8'; save float16, float32, float64 or integers";
+        assert!(error.ends_with(why), "{error}");
+        // Images are bytes.
+        let data = [0; 6];
+        let mut images = file("arr_0", "<f2", &[1, 1, 1, 3], &data, CompressionMethod::Stored).npz;
+        let error = images.images().unwrap_err().to_string();
+        assert!(error.contains("a.npz: arr_0: numbers of type '<f2', but images are"), "{error}");
+    }
+
+    #[test]
+    fn arrays_in_fortrans_order_are_those_of_c() {
+        // Rows 0 1 2 and 3 4 5, column after column.
+        let data = [0u8, 3, 1, 4, 2, 5];
+        let mut saved = fortran_file("mu", "|u1", &[2, 3], &data);
+        let expected = Matrix { shape: [2, 3], values: (0..6).map(f64::from).collect() };
+        assert_eq!(saved.npz.matrix("mu").unwrap(), expected);
+
+        let [n, height, width] = [5, 2, 3];
+        let size = height * width * 3;
+        let value = |i: usize, at: usize| (i * size + at) as u8;
+        let mut turned = Vec::new();
+        for channel in 0..3 {
+            for x in 0..width {
+                for y in 0..height {
+                    turned.extend((0..n).map(|i| value(i, (y * width + x) * 3 + channel)));
+                }
+            }
+        }
+        let shape = [n, height, width, 3].map(|side| side as u64);
+        let mut saved = fortran_file("arr_0", "|u1", &shape, &turned);
+        assert_eq!(saved.npz.images().unwrap(), Some([n, height, width]));
+        assert!(saved.npz.is_in_fortrans_order().unwrap());
+        let mut seen = Vec::new();
+        let read = saved.npz.for_each_batch(2, |images| {
+            seen.extend(images.into_iter().flat_map(RgbImage::into_raw));
+            Ok::<_, EvalError>(())
+        });
+        read.unwrap();
+        assert_eq!(seen, (0..n * size).map(|at| at as u8).collect::<Vec<_>>());
+        turned.push(0);
+        let mut long = fortran_file("arr_0", "|u1", &shape, &turned).npz;
+        let read = long.for_each_batch(2, |_| Ok::<_, EvalError>(()));
+        assert!(read.unwrap_err().to_string().contains("is longer than its shape says"));
     }
 
     #[test]

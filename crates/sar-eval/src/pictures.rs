@@ -23,14 +23,12 @@ pub struct Pictures {
 
 enum Origin {
     /// Images of a data set, by their indices.
-    Dataset {
-        dataset: Arc<dyn Dataset>,
-        indices: Vec<usize>,
-        others: Others,
-    },
+    Dataset { dataset: Arc<dyn Dataset>, indices: Vec<usize>, others: Others },
     Npz {
         path: PathBuf,
         labels: Option<Vec<usize>>,
+        /// Whether reading them keeps all of them.
+        keeps_all: bool,
     },
 }
 
@@ -90,6 +88,7 @@ impl Pictures {
         let Some([n, height, width]) = npz.images()? else {
             return Err(problem("has no images, no array arr_0".into()));
         };
+        let keeps_all = npz.is_in_fortrans_order()?;
         let labels = npz.labels()?;
         if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != n) {
             return Err(problem(format!("{} labels (arr_1) of {n} images (arr_0)", labels.len())));
@@ -102,7 +101,7 @@ impl Pictures {
             len: n,
             cropped: Arc::default(),
             enlarged: Arc::default(),
-            origin: Origin::Npz { path: path.into(), labels },
+            origin: Origin::Npz { path: path.into(), labels, keeps_all },
         })
     }
 
@@ -168,6 +167,31 @@ impl Pictures {
             }
             Origin::Npz { .. } => false,
         }
+    }
+
+    /// Bytes that are kept while they are read: all pixels of an `.npz` file whose images are in Fortran's order.
+    pub fn bytes_kept(&self) -> usize {
+        let [height, width] = self.size;
+        match self.origin {
+            Origin::Npz { keeps_all: true, .. } => self.len * height * width * 3,
+            _ => 0,
+        }
+    }
+
+    /// What became of those that were read last and had another size, a line each.
+    pub fn resized(&self) -> Vec<String> {
+        let (len, [height, width]) = (self.len, self.size);
+        let cropped = format!(
+            "have another size than {width}x{height} px and were cropped and resized to it, before they are resized \
+             for the network"
+        );
+        let enlarged = format!(
+            "are smaller than {width}x{height} px and were enlarged, so that they are less sharp than others of this \
+             size"
+        );
+        let lines = [(self.n_cropped(), cropped), (self.n_enlarged(), enlarged)];
+        let happened = lines.into_iter().filter(|(n, _)| *n > 0);
+        happened.map(|(n, what)| format!("{}: {n} of {len} images {what}", self.name)).collect()
     }
 
     /// How many of those that were read last had another size, before they were cropped to it.

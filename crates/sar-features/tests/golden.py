@@ -3,13 +3,12 @@
 usage: golden.py EFFICIENTNET.safetensors
 Needs torch, torchvision, safetensors, efficientnet-lite-pytorch 0.1.0, lpips 0.1.4 and pytorch-fid 0.3.0. Images and the weights of VGG16,
 LPIPS and InceptionV3 are formulas, which golden.rs repeats, so that outputs alone are stored; files/inception.txt gets the names and shapes of
-InceptionV3's convolutions.
+InceptionV3's convolutions. Formula and resampling are those of inception.py, the statement of ADM's evaluation beside the tests of `sar eval`.
 """
 import pathlib
 import sys
 
 import lpips
-import numpy as np
 import pytorch_fid.inception
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
 HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE.parents[1] / "sar-cli/tests/eval"))
+import inception as statement
 
 
 def formula(shape, frequency, scale):
@@ -77,10 +78,7 @@ def gradient(distance, x, y):
 
 
 def noise(shape, seed, scale):
-    """The fraction of sin(12.9898 (i + 1) + seed) 43758.5453, in -scale .. scale."""
-    n = int(torch.tensor(shape).prod())
-    values = torch.sin(torch.arange(1, n + 1, dtype=torch.float64) * 12.9898 + seed) * 43758.5453
-    return ((2 * (values - values.floor()) - 1) * scale).float().reshape(shape)
+    return torch.from_numpy(statement.noise(shape, seed, scale))
 
 
 def lpips_of_formulas():
@@ -126,28 +124,15 @@ def inception_features(net, state, x):
     return {"inception_pool": pool, "inception_spatial": spatial[0].permute(0, 2, 3, 1).flatten(1), "inception_logits": pool @ state["fc.weight"].T}
 
 
-def resize_bilinear(x, side):
-    """`tf.compat.v1.image.resize_bilinear` of [h, w, c] to side by side pixels: sample i is that at i in/out."""
-    x = x.astype(np.float32)
-    for axis in range(2):
-        n = x.shape[axis]
-        at = np.arange(side, dtype=np.float32) * np.float32(n / side)
-        lower = at.astype(np.int64)
-        t = (at - lower.astype(np.float32)).reshape([-1, 1] if axis == 1 else [-1, 1, 1])
-        low, high = np.take(x, lower, axis), np.take(x, np.minimum(lower + 1, n - 1), axis)
-        x = low + (high - low) * t
-    return x
-
-
 def inception_inputs(net, x):
     """An 8-bit image as ADM's evaluation and as pytorch-fid prepare it."""
-    bytes_hwc = ((x[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-    adm = (resize_bilinear(bytes_hwc.numpy(), 299) - 128) / 128
+    bytes_chw = ((x[0] + 1) * 127.5).round().to(torch.uint8)
+    adm = (statement.resize(bytes_chw.numpy(), 0) - 128) / 128
     inputs = []
     hook = net.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    net((bytes_hwc.permute(2, 0, 1) / 255)[None])
+    net((bytes_chw / 255)[None])
     hook.remove()
-    prepared = {"inception_input_adm": torch.from_numpy(adm).permute(2, 0, 1), "inception_input_pytorch_fid": inputs[0]}
+    prepared = {"inception_input_adm": torch.from_numpy(adm), "inception_input_pytorch_fid": inputs[0]}
     return {name: x.flatten()[::61] for name, x in prepared.items()}
 
 

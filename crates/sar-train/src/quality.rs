@@ -36,6 +36,12 @@ pub struct QualityReport {
     pub seeds: usize,
     /// Real images beside them, held-out ones included.
     pub reference: usize,
+    /// How many of these had another size than the recipe's, and were cropped and resized to it.
+    #[serde(default)]
+    pub reference_cropped: usize,
+    /// How many of these were smaller.
+    #[serde(default)]
+    pub reference_enlarged: usize,
     /// Held-out images beside the training images, where there are two at least.
     pub floor: Option<Floor>,
     /// The weights that SAR starts from.
@@ -124,6 +130,9 @@ pub struct Judge<B: Backend> {
     extractor: Extractor<B>,
     reference: Reference,
     n_real: usize,
+    n_cropped: usize,
+    n_enlarged: usize,
+    resized: Vec<String>,
     notes: Vec<String>,
     device: B::Device,
 }
@@ -188,7 +197,7 @@ impl<B: Backend> Judge<B> {
         let indices = [train.as_slice(), held_out].concat();
         let labels: Vec<usize> = indices.iter().map(|i| dataset.label(*i)).collect();
         let n_classes = dataset.classes().len();
-        let name = recipe.name.clone();
+        let name = format!("recipe {}", recipe.name);
         let size = Some([data.side as usize; 2]);
         let pictures = Pictures::of_dataset(name, Arc::clone(dataset), indices, size)?;
         let extractor = Extractor::efficientnet_lite0(device);
@@ -198,8 +207,16 @@ impl<B: Backend> Judge<B> {
         let (train, held_out) = places.split_at(train.len());
         let labels = (n_classes > 1).then_some((labels.as_slice(), n_classes));
         let reference = Reference::split(set, [train, held_out], labels)?;
-        let (n_real, notes, device) = (pictures.len(), Vec::new(), device.clone());
-        Ok(Self { extractor, reference, n_real, notes, device })
+        Ok(Self {
+            extractor,
+            reference,
+            n_real: pictures.len(),
+            n_cropped: pictures.n_cropped(),
+            n_enlarged: pictures.n_enlarged(),
+            resized: pictures.resized(),
+            notes: Vec::new(),
+            device: device.clone(),
+        })
     }
 
     /// The features of images, which come a batch at a time.
@@ -225,6 +242,11 @@ impl<B: Backend> Judge<B> {
     /// How many real images there are.
     pub fn n_real(&self) -> usize {
         self.n_real
+    }
+
+    /// What became of real images of another size than the recipe's, a line each.
+    pub fn resized(&self) -> &[String] {
+        &self.resized
     }
 
     /// Which images were passed over, a line each.
@@ -320,6 +342,9 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 for message in judge.notes() {
                     self.journal.observer.event(&Event::Warning { message });
                 }
+                for message in judge.resized() {
+                    self.journal.observer.event(&Event::Note { message });
+                }
                 Some(judge)
             }
             Err(error) => {
@@ -385,6 +410,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
             samples: per_class * self.images.classes().len(),
             seeds,
             reference: judge.n_real,
+            reference_cropped: judge.n_cropped,
+            reference_enlarged: judge.n_enlarged,
             floor: floor.map(|(images, floor)| Floor {
                 images,
                 kid_effnetlite0: floor.kernel,
@@ -431,6 +458,34 @@ mod tests {
             "fd_effnetlite0": 210.0, "kid_effnetlite0": 0.5, "class_accuracy": 0.125,
         });
         assert_eq!(one.line(StageId::Pretrain, 0), line);
+    }
+
+    #[test]
+    fn real_images_of_another_size_are_counted_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..20u32 {
+            let [width, height] = match i {
+                0..12 => [32, 32],
+                12..17 => [48, 40],
+                _ => [20, 24],
+            };
+            let image = RgbImage::from_fn(width, height, |x, y| {
+                image::Rgb([(12 * i) as u8, (5 * x) as u8, (5 * y) as u8])
+            });
+            image.save(folder.path().join(format!("{i:02}.png"))).unwrap();
+        }
+        let source = format!("data.source={{ kind = \"folder\", path = {:?} }}", folder.path());
+        let settings = [source, "data.augmentation.flip_except=[]".to_owned()];
+        let recipe = Recipe::load("emoji-quick", &settings).unwrap();
+        let device = Default::default();
+        let judge = Judge::<burn_flex::Flex>::look_at(&recipe, &[], &device, || {}).unwrap();
+        assert_eq!((judge.n_real(), judge.n_cropped, judge.n_enlarged), (20, 8, 3));
+        let [cropped, enlarged] = judge.resized() else { panic!("{:?}", judge.resized()) };
+        let line =
+            "recipe emoji-quick: 8 of 20 images have another size than 32x32 px and were cropped";
+        assert!(cropped.starts_with(line), "{cropped}");
+        let line = "recipe emoji-quick: 3 of 20 images are smaller than 32x32 px and were enlarged";
+        assert!(enlarged.starts_with(line), "{enlarged}");
     }
 
     #[test]

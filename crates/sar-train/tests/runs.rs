@@ -553,10 +553,10 @@ fn weights_of_other_classes_are_adapted_when_asked_for() {
     run_undisturbed(&tiny(&["sar.control=false", "sar.steps=1"]), &first);
     let weights = first.join("backbone-pretrain.safetensors");
     let images = folder.path().join("images");
-    for (class, level) in [("Flags", 40u8), ("cats", 200)] {
+    for (class, level, height) in [("Flags", 40u8, 16), ("cats", 200, 20)] {
         fs::create_dir_all(images.join(class)).unwrap();
         for i in 0..10u8 {
-            let image = RgbImage::from_pixel(16, 16, image::Rgb([level + i; 3]));
+            let image = RgbImage::from_pixel(16, height, image::Rgb([level + i; 3]));
             fs::write(images.join(class).join(format!("{i}.png")), to_png(&image)).unwrap();
         }
     }
@@ -583,6 +583,9 @@ fn weights_of_other_classes_are_adapted_when_asked_for() {
     let (dir, notes) = with("adapted", ", adapt = [\"classes\"]").unwrap();
     let notes = notes.join("\n");
     assert!(notes.contains("1 of 2 classes by their names (Flags), the others are new"), "{notes}");
+    let cropped =
+        "recipe emoji-quick: 10 of 20 images have another size than 16x16 px and were cropped";
+    assert_eq!(notes.matches(cropped).count(), 1, "{notes}");
     let embedding = |path: &Path| -> Vec<Vec<f32>> {
         let named = NamedTensors::read(path).unwrap();
         let data = named.get("class_emb.weight").unwrap();
@@ -606,6 +609,8 @@ fn check_quality(dir: &Path) {
     assert_eq!(quality["extractor"][0], "efficientnet-lite0");
     let counts = ["/samples", "/seeds", "/reference", "/floor/images"].map(number);
     assert_eq!(counts, [4.0, 3.0, 20.0, 2.0]);
+    let sizes = ["/reference_cropped", "/reference_enlarged"].map(number);
+    assert_eq!(sizes, [10.0, 0.0], "those of one class are higher than the recipe's side");
     assert!(number("/floor/kid_effnetlite0") < number("/after/kid_effnetlite0/mean"));
     // Each class has a gray of its own.
     assert_eq!(number("/floor/class_accuracy"), 1.0);

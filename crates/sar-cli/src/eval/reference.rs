@@ -8,9 +8,10 @@ use burn::tensor::backend::Backend;
 use sar_data::{Dataset, ImageSource, Split};
 use sar_eval::{Extractor, FeatureSet, Keep, Looking, Npz, Pictures, Reference, read_statistics};
 use sar_train::Recipe;
+use sar_train::recipe::BUILT_IN;
 use serde_json::{Value, json};
 
-use super::{Progress, announce};
+use super::{Progress, announce, announce_kept};
 
 /// The side of the embedded emoji as they are.
 const EMOJI_SIDE: u32 = 64;
@@ -32,8 +33,18 @@ pub(super) struct Real {
     pub(super) described: Value,
 }
 
+/// Whether a path is the name of a built-in recipe, which then is meant: a file or folder of that name is `./NAME`.
+fn is_built_in(path: &Path) -> bool {
+    BUILT_IN.iter().any(|(name, _)| path.as_os_str() == *name)
+}
+
+/// The recipe of what was said, where that is the folder of a run.
+pub(super) fn run_recipe(said: &Path) -> Option<PathBuf> {
+    recipe_of(said).filter(|_| !is_built_in(said))
+}
+
 /// The recipe in the folder of a run.
-pub(super) fn recipe_of(run: &Path) -> Option<PathBuf> {
+fn recipe_of(run: &Path) -> Option<PathBuf> {
     let path = run.join("recipe.toml");
     path.is_file().then_some(path)
 }
@@ -45,7 +56,13 @@ impl Source {
             return Ok(Self::Npz(path.into()));
         }
         let name = path.to_string_lossy().into_owned();
-        if path.is_dir() {
+        if is_built_in(path) {
+            if path.exists() {
+                eprintln!(
+                    "{name}: taken as the built-in recipe; what is called so here is ./{name}"
+                );
+            }
+        } else if path.is_dir() {
             let source = ImageSource::Folder { path: path.into(), held_out: None };
             return Ok(Self::Images { name, source, side: None });
         }
@@ -58,7 +75,7 @@ impl Source {
     /// Real images: what was said, where a run means its recipe, else those of the run that is measured, else
     /// the embedded emoji.
     pub(super) fn of_real(said: Option<&Path>, run: Option<&Path>) -> Result<Self> {
-        let said = said.map(|path| recipe_of(path).unwrap_or_else(|| path.into()));
+        let said = said.map(|path| run_recipe(path).unwrap_or_else(|| path.into()));
         match said.or_else(|| recipe_of(run?)) {
             Some(path) => Self::named(&path).context("--reference"),
             None => {
@@ -159,9 +176,16 @@ fn of_dataset(
 ) -> Result<Opened> {
     let size = wanted.or(of_recipe);
     if let (ImageSource::Emoji {}, Some([height, width])) = (source, size) {
-        ensure!(height == width, "emoji are squares, the images have {width}x{height} px");
+        ensure!(
+            height == width,
+            "emoji are squares, the images have {width}x{height} px; name another --reference"
+        );
     }
-    let side = size.map_or(0, |[height, _]| height as u32);
+    let mut side = size.map_or(0, |[height, _]| height as u32);
+    if let ImageSource::Emoji {} = source {
+        // Those that are too small for their size are enlarged as images of other sources are.
+        side = side.min(EMOJI_SIDE);
+    }
     let dataset: Arc<dyn Dataset> = source.open(side, &|| ())?.into();
     dataset.notes().iter().for_each(|note| eprintln!("{note}"));
     let all: Vec<usize> = (0..dataset.len()).collect();
@@ -250,8 +274,9 @@ impl Opened {
         let mut seen = |pictures: &Pictures| -> Result<FeatureSet> {
             let set = features(pictures, extractor, keep, device)?;
             described["hash"] = json!(set.hash());
-            described["cropped"] = json!(said_of_cropped(&name, pictures));
-            described["enlarged"] = json!(said_of_enlarged(&name, pictures));
+            let [cropped, enlarged] = said_of_sizes(pictures);
+            described["cropped"] = json!(cropped);
+            described["enlarged"] = json!(enlarged);
             Ok(set)
         };
         let reference = match (keep, kind) {
@@ -281,30 +306,10 @@ impl Opened {
     }
 }
 
-/// How many images had another size than they are looked at with, which is said.
-fn said_of_cropped(name: &str, pictures: &Pictures) -> usize {
-    let (n, [height, width]) = (pictures.n_cropped(), pictures.size());
-    if n > 0 {
-        eprintln!(
-            "{name}: {n} of {} images have another size than {width}x{height} px and were cropped and resized to it, \
-             before they are resized for the network",
-            pictures.len()
-        );
-    }
-    n
-}
-
-/// How many images were smaller than they are looked at, which is said.
-pub(super) fn said_of_enlarged(name: &str, pictures: &Pictures) -> usize {
-    let (n, [height, width]) = (pictures.n_enlarged(), pictures.size());
-    if n > 0 {
-        eprintln!(
-            "{name}: {n} of {} images are smaller than {width}x{height} px and were enlarged, so that they are less \
-             sharp than others of this size",
-            pictures.len()
-        );
-    }
-    n
+/// How many images had another size than they are looked at with, and how many were smaller, which is said.
+pub(super) fn said_of_sizes(pictures: &Pictures) -> [usize; 2] {
+    pictures.resized().iter().for_each(|line| eprintln!("{line}"));
+    [pictures.n_cropped(), pictures.n_enlarged()]
 }
 
 fn features<B: Backend>(
@@ -314,8 +319,36 @@ fn features<B: Backend>(
     device: &B::Device,
 ) -> Result<FeatureSet> {
     // Training and held-out images are kept apart beside all of them.
+    announce_kept(pictures);
     announce(pictures.len(), 2, extractor, keep);
     let mut progress = Progress::new("reference: looked at", pictures.len());
     let looking = Looking::new(extractor, keep, device);
     FeatureSet::of_pictures(pictures, looking, |n, _| progress.at(n)).context("--reference")
+}
+
+#[cfg(test)]
+mod tests {
+    use sar_eval::EvalError;
+
+    use super::*;
+
+    #[test]
+    fn emoji_are_enlarged_beside_larger_images() {
+        let emoji = ImageSource::Emoji {};
+        let opened = of_dataset("emoji", &emoji, Some([64; 2]), Some([80; 2])).unwrap();
+        let Kind::Images { pictures, .. } = opened.kind else { panic!("images") };
+        assert_eq!((pictures.size(), pictures.len()), ([80; 2], 1906));
+        // The first batch is enough.
+        let stop = || EvalError::Unfit { problem: "enough".into() };
+        let read = pictures.for_each_batch(2, |images| {
+            assert!(images.iter().all(|image| image.dimensions() == (80, 80)));
+            Err(stop())
+        });
+        assert_eq!(read.unwrap_err().to_string(), "enough");
+        assert!(pictures.n_enlarged() >= 2 && pictures.n_cropped() >= 2);
+        let wide = of_dataset("emoji", &emoji, Some([64; 2]), Some([40, 80]));
+        assert!(
+            wide.err().unwrap().to_string().contains("emoji are squares, the images have 80x40")
+        );
+    }
 }

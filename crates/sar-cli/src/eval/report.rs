@@ -115,12 +115,16 @@ impl Report {
         Ok(quality)
     }
 
-    /// Of one set of images its figures and all settings; of a sweep the figures in `sweep`.
+    /// Of one set of images its figures and all settings; of a sweep the figures in `sweep`, beside the number of
+    /// images of each.
     pub(super) fn json(&self) -> Value {
         let mut fields = self.fields.clone();
         match &self.results[..] {
             [Value::Object(one)] => fields.extend(one.clone()),
             several => {
+                // As many images at each setting.
+                let n = several.first().map(|first| first["n"].clone());
+                fields.insert("n".into(), json!(n));
                 fields.insert("sweep".into(), json!(several));
             }
         }
