@@ -85,7 +85,7 @@ fn samples_and_edits() {
     assert!(ours == fs::read(theirs).unwrap(), "the picture of `sar sample`");
 
     // A gallery, for the eyes.
-    for class in ["Food", "Flags", "Smileys", "Objects"] {
+    for class in ["Food", "Objects", "Smileys", "Flags"] {
         let n = browser.value("document.querySelectorAll('#gallery .card').length");
         browser.value(&format!(
             "document.querySelector('#count').value = 4;
