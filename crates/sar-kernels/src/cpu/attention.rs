@@ -175,15 +175,13 @@ impl Rows {
         &self.data[at * self.width..][..self.width].as_flattened()[..len]
     }
 
-    /// For every `LANES` rows (the last ones filled up with zeros) the vectors of their columns.
+    /// The columns one after the other, filled up to whole vectors of rows with zeros.
     fn transposed(&self) -> Vec<Lanes> {
-        let cols = self.width * LANES;
-        let rows = self.data.len() / self.width;
-        let mut out = vec![[0.0; LANES]; rows.div_ceil(LANES) * cols];
+        let vectors = (self.data.len() / self.width).div_ceil(LANES);
+        let mut out = vec![[0.0; LANES]; self.width * LANES * vectors];
         for (r, row) in self.data.chunks_exact(self.width).enumerate() {
-            let out = &mut out[r / LANES * cols..][..cols];
-            for (out, x) in out.iter_mut().zip(row.as_flattened()) {
-                out[r % LANES] = *x;
+            for (out, x) in out.chunks_exact_mut(vectors).zip(row.as_flattened()) {
+                out[r / LANES][r % LANES] = *x;
             }
         }
         out

@@ -37,7 +37,8 @@ pub(crate) fn mul_add<S: Simd>(simd: S, x: S::f32s, factor: S::f32s, term: S::f3
     }
 }
 
-/// Independent accumulators of a reduction, enough to fill two vector registers.
+/// Independent accumulators of a reduction: one register of 512 bits, two of 256, four of 128. Their
+/// number is fixed, so that the order of the additions is the same at every level.
 pub(crate) const LANES: usize = 16;
 
 /// The sum of `f(x)` over a slice; the order of the additions depends on the length alone.

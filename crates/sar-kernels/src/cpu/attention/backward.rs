@@ -110,6 +110,7 @@ impl Attention {
         let mut lse = [[0.0; LANES]; BACKWARD];
         lse.as_flattened_mut()[..n].copy_from_slice(saved);
         let (q_lanes, grad_lanes) = (q.transposed(), grad.transposed());
+        let lanes = n.div_ceil(LANES);
         let mut gq = vec![[0.0; LANES]; n * width];
         let pieces = keys_of(prefix, spans).flat_map(|(_, keys)| {
             let end = keys.end;
@@ -119,25 +120,26 @@ impl Attention {
             let start = keys.start;
             let at = start * width;
             let (k, v) = (&k.data[at..], &v.data[at..]);
-            for (lane, spans) in spans.chunks(LANES).enumerate() {
-                let (p, d) = (&mut p[lane..], &mut d[lane..]);
+            // How many of the keys each vector of queries needs.
+            let mut seen = [0; BACKWARD];
+            for (seen, spans) in seen.iter_mut().zip(spans.chunks(LANES)) {
                 let end = spans[spans.len() - 1].end as usize;
                 let is_early = prefix <= start && keys.end <= spans[0].start as usize;
-                let seen = if is_early { 0 } else { end.clamp(start, keys.end) - start };
-                let lanes = lane * width * LANES..;
-                let (q, grad) = (&q_lanes[lanes.clone()], &grad_lanes[lanes]);
-                product::<true>(false, p, BACKWARD, seen, k.as_flattened(), width * LANES, q, 1, e);
-                product::<true>(
-                    false,
-                    d,
-                    BACKWARD,
-                    seen,
-                    v.as_flattened(),
-                    width * LANES,
-                    grad,
-                    1,
-                    e,
-                );
+                *seen = if is_early { 0 } else { end.clamp(start, keys.end) - start };
+            }
+            let mut lane = 0;
+            // Vectors that need the same are one product.
+            for seen in seen[..lanes].chunk_by(|a, b| a == b) {
+                let size = [seen[0], seen.len(), e];
+                for (out, rows, x) in [(&mut *p, k, &q_lanes), (&mut *d, v, &grad_lanes)] {
+                    let out = (&mut out[lane..], BACKWARD);
+                    let rows = (rows.as_flattened(), width * LANES);
+                    product::<true>(false, size, out, rows, (&x[lane..], lanes));
+                }
+                lane += seen.len();
+            }
+            for (lane, (spans, seen)) in spans.chunks(LANES).zip(seen).enumerate() {
+                let (p, d) = (&mut p[lane..], &mut d[lane..]);
                 let (lse, mean) = (lse[lane], means[lane]);
                 vectorized(
                     #[inline(always)]
@@ -157,13 +159,11 @@ impl Attention {
                     },
                 );
             }
-            let (p, d) = (p.as_flattened(), d.as_flattened());
-            for c in 0..width {
-                let (m, at) = (keys.len(), at + c);
-                product::<true>(true, &mut gv[at..], width, m, p, N, &grad.data[c..], width, n);
-                product::<true>(true, &mut gk[at..], width, m, d, N, &q.data[c..], width, n);
-                product::<false>(true, &mut gq[c..], width, n, d, N, &k[c..], width, m);
-            }
+            let (p, d) = ((p.as_flattened(), N), (d.as_flattened(), N));
+            let (by_key, by_query) = ([keys.len(), width, n], [n, width, keys.len()]);
+            product::<true>(true, by_key, (&mut gv[at..], width), p, (&grad.data, width));
+            product::<true>(true, by_key, (&mut gk[at..], width), d, (&q.data, width));
+            product::<false>(true, by_query, (&mut gq, width), d, (k, width));
         }
         gq
     }

@@ -99,13 +99,12 @@ impl Attention {
         blocks.for_each_init(scratch, |(scores, sum), (block, ((rows, saved), spans))| {
             let q = self.pack(q, block * N..block * N + rows.len(), Some(factor)).transposed();
             let (parts, keys) = (keys_of(*prefix, spans), count(spans));
-            for lane in 0..rows.len().div_ceil(LANES) {
-                let q = &q[lane * width * LANES..];
-                for (at, part) in parts.clone() {
-                    let scores = &mut scores[at * FORWARD + lane..];
-                    let (n, k) = (part.len(), &k[part.start * width * LANES..]);
-                    product::<true>(false, scores, FORWARD, n, k, width * LANES, q, 1, e);
-                }
+            let lanes = rows.len().div_ceil(LANES);
+            for (at, part) in parts.clone() {
+                let size = [part.len(), lanes, e];
+                let scores = (&mut scores[at * FORWARD..], FORWARD);
+                let k = (&k[part.start * width * LANES..], width * LANES);
+                product::<true>(false, size, scores, k, (&q, lanes));
             }
             let mut sums = [[0.0; LANES]; FORWARD];
             vectorized(
@@ -148,28 +147,21 @@ impl Attention {
                     .map(move |start| (at + start - first, start, end - start))
             });
             for (at, start, left) in pieces {
-                let (p, v) = (scores[at * FORWARD..].as_flattened(), &v[start * width..]);
-                for c in 0..width {
-                    let depth = KEYS.min(left);
-                    product::<false>(
-                        at > 0,
-                        &mut sum[c..],
-                        width,
-                        rows.len(),
-                        p,
-                        N,
-                        &v[c..],
-                        width,
-                        depth,
-                    );
-                }
+                let size = [rows.len(), width, KEYS.min(left)];
+                let p = (scores[at * FORWARD..].as_flattened(), N);
+                let v = (&v[start * width..], width);
+                product::<false>(at > 0, size, (&mut sum[..], width), p, v);
             }
-            for ((row, sum), weight) in
-                rows.iter_mut().zip(sum.chunks_exact(width)).zip(sums.as_flattened())
-            {
-                let inverse = 1.0 / weight;
-                row.iter_mut().zip(sum.as_flattened()).for_each(|(out, x)| *out = x * inverse);
-            }
+            let rows = rows.iter_mut().zip(sum.chunks_exact(width)).zip(sums.as_flattened());
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((row, sum), weight) in rows {
+                        let (inverse, sum) = (1.0 / weight, sum.as_flattened());
+                        row.iter_mut().zip(sum).for_each(|(out, x)| *out = x * inverse);
+                    }
+                },
+            );
         });
     }
 }

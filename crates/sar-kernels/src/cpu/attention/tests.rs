@@ -1,4 +1,6 @@
+use super::product::product;
 use super::*;
+use crate::cpu::simd::Fma;
 use crate::cpu::testing::*;
 
 /// Each of so many tokens of every scale sees a prefix, its own scale and `before` coarser ones.
@@ -111,9 +113,11 @@ fn against_the_formula() {
         windows(3, &[3, 1, 1, 1, 2, 2, 150, 40], 1),
         windows(5, &[2, 3, 4], 0),
         windows(0, &[3, 40, 7], 0),
+        // Three vectors of queries that see the same.
+        windows(0, &[40], 0),
     ];
     for visible in &patterns {
-        for (b, h, e) in [(1, 1, 4), (2, 3, 8), (3, 1, 64), (1, 2, 17)] {
+        for (b, h, e) in [(1, 1, 4), (2, 3, 8), (3, 1, 64), (1, 2, 17), (1, 1, 40)] {
             for normalize in [true, false] {
                 let (a, [qkv, temperature, grad]) = example(b, h, e, normalize, visible);
                 let want = exact(&a, &wide(&qkv), &wide(&temperature), visible, &wide(&grad));
@@ -129,6 +133,43 @@ fn against_the_formula() {
                     assert!((f64::from(*got) - want).abs() < 1e-7 * scale, "{got} for {want}");
                 }
             }
+        }
+    }
+}
+
+/// A product against each of its numbers by itself, summed in the order of k: the same bits, and no
+/// other number touched.
+fn assert_product<const ROWS: bool>(add: bool, [m, n, depth]: [usize; 3]) {
+    let (out_stride, a_stride, b_stride) = (n + 1, m.max(depth) + 3, n + 2);
+    let a = random(a_stride * m.max(depth), 1);
+    let b = random(b_stride * depth * LANES, 2);
+    let before = random(out_stride * m * LANES, 3);
+    let mut out = before.clone();
+    let lanes = (out.as_chunks_mut().0, out_stride);
+    product::<ROWS>(add, [m, n, depth], lanes, (&a, a_stride), (b.as_chunks().0, b_stride));
+    for (at, (got, before)) in out.iter().zip(&before).enumerate() {
+        let (i, j) = (at / (out_stride * LANES), at % (out_stride * LANES));
+        let sum = (0..depth).fold(0.0f32, |sum, k| {
+            let a = if ROWS { a[i * a_stride + k] } else { a[k * a_stride + i] };
+            a.fma(b[k * b_stride * LANES + j], sum)
+        });
+        let want = match j < n * LANES {
+            true if add => before + sum,
+            true => sum,
+            false => *before,
+        };
+        let case = (ROWS, add, [m, n, depth], [i, j]);
+        assert_eq!(got.to_bits(), want.to_bits(), "{case:?}: {got} for {want}");
+    }
+}
+
+#[test]
+fn products_are_sums_in_order() {
+    // All sizes of strips, one after the other, of even and odd numbers of vectors.
+    for (m, n) in (1..=26).flat_map(|m| (1..=5).map(move |n| (m, n))) {
+        for (depth, add) in [(1, false), (7, false), (7, true)] {
+            assert_product::<true>(add, [m, n, depth]);
+            assert_product::<false>(add, [m, n, depth]);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::super::simd::mul_add;
 
 /// Output channels computed at a time, each for 2 vectors of pixels (forward) or 2 taps (weight
 /// gradient): 12 accumulators, which with their operands fill 15 of 16 registers. With fewer
-/// channels there are more vectors or taps, and twice as many with AVX-512, which has 32 registers.
+/// channels there are more vectors or taps, up to 4; with AVX-512, which has 32 registers, always 4.
 pub(in crate::cpu) const ROWS: usize = 6;
 /// The lanes of the widest vectors.
 pub(in crate::cpu) const WIDEST: usize = 16;

@@ -248,13 +248,18 @@ impl Tiling {
         let products = paired.par_chunks_exact_mut(4 * row).zip(weight.par_chunks_exact(3 * row));
         products.with_min_len(64).for_each(|(products, kernels)| {
             let products = products.as_chunks_mut::<3>().0;
-            for (c, g) in kernels.as_chunks::<9>().0.iter().enumerate() {
-                for v in 0..3 {
-                    let (outer, middle) = (0.5 * (g[v] + g[6 + v]), 0.5 * g[3 + v]);
-                    let m = [g[v], outer + middle, outer - middle, g[6 + v]];
-                    (0..4).for_each(|i| products[i * self.correlation.c_in + c][v] = m[i]);
-                }
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (c, g) in kernels.as_chunks::<9>().0.iter().enumerate() {
+                        for v in 0..3 {
+                            let (outer, middle) = (0.5 * (g[v] + g[6 + v]), 0.5 * g[3 + v]);
+                            let m = [g[v], outer + middle, outer - middle, g[6 + v]];
+                            (0..4).for_each(|i| products[i * self.correlation.c_in + c][v] = m[i]);
+                        }
+                    }
+                },
+            );
         });
         paired
     }
@@ -266,13 +271,19 @@ impl Tiling {
         let products = grad.par_chunks_exact(12 * self.correlation.c_in);
         kernels.zip(products).with_min_len(64).for_each(|(kernels, products)| {
             let products = products.as_chunks::<3>().0;
-            for (c, g) in kernels.as_chunks_mut::<9>().0.iter_mut().enumerate() {
-                for v in 0..3 {
-                    let m: [f32; 4] = from_fn(|i| products[i * self.correlation.c_in + c][v]);
-                    let (outer, middle) = (0.5 * (m[1] + m[2]), 0.5 * (m[1] - m[2]));
-                    [g[v], g[3 + v], g[6 + v]] = [m[0] + outer, middle, m[3] + outer];
-                }
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (c, g) in kernels.as_chunks_mut::<9>().0.iter_mut().enumerate() {
+                        for v in 0..3 {
+                            let m: [f32; 4] =
+                                from_fn(|i| products[i * self.correlation.c_in + c][v]);
+                            let (outer, middle) = (0.5 * (m[1] + m[2]), 0.5 * (m[1] - m[2]));
+                            [g[v], g[3 + v], g[6 + v]] = [m[0] + outer, middle, m[3] + outer];
+                        }
+                    }
+                },
+            );
         });
         weight
     }
