@@ -344,17 +344,20 @@ fn page(
     html +=
         &picture(RECONSTRUCTIONS, "Held-out originals, and below them each scale, finest first");
     html += &table(
-        &["scale", "PSNR, dB", "SSIM", "codes used", "perplexity"],
+        &["scale", "PSNR, dB", "SSIM", "codes used", "dead", "perplexity"],
         tokenizer.by_scale.iter().map(|scale| {
             vec![
                 scale.scale.clone(),
                 format!("{:.2}", scale.psnr_db),
                 format!("{:.3}", scale.ssim),
-                scale.codes_used.to_string(),
+                format!("{} of {}", scale.codes_used, scale.codes_usable),
+                scale.codes_dead_of_usable.to_string(),
                 format!("{:.1}", scale.perplexity),
             ]
         }),
     );
+    html += "<p>Codes are counted of those that a scale can use: no more than it has tokens in these \
+             images. The others of these are dead.</p>\n";
 
     html += &table(
         &["color axis (red, green, blue)", "deviation", "PSNR, dB", "error, share of the variance"],

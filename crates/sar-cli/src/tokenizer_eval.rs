@@ -376,10 +376,11 @@ fn table(figures: &TokenizerFigures) -> String {
         ];
         let shown = |value: &Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
         row.extend(scale.distances.values().map(shown));
-        row.extend([scale.codes_used.to_string(), scale.codes_dead.to_string()]);
+        row.push(format!("{} of {}", scale.codes_used, scale.codes_usable));
+        row.push(scale.codes_dead_of_usable.to_string());
         row.push(format!("{:.1}", scale.perplexity));
         rows.push(row);
     }
-    let TokenizerFigures { codes_used, codes_dead, codes, .. } = figures;
-    aligned(&rows) + &format!("all scales: {codes_used} of {codes} codes used, {codes_dead} dead\n")
+    let TokenizerFigures { codes_used, codes, .. } = figures;
+    aligned(&rows) + &format!("all scales: {codes_used} of {codes} codes used\n")
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::process::Command;
 
 use program::{does, listing, refuses_at_once as refuses, sar, tiny};
+use serde_json::Value;
 
 /// What these runs set beside what every tiny run does.
 const MORE: &[&str] = &[
@@ -181,6 +182,18 @@ fn weights_classes_and_sampling() {
     does(folder, &args);
     let html = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.matches("data:image/png;base64,").count() == 3 && html.contains("<svg"));
+    let report: Value =
+        serde_json::from_slice(&fs::read(run.join("report.json")).unwrap()).unwrap();
+    let by_scale = report["tokenizer"]["by_scale"].as_array().unwrap();
+    assert_eq!(by_scale.len(), 3);
+    for scale in by_scale {
+        let count = |name: &str| scale[name].as_u64().unwrap();
+        let (used, usable) = (count("codes_used"), count("codes_usable"));
+        let cells = format!("<td>{used} of {usable}</td><td>{}</td>", usable - used);
+        assert!(html.contains(&cells), "'{cells}' is not in the table of scales");
+    }
+    // The held-out images are fewer than the codes.
+    assert_eq!(by_scale[0]["codes_usable"], report["images"]["held_out"]);
 
     let sample = |args: &[&str], parts: &[&str]| {
         let all = [&["sample", "--n", "1", "--out", "out"], args].concat();

@@ -66,14 +66,21 @@ fn a_folder_is_measured_with_the_weights_in_the_box() {
     let figures = &report["figures"];
     let by_scale = figures["by_scale"].as_array().unwrap();
     assert_eq!(by_scale.len(), 6);
-    for (scale, side) in by_scale.iter().zip([8, 16, 24, 32, 48, 64]) {
+    for (k, (scale, side)) in by_scale.iter().zip([8, 16, 24, 32, 48, 64]).enumerate() {
         assert_eq!(scale["pixels"], serde_json::json!([side, side]));
         let distance = &scale["distances"]["efficientnet-lite0"];
         assert_eq!(distance.is_null(), side < 32, "{scale}");
         let ssim = scale["ssim"].as_f64().unwrap();
         assert!((-1.0..1.0).contains(&ssim) && scale["psnr_db"].as_f64().unwrap() > 5.0, "{scale}");
-        let codes = scale["codes_used"].as_u64().unwrap() + scale["codes_dead"].as_u64().unwrap();
-        assert!(codes == 512 && scale["perplexity"].as_f64().unwrap() >= 1.0);
+        let count = |name: &str| scale[name].as_u64().unwrap();
+        let (used, dead) = (count("codes_used"), count("codes_dead_of_usable"));
+        assert_eq!(used + count("codes_dead"), 512, "{scale}");
+        // No more codes than twelve images have tokens.
+        let usable = [12, 48, 108, 192, 432, 512][k];
+        assert_eq!((count("codes_usable"), used + dead), (usable, usable), "{scale}");
+        let row: Vec<&str> = table.lines().nth(k + 1).unwrap().split_whitespace().collect();
+        assert!(row.join(" ").contains(&format!(" {used} of {usable} {dead} ")), "{table}");
+        assert!(scale["perplexity"].as_f64().unwrap() >= 1.0, "{scale}");
     }
     assert_eq!(figures["psnr_db"], by_scale[5]["psnr_db"]);
     // Eight columns, the originals and six scales, of 64 px and a gap of 4.

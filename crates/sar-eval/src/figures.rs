@@ -61,8 +61,15 @@ pub struct TokenizerScale {
     pub distances: BTreeMap<String, Option<f64>>,
     /// Different codes used.
     pub codes_used: usize,
-    /// Codes that are not used at this scale.
+    /// Codes of the codebook that are not used at this scale, whether or not they could have been.
     pub codes_dead: usize,
+    /// As many different codes as could have been used: those that the scale may use, or one for each of
+    /// its tokens, where these are fewer; 0 in reports of before it was counted.
+    #[serde(default)]
+    pub codes_usable: usize,
+    /// How many of these were not used; 0 in reports of before they were counted.
+    #[serde(default)]
+    pub codes_dead_of_usable: usize,
     /// Exponential of the entropy of the code histogram.
     pub perplexity: f64,
 }

@@ -41,6 +41,8 @@ struct Tally {
     ssim: Vec<f64>,
     /// Each distance of each image; none for images that are too small.
     distances: Vec<Option<Vec<f64>>>,
+    /// Codes that the scale may use; 0 until an image was measured.
+    n_codes: usize,
     /// Uses of each code.
     counts: Vec<usize>,
 }
@@ -53,6 +55,7 @@ impl TokenizerSums {
             psnr: Vec::new(),
             ssim: Vec::new(),
             distances: vec![Some(Vec::new()); distances],
+            n_codes: 0,
             counts: vec![0; codes],
         };
         let (colors, errors) = Default::default();
@@ -65,14 +68,20 @@ impl TokenizerSums {
 }
 
 impl Tally {
-    fn take(&mut self, Self { pixels, psnr, ssim, distances, counts }: Self) {
+    fn take(&mut self, Self { pixels, psnr, ssim, distances, n_codes, counts }: Self) {
         self.pixels = pixels;
+        self.n_codes = n_codes;
         self.psnr.extend(psnr);
         self.ssim.extend(ssim);
         for (values, found) in self.distances.iter_mut().zip(distances) {
             *values = values.take().zip(found).map(|(values, found)| [values, found].concat());
         }
         self.counts.iter_mut().zip(counts).for_each(|(n, more)| *n += more);
+    }
+
+    /// As many different codes as its tokens can have used at most.
+    fn usable(&self) -> usize {
+        self.n_codes.min(self.counts.iter().sum())
     }
 }
 
@@ -139,6 +148,7 @@ impl<B: Backend> TokenizerMeter<B> {
                 seen.errors = ColorMoments::of_each(error_bchw);
                 seen.colors = ColorMoments::of_each(target_bchw);
             }
+            tally.n_codes = tokenizer.codebook().n_codes(self.schedule.size(k));
             let tokens_bn = tokens_bl.clone().slice_dim(1, self.schedule.range(k));
             let tokens = tokens_bn.into_data().convert::<i64>().into_vec::<i64>().expect("i64");
             tokens.iter().for_each(|token| tally.counts[*token as usize] += 1);
@@ -191,14 +201,17 @@ impl<B: Backend> TokenizerMeter<B> {
             let distance = |(distance, values): (&Distance<B>, &Option<Vec<f64>>)| {
                 (distance.name().to_owned(), values.as_deref().map(mean))
             };
+            let (used, usable) = (used(&tally.counts), tally.usable());
             TokenizerScale {
                 scale: self.schedule.size(k).to_string(),
                 pixels: tally.pixels,
                 psnr_db: mean(&tally.psnr),
                 ssim: mean(&tally.ssim),
                 distances: values.map(distance).collect(),
-                codes_used: used(&tally.counts),
-                codes_dead: codes - used(&tally.counts),
+                codes_used: used,
+                codes_dead: codes - used,
+                codes_usable: usable,
+                codes_dead_of_usable: usable - used,
                 perplexity: histogram_entropy(&tally.counts).exp(),
             }
         };

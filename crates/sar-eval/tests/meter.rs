@@ -14,7 +14,7 @@ use sar_tokenizer::{CodebookGrowth, Family, Phi, Tokenizer, TokenizerConfig};
 const CODES: usize = 12;
 const SIDE: usize = 32;
 
-fn tokenizer(family: Family) -> Tokenizer<Flex> {
+fn tokenizer(family: Family, codebook_growth: CodebookGrowth) -> Tokenizer<Flex> {
     let config = TokenizerConfig {
         family,
         base_channels: 32,
@@ -23,7 +23,7 @@ fn tokenizer(family: Family) -> Tokenizer<Flex> {
         z_channels: 4,
         codebook_size: CODES,
         codebook_dim: 4,
-        codebook_growth: CodebookGrowth::None {},
+        codebook_growth,
     };
     let (init, seed) = (sar_tokenizer::Init::Torch {}, SeedTree::new(2));
     sar_tokenizer::init(&config, init, seed, &Default::default()).unwrap()
@@ -90,7 +90,7 @@ fn figures_are_those_of_a_direct_computation() {
     let schedule: ScaleSchedule = "1_5_16".parse().unwrap();
     let images = pixels(5);
     for (family, small) in [(Family::Flexvar, true), (Family::Var { phi: Phi::Shared(2) }, false)] {
-        let model = tokenizer(family);
+        let model = tokenizer(family, CodebookGrowth::None {});
         let network = EfficientNetLite0::from_bytes(WEIGHTS.to_vec(), &Default::default()).unwrap();
         let network = PerceptualDistance::new(network);
         let distance = Distance::EfficientNetLite0(network.clone());
@@ -136,6 +136,9 @@ fn figures_are_those_of_a_direct_computation() {
             all.extend(of_scale.iter().map(|token| *token as usize));
             let used = counts.iter().filter(|count| **count > 0).count();
             assert_eq!((scale.codes_used, scale.codes_dead), (used, CODES - used));
+            // Five tokens at 1x1, 125 at 5x5.
+            let usable = [5, CODES, CODES][k];
+            assert_eq!((scale.codes_usable, scale.codes_dead_of_usable), (usable, usable - used));
             let p = counts.iter().filter(|n| **n > 0).map(|n| *n as f64 / of_scale.len() as f64);
             near("perplexity", scale.perplexity, p.map(|p| -p * p.ln()).sum::<f64>().exp());
         }
@@ -150,9 +153,25 @@ fn figures_are_those_of_a_direct_computation() {
 }
 
 #[test]
+fn codes_that_a_scale_may_not_use_are_not_dead() {
+    let schedule: ScaleSchedule = "1_5_16".parse().unwrap();
+    let growth = CodebookGrowth::Geometric { first: 2, full_side: 16 };
+    let model = tokenizer(Family::Flexvar, growth);
+    // 5x5: 2 * 6^(ln 5 / ln 16) = 5.66. Where images are fewer than codes, they are what counts.
+    for (images, usable) in [(1, [1, 6, 12]), (3, [2, 6, 12])] {
+        let mut meter = TokenizerMeter::new(&schedule, CODES);
+        meter.add(&model, pixels(images));
+        for (scale, usable) in meter.figures().by_scale.iter().zip(usable) {
+            assert_eq!(scale.codes_usable, usable, "{images} images, {scale:?}");
+            assert_eq!(scale.codes_used + scale.codes_dead_of_usable, usable, "{scale:?}");
+        }
+    }
+}
+
+#[test]
 fn what_was_not_measured_is_null() {
     let schedule: ScaleSchedule = "1_16".parse().unwrap();
-    let model = tokenizer(Family::Flexvar);
+    let model = tokenizer(Family::Flexvar, CodebookGrowth::None {});
     let mut meter = TokenizerMeter::new(&schedule, CODES);
     meter.add(&model, pixels(1));
     let json = serde_json::to_value(meter.figures()).unwrap();

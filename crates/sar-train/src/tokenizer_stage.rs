@@ -339,6 +339,7 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
         let figures = meter.figures();
         let shares: Vec<Option<f64>> =
             figures.by_color.iter().map(|color| color.error_share).collect();
+        let by_color: Vec<f64> = figures.by_color.iter().map(|color| color.psnr_db).collect();
         // The meter decodes every scale, whether or not it is asked what each has come to. Small maps of a batch are one
         // product, whose last bits depend on how many they are; a run that is resumed with other batches writes the same.
         let thousandths = |db: f64| (db * 1000.0).round() / 1000.0;
@@ -346,11 +347,15 @@ impl<A: AutodiffBackend> Task<A::InnerBackend> for TokenizerStage<'_, A> {
             figures.by_scale.iter().map(|scale| thousandths(scale.psnr_db)).collect();
         // Coarse scales that share a few codes are what a collapse looks like first.
         let used: Vec<usize> = figures.by_scale.iter().map(|scale| scale.codes_used).collect();
+        let dead: Vec<usize> =
+            figures.by_scale.iter().map(|scale| scale.codes_dead_of_usable).collect();
         let perplexity: Vec<f64> = figures.by_scale.iter().map(|scale| scale.perplexity).collect();
         let details = vec![
             ("held_out_psnr_db_scales", psnr.into()),
+            ("held_out_psnr_db_colors", by_color.into()),
             ("held_out_color_error", shares.into()),
             ("held_out_codes_used", used.into()),
+            ("held_out_codes_dead_of_usable", dead.into()),
             ("held_out_perplexity", perplexity.into()),
         ];
         Ok(Measure { name, value: figures.psnr_db, better, details })

@@ -185,22 +185,51 @@ fn each_measurement_leaves_figures_by_scale_and_a_sheet_of_what_the_weights_make
     let measured: Vec<Value> = lines.filter(|line| line["held_out_psnr_db"].is_number()).collect();
     let steps: Vec<&Value> = measured.iter().map(|line| &line["step"]).collect();
     assert_eq!(steps, [1, 3, 4]);
-    let scales = |line: &Value| -> Vec<f64> {
-        let scales = line["held_out_psnr_db_scales"].as_array().unwrap();
-        scales.iter().map(|psnr| psnr.as_f64().unwrap()).collect()
-    };
-    for line in &measured {
-        let apart = scales(line)[2] - line["held_out_psnr_db"].as_f64().unwrap();
-        assert!(apart.abs() < 5.1e-4, "{line}");
-    }
-    // The last ones are those of the report, whose tokenizer has its colors folded in.
     let report = fs::read_to_string(dir.join("report.json")).unwrap();
     let report: Value = serde_json::from_str(&report).unwrap();
     let by_scale = report["tokenizer"]["by_scale"].as_array().unwrap();
-    let last = scales(&measured[2]);
-    assert_eq!((last.len(), by_scale.len()), (3, 3));
-    for (psnr, scale) in last.iter().zip(by_scale) {
-        assert!((psnr - scale["psnr_db"].as_f64().unwrap()).abs() < 0.01, "{psnr} {scale}");
+    let by_color = report["tokenizer"]["by_color"].as_array().unwrap();
+    assert_eq!((by_scale.len(), by_color.len()), (3, 3));
+    let number = |value: &Value| value.as_f64().unwrap();
+    let list = |line: &Value, name: &str| -> Vec<f64> {
+        let values: Vec<f64> = line[name].as_array().unwrap().iter().map(number).collect();
+        assert_eq!(values.len(), 3, "{name}: {line}");
+        values
+    };
+    // Of 32 codes four images can use so many at 1x1, 2x2 and 4x4.
+    let usable = [4.0, 16.0, 32.0];
+    for line in &measured {
+        let apart = list(line, "held_out_psnr_db_scales")[2] - number(&line["held_out_psnr_db"]);
+        assert!(apart.abs() < 5.1e-4, "{line}");
+        let used = list(line, "held_out_codes_used");
+        let dead = list(line, "held_out_codes_dead_of_usable");
+        let perplexity = list(line, "held_out_perplexity");
+        for k in 0..3 {
+            assert_eq!(used[k] + dead[k], usable[k], "{line}");
+            assert!((1.0 - 1e-9..=used[k] + 1e-9).contains(&perplexity[k]), "{line}");
+        }
+        // A share of the variance of the same images.
+        let shares = list(line, "held_out_color_error");
+        let psnr = list(line, "held_out_psnr_db_colors");
+        for (color, (share, psnr)) in by_color.iter().zip(shares.iter().zip(psnr)) {
+            let error = share * number(&color["deviation"]).powi(2);
+            assert!((psnr - 10.0 * (4.0 / error).log10()).abs() < 1e-6, "{line} {color}");
+        }
+    }
+    // The last ones are those of the report, whose tokenizer has its colors folded in.
+    let last = |name: &str| list(&measured[2], name);
+    for (psnr, color) in last("held_out_psnr_db_colors").iter().zip(by_color) {
+        assert!((psnr - number(&color["psnr_db"])).abs() < 0.01, "{psnr} {color}");
+    }
+    let (psnr, used) = (last("held_out_psnr_db_scales"), last("held_out_codes_used"));
+    for (k, scale) in by_scale.iter().enumerate() {
+        assert!((psnr[k] - number(&scale["psnr_db"])).abs() < 0.01, "{psnr:?} {scale}");
+        // Rounding may turn a code that is as near as another.
+        let of_report = number(&scale["codes_used"]);
+        assert!((used[k] - of_report).abs() <= 1.0, "{used:?} {scale}");
+        assert_eq!(number(&scale["codes_usable"]), usable[k], "{scale}");
+        assert_eq!(of_report + number(&scale["codes_dead_of_usable"]), usable[k], "{scale}");
+        assert_eq!(of_report + number(&scale["codes_dead"]), 32.0, "{scale}");
     }
 }
 
@@ -378,33 +407,37 @@ fn rivals_of_sar_resume_and_their_samples_keep_to_their_codes() {
     }
 }
 
-/// Of a direct tokenizer, and of a residual one with dropout and Muon for both learners. Codes are replaced, and the
-/// discriminator begins amid the stage, so that checkpoints are from before and after.
+/// Of a direct tokenizer against heads over features, and of a residual one with dropout against convolutions, with
+/// Muon for both learners. Codes are replaced, and the discriminator begins amid the stage, so that checkpoints are from
+/// before and after.
 #[test]
 fn a_tokenizer_and_its_adversary_resume_together() {
+    const BOTH: [&str; 4] = [
+        ADVERSARY,
+        PERCEPTUAL,
+        "tokenizer.regularization.perturbation={ share = 0.2, nearest = 4 }",
+        "sar.control=false",
+    ];
+    // A token is 8 px: the finest outputs have the 32 px that the network needs, and coarser ones are not judged.
+    const DIRECT: [&str; 5] = [
+        "data.side=32",
+        "tokenizer.model.channel_multipliers=[1,1,1,1]",
+        "tokenizer.loss.coarse=0.5",
+        "tokenizer.loss.perceptual.enlarge=1",
+        "tokenizer.adversary.discriminator={ kind = \"features\", channels = 8 }",
+    ];
+    const RESIDUAL: [&str; 5] = [
+        "tokenizer.model.family={ kind = \"var\", phi = { shared = 2 } }",
+        "tokenizer.loss.coarse=0",
+        "tokenizer.regularization.quantizer_dropout=0.3",
+        ADVERSARY_BY_MUON,
+        MUON[0],
+    ];
     let folder = tempfile::tempdir().unwrap();
-    for family in [
-        ["tokenizer.model.family={ kind = \"flexvar\" }", "tokenizer.loss.coarse=0.5"],
-        [
-            "tokenizer.model.family={ kind = \"var\", phi = { shared = 2 } }",
-            "tokenizer.loss.coarse=0",
-        ],
-    ] {
-        let dropout = if family[0].contains("var\", phi") { "0.3" } else { "0" };
-        let dropout = format!("tokenizer.regularization.quantizer_dropout={dropout}");
-        let mut settings = vec![
-            ADVERSARY,
-            PERCEPTUAL,
-            "tokenizer.regularization.perturbation={ share = 0.2, nearest = 4 }",
-            &dropout,
-            "sar.control=false",
-        ];
-        settings.extend(family);
-        if dropout.ends_with("0.3") {
-            settings.extend([ADVERSARY_BY_MUON, MUON[0]]);
-        }
+    for (name, of_family) in [("direct", &DIRECT[..]), ("residual", &RESIDUAL[..])] {
+        let settings = [&BOTH[..], of_family].concat();
         let recipe = tiny(&settings);
-        let dir = folder.path().join(if dropout.ends_with('0') { "direct" } else { "residual" });
+        let dir = folder.path().join(name);
         let (whole, pieces) = (dir.join("whole"), dir.join("pieces"));
         fs::create_dir(&dir).unwrap();
         run_undisturbed(&recipe, &whole);
@@ -422,12 +455,30 @@ fn a_tokenizer_and_its_adversary_resume_together() {
             .map(|line| serde_json::from_str(line).unwrap())
             .filter(|line: &serde_json::Value| line["stage"] == "tokenizer" && line["lr"].is_f64())
             .collect();
+        // What is not finite is written as null.
         let has = |step: usize, part: &str| steps[step][part].is_f64();
         // Steps 0, 2 and 4 are logged; it begins with step 2.
         for part in ["adversarial", "adaptive", "discriminator.hinge", "discriminator.lecam"] {
             assert!(!has(0, part) && has(1, part) && has(2, part), "{part}: {steps:?}");
         }
         assert!(has(0, "perceptual"), "{steps:?}");
+        if name == "direct" {
+            // Each head learns, and the tokenizer of them: without the adversarial loss it ends elsewhere.
+            let read = |path: PathBuf| NamedTensors::read(&path).unwrap();
+            let [before, after] = [4, 5]
+                .map(|step| read(pieces.join(format!("checkpoints/tokenizer-{step}.safetensors"))));
+            for head in 0..5 {
+                let weight = format!("discriminator.model.heads.{head}.blocks.0.conv.weight");
+                let [before, after] = [&before, &after].map(|at| at.get(&weight).expect("a head"));
+                assert!(before != after, "{weight}");
+            }
+            let without = dir.join("without");
+            let more = ["tokenizer.adversary.weight=0", "pretrain.steps=1", "sar.steps=1"];
+            run_undisturbed(&tiny(&[&settings[..], &more].concat()), &without);
+            let [ours, theirs] =
+                [&whole, &without].map(|dir| read(dir.join("tokenizer.safetensors")));
+            assert!(ours.iter().any(|(name, data)| theirs.get(name) != Some(data)));
+        }
     }
 }
 
