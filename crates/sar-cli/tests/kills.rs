@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{draw_images, listing, tiny};
+use program::{ADVERSARY, draw_images, listing, tiny};
 use sar_core::SeedTree;
 
 /// What these runs set beside what every tiny run does.
@@ -46,12 +46,7 @@ const MORE: &[&str] = &[
     "log.measure_steps=3",
     "log.measure_images=8",
     "seed=11",
-    "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
-     8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
-     augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
-     peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
-     \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
-     0.5, beta2 = 0.9, eps = 1e-8 }, matrices = { kind = \"adamw\" }, max_grad_norm = 1.0 }",
+    ADVERSARY,
     "pretrain.optimization.matrices={ kind = \"muon\", momentum = 0.95, update_rms = 0.2, iterations = 3 }",
 ];
 

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{listing, skipped, tiny};
+use program::{ADVERSARY, listing, skipped, tiny};
 use sar_core::SeedTree;
 
-/// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does.
+/// Every stage adds up gradients, keeps an average, measures and saves, beside what every tiny run does, and the tokenizer
+/// has an adversary.
 const MORE: &[&str] = &[
     "tokenizer.model.codebook_size=32",
     "tokenizer.steps=6",
@@ -25,6 +26,7 @@ const MORE: &[&str] = &[
     "tokenizer.optimization.grad_accum_steps=5",
     "tokenizer.optimization.ema=0.5",
     "tokenizer.dead_code_restart={ every = 2, until = 5 }",
+    ADVERSARY,
     "backbone.depth=2",
     "pretrain.steps=6",
     "pretrain.optimization.batch_size=12",
@@ -44,6 +46,7 @@ const MORE: &[&str] = &[
 const CACHED: &[&str] = &[
     "latents={ kind = \"cached\", folder = \"latents\", variants = 1, precision = \"full\" }",
     "tokenizer.model.codebook_dim=384",
+    "tokenizer.adversary={ kind = \"none\" }",
     "tokenizer.steps=2",
     "pretrain.steps=2",
     "sar.steps=2",

@@ -19,6 +19,14 @@ const TINY: [&str; 8] = [
     "evaluation.quality={ kind = \"none\" }",
 ];
 
+/// An adversary of a tokenizer that begins at step 2, and then grows.
+pub(crate) const ADVERSARY: &str = "tokenizer.adversary={ kind = \"discriminator\", discriminator = { kind = \"patch-gan\", channels = \
+     8, layers = 1 }, weight = 0.5, adaptive = true, start = 2, warmup_steps = 2, \
+     augmentation = [\"color\", \"translation\", \"cutout\"], lecam = 0.1, lr = { \
+     peak = 1e-3, warmup_steps = 0.0, warmup_from = 1.0, end = 1.0, decay = { kind = \
+     \"cosine\" } }, weight_decay = { start = 0.0, end = 0.0 }, adamw = { beta1 = \
+     0.5, beta2 = 0.9, eps = 1e-8 }, matrices = { kind = \"adamw\" }, max_grad_norm = 1.0 }";
+
 /// Says why something is not tested: not by a macro, whose lines are kept from sight where tests pass.
 pub(crate) fn skipped(why: &str) {
     let _ = writeln!(io::stderr(), "skipped: {why}");
