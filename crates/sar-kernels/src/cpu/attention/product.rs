@@ -130,6 +130,7 @@ impl<const ROWS: bool> Product<'_, ROWS> {
                 #[inline(always)]
                 |i| &a[i * a_stride..][..depth],
             );
+            #[allow(clippy::needless_range_loop, reason = "k counts in every row, and in b")]
             for k in 0..depth {
                 let a = from_fn(
                     #[inline(always)]
