@@ -306,9 +306,9 @@ mod tests {
             ("scratch-control", "sar.objective.weight=0.2", from("start")),
             ("scratch-control", r#"sar.objective={ kind = "teacher-forcing" }"#, from("start")),
             ("scratch-control", &of_sar, "set pretrain.*".into()),
-            ("scratch-control", "tokenizer.regularization.perturbation.share=0.1", from("images")),
+            ("scratch-control", "tokenizer.regularization.perturbation.share=0.2", from("images")),
             ("scratch-wide", "sar.weight_schedule.end=0.0", from("start")),
-            ("sar-soft", "tokenizer.regularization.perturbation.share=0.1", from("images")),
+            ("sar-soft", "tokenizer.regularization.perturbation.share=0.2", from("images")),
             ("sar-soft", "tokenizer.loss.l1=0.5", from("images")),
             ("sar-soft", &of_pretraining, "set sar.*".into()),
             ("sar-soft", "pretrain.optimization.lr.peak=1e-2", from("scratch")),
@@ -326,14 +326,14 @@ mod tests {
         }
         // What changes nothing does no harm, what describes given weights has to be right, and some settings are
         // needed for others.
-        let known = "quantizer_dropout = 0.0, perturbation = { share = 0.0, nearest = 16 }";
+        let known = "quantizer_dropout = 0.0, perturbation = { share = 0.1, nearest = 16 }";
         let known = format!("tokenizer.regularization={{ {known} }}");
         let cases: [(&str, &str); 5] = [
             ("sar-soft", &known),
             ("sar-soft", "tokenizer.model.codebook_size=256"),
             ("scratch-control", "sar.objective.weight=0.1"),
             ("scratch-control", &of_pretraining),
-            ("scratch-wide", "tokenizer.regularization.perturbation.share=0.1"),
+            ("scratch-wide", "tokenizer.regularization.perturbation.share=0.2"),
         ];
         for (arm, setting) in cases {
             load(&with_settings(arm, &format!("['{setting}']"))).unwrap();
