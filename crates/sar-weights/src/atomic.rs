@@ -111,11 +111,17 @@ fn temporary(name: &str) -> Option<(&str, u32)> {
     Some((name, process))
 }
 
-/// Whether a process other than this one has the number, as far as can be seen.
+/// Whether a process other than this one has the number and may write still, as far as can be seen. One that has ended
+/// keeps its number until its parent has asked for its end, which in a container may be never.
 fn is_other_alive(process: u32) -> bool {
-    cfg!(target_os = "linux")
-        && process != std::process::id()
-        && Path::new("/proc").join(process.to_string()).exists()
+    let place = Path::new("/proc").join(process.to_string());
+    let has_ended = || {
+        let stat = fs::read(place.join("stat")).unwrap_or_default();
+        // NUMBER (NAME) STATE and so on; a name may have parentheses, too.
+        let stat = String::from_utf8_lossy(&stat);
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X']))
+    };
+    cfg!(target_os = "linux") && process != std::process::id() && place.exists() && !has_ended()
 }
 
 fn write_flushed<E: From<WeightsError>>(
@@ -215,6 +221,26 @@ mod tests {
         assert!(others.iter().all(|name| left.contains(&(*name).to_owned())), "{left:?}");
         assert!(remove_stale(folder.path()).unwrap().is_empty());
         assert!(remove_stale(&folder.path().join("nowhere")).is_err());
+    }
+
+    /// Nobody asks for the end of the process before the last line.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn who_has_ended_unasked_writes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = std::process::Command::new("cat");
+        let mut writer = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let path = folder.path().join(format!(".x.{}-0.partial", writer.id()));
+        fs::write(&path, "half").unwrap();
+        assert!(remove_stale(folder.path()).unwrap().is_empty());
+        // What it reads ends, and so does it.
+        drop(writer.stdin.take());
+        let begun = std::time::Instant::now();
+        while remove_stale(folder.path()).unwrap().is_empty() {
+            assert!(begun.elapsed().as_secs() < 60, "it lives on");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(!path.exists() && writer.wait().unwrap().success());
     }
 
     #[test]
