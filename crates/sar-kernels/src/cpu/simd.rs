@@ -1,7 +1,5 @@
 //! Loops that the compiler vectorizes for the CPU at hand.
 
-use pulp::Simd;
-
 use super::level::arch;
 
 /// Runs a loop compiled for the vector instructions of the chosen level (fused multiply-add
@@ -15,7 +13,8 @@ pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// `self * factor + term`, rounded once where the target has an instruction for it. WebAssembly has none, and
-/// what it would call in its place takes as long as fifty products: there it is rounded twice.
+/// what it would call in its place takes as long as fifty products: there it is rounded twice. Products of vectors
+/// (`mul_add_e_f32s`) are so at [`CpuLevel::Scalar`](super::level::CpuLevel::Scalar), too.
 pub(crate) trait Fma {
     fn fma(self, factor: Self, term: Self) -> Self;
 }
@@ -24,16 +23,6 @@ impl Fma for f32 {
     #[inline(always)]
     fn fma(self, factor: f32, term: f32) -> f32 {
         if cfg!(target_arch = "wasm32") { self * factor + term } else { self.mul_add(factor, term) }
-    }
-}
-
-/// [`Fma`], lane by lane.
-#[inline(always)]
-pub(crate) fn mul_add<S: Simd>(simd: S, x: S::f32s, factor: S::f32s, term: S::f32s) -> S::f32s {
-    if cfg!(target_arch = "wasm32") {
-        simd.mul_add_e_f32s(x, factor, term)
-    } else {
-        simd.mul_add_f32s(x, factor, term)
     }
 }
 

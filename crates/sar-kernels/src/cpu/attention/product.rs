@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 
 use super::Lanes;
 use crate::cpu::level::arch;
-use crate::cpu::simd::{LANES, mul_add};
+use crate::cpu::simd::LANES;
 use crate::visible::Span;
 
 /// Sets the scores of `keys` (vectors `stride` apart) that their queries do not see.
@@ -172,7 +172,7 @@ fn step<S: Simd, const R: usize, const M: usize>(
     for i in 0..M {
         let a = simd.splat_f32s(a[i]);
         for r in 0..R {
-            sum[i][r] = mul_add(simd, a, b[r], sum[i][r]);
+            sum[i][r] = simd.mul_add_e_f32s(a, b[r], sum[i][r]);
         }
     }
     sum

@@ -1,5 +1,6 @@
 use super::product::product;
 use super::*;
+use crate::cpu::level::{CpuLevel, level};
 use crate::cpu::simd::Fma;
 use crate::cpu::testing::*;
 
@@ -151,7 +152,9 @@ fn assert_product<const ROWS: bool>(add: bool, [m, n, depth]: [usize; 3]) {
         let (i, j) = (at / (out_stride * LANES), at % (out_stride * LANES));
         let sum = (0..depth).fold(0.0f32, |sum, k| {
             let a = if ROWS { a[i * a_stride + k] } else { a[k * a_stride + i] };
-            a.fma(b[k * b_stride * LANES + j], sum)
+            let b = b[k * b_stride * LANES + j];
+            // Without vectors there is no instruction that rounds once.
+            if level() == CpuLevel::Scalar { a * b + sum } else { a.fma(b, sum) }
         });
         let want = match j < n * LANES {
             true if add => before + sum,

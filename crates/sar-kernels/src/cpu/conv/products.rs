@@ -4,8 +4,6 @@ use std::array::from_fn;
 
 use pulp::{Simd, WithSimd};
 
-use super::super::simd::mul_add;
-
 /// Output channels computed at a time, each for 2 vectors of pixels (forward) or 2 taps (weight
 /// gradient): 12 accumulators, which with their operands fill 15 of 16 registers. With fewer
 /// channels there are more vectors or taps, up to 4; with AVX-512, which has 32 registers, always 4.
@@ -102,7 +100,7 @@ impl Strips<'_> {
             for m in 0..M {
                 let weight = simd.splat_f32s(weights[m][k]);
                 for n in 0..N {
-                    acc[m][n] = mul_add(simd, weight, x[n], acc[m][n]);
+                    acc[m][n] = simd.mul_add_e_f32s(weight, x[n], acc[m][n]);
                 }
             }
         }
@@ -172,7 +170,7 @@ fn dots<S: Simd, const M: usize, const N: usize>(
         let x = xs.map(|x| x[p]);
         for m in 0..M {
             for t in 0..N {
-                acc[m][t] = mul_add(simd, grads[m][p], x[t], acc[m][t]);
+                acc[m][t] = simd.mul_add_e_f32s(grads[m][p], x[t], acc[m][t]);
             }
         }
     }
