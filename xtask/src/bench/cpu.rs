@@ -1,8 +1,10 @@
 //! The kind of CPU that a result is of, its vendor and generation: ratios of different kinds do not
-//! compare.
+//! compare. Nor do those of CPUs of one kind that differ in caches or in flags of half precision, which tell
+//! CPUs apart whose model a hypervisor hides.
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -17,17 +19,26 @@ pub(super) struct Cpu {
     cores: usize,
     /// The vector instructions that ours ran with, where these are known.
     level: Option<String>,
+    /// KiB of the first core's caches of level 2 and 3, where Linux says them.
+    l2_kib: Option<u64>,
+    l3_kib: Option<u64>,
+    /// Those of [`HALF_PRECISION`] that it has, in this order, where Linux says x86's flags.
+    half_precision: Option<Vec<String>>,
 }
+
+/// Flags of x86 for products in half precision.
+const HALF_PRECISION: [&str; 3] = ["avx512_bf16", "amx_bf16", "avx512_fp16"];
 
 impl Cpu {
     /// That of this machine; at which level ours runs, it says when it does.
     pub(super) fn here() -> Self {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        Self::read(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), cores)
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Self::read(&cpuinfo, &caches(), cores)
     }
 
-    /// That of a `/proc/cpuinfo`.
-    fn read(cpuinfo: &str, cores: usize) -> Self {
+    /// That of a `/proc/cpuinfo` and of [`caches`].
+    fn read(cpuinfo: &str, caches: &str, cores: usize) -> Self {
         let field = |name: &str| {
             let mut fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
             fields.find_map(|(key, value)| (key.trim() == name).then(|| value.trim()))
@@ -55,7 +66,21 @@ impl Cpu {
             Some(known) => known.into(),
             None => format!("family {family} model {model}"),
         };
-        Self { vendor: vendor.into(), family, model, generation, cores, level: None }
+        let half_precision = field("flags").map(|flags| {
+            let has = |name: &&str| flags.split_whitespace().any(|flag| flag == *name);
+            HALF_PRECISION.into_iter().filter(has).map(String::from).collect()
+        });
+        Self {
+            vendor: vendor.into(),
+            family,
+            model,
+            generation,
+            cores,
+            level: None,
+            l2_kib: cache_kib(caches, "2"),
+            l3_kib: cache_kib(caches, "3"),
+            half_precision,
+        }
     }
 
     /// The same at a level.
@@ -68,6 +93,9 @@ impl Cpu {
         let cpu = &row["cpu"];
         let text = |field: &str| cpu[field].as_str().map(String::from);
         let number = |field: &str| cpu[field].as_u64();
+        let half_precision = cpu["half_precision"]
+            .as_array()
+            .map(|flags| flags.iter().filter_map(|flag| flag.as_str().map(String::from)).collect());
         Some(Self {
             vendor: text("vendor")?,
             family: number("family")?.try_into().ok()?,
@@ -75,6 +103,9 @@ impl Cpu {
             generation: text("generation")?,
             cores: number("cores")?.try_into().ok()?,
             level: text("level"),
+            l2_kib: number("l2_kib"),
+            l3_kib: number("l3_kib"),
+            half_precision,
         })
     }
 
@@ -87,6 +118,9 @@ impl Cpu {
             "generation": self.generation,
             "level": self.level,
             "cores": self.cores,
+            "l2_kib": self.l2_kib,
+            "l3_kib": self.l3_kib,
+            "half_precision": self.half_precision,
         })
     }
 
@@ -103,18 +137,52 @@ impl Cpu {
         words.collect::<Vec<_>>().join("-")
     }
 
-    /// Whether rows of the two stand in one column.
+    /// Whether rows of the two stand in one column. Caches and flags count where both say them.
     pub(super) fn compares_with(&self, other: &Self) -> bool {
         let of = |cpu: &Self| (cpu.kind(), cpu.cores, cpu.level.clone());
         of(self) == of(other)
+            && agree(self.l2_kib, other.l2_kib)
+            && agree(self.l3_kib, other.l3_kib)
+            && agree(self.half_precision.as_ref(), other.half_precision.as_ref())
     }
 }
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} cores", self.kind(), self.cores)?;
-        self.level.iter().try_for_each(|level| write!(f, ", {level}"))
+        self.level.iter().try_for_each(|level| write!(f, ", {level}"))?;
+        for (name, kib) in [("L2", self.l2_kib), ("L3", self.l3_kib)] {
+            if let Some(kib) = kib {
+                write!(f, ", {name} {} MiB", kib as f64 / 1024.0)?;
+            }
+        }
+        self.half_precision.iter().flatten().try_for_each(|flag| write!(f, ", {flag}"))
     }
+}
+
+/// Whether two are equal, if there are two.
+fn agree<T: PartialEq>(a: Option<T>, b: Option<T>) -> bool {
+    a.zip(b).is_none_or(|(a, b)| a == b)
+}
+
+/// A line `LEVEL SIZE` for each cache of the first core, as in `2 2048K`; none but on Linux.
+fn caches() -> String {
+    let Ok(caches) = fs::read_dir("/sys/devices/system/cpu/cpu0/cache") else {
+        return String::new();
+    };
+    let line = |cache: &Path| {
+        let text = |file: &str| fs::read_to_string(cache.join(file)).ok();
+        Some(format!("{} {}\n", text("level")?.trim(), text("size")?.trim()))
+    };
+    caches.filter_map(|cache| line(&cache.ok()?.path())).collect()
+}
+
+/// The KiB of the cache of a level in [`caches`].
+fn cache_kib(caches: &str, level: &str) -> Option<u64> {
+    caches.lines().find_map(|line| {
+        let size = line.strip_prefix(level)?.strip_prefix(' ')?;
+        size.strip_suffix('K')?.parse().ok()
+    })
 }
 
 /// AMD's as in Linux' `arch/x86/kernel/cpu/amd.c`, Intel's as in its `intel-family.h`, ARM's parts as in
@@ -151,8 +219,22 @@ pub(super) mod tests {
     pub(in crate::bench) const SAPPHIRE_RAPIDS: &str = "vendor_id\t: GenuineIntel\n\
          cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C\n";
 
+    /// Of a hypervisor that says another model.
+    const MASKED: &str = "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 167\n";
+
     pub(in crate::bench) fn cpu(cpuinfo: &str, cores: usize) -> Cpu {
-        Cpu::read(cpuinfo, cores)
+        Cpu::read(cpuinfo, "", cores)
+    }
+
+    /// Two cores behind a hypervisor, with 2 MiB of second and some MiB of third cache, and flags.
+    pub(in crate::bench) fn masked(l3_mib: u32, flags: &str) -> Cpu {
+        let caches = format!("3 {}K\n1 48K\n1 64K\n2 2048K\n", 1024 * l3_mib);
+        Cpu::read(&format!("{MASKED}flags\t\t: {flags}\n"), &caches, 2)
+    }
+
+    /// The same where neither was asked for.
+    pub(in crate::bench) fn masked_before() -> Cpu {
+        cpu(MASKED, 2)
     }
 
     #[test]
@@ -185,6 +267,16 @@ pub(super) mod tests {
         let row = json!({ "cpu": here.row() });
         assert_eq!(row["cpu"]["level"], "avx512");
         assert_eq!(Cpu::of_row(&row), Some(here));
+        let here = masked(480, "fpu avx512_fp16 amx_bf16 amx_tile");
+        let row = json!({ "cpu": here.row() });
+        assert_eq!((&row["cpu"]["l2_kib"], &row["cpu"]["l3_kib"]), (&json!(2048), &json!(491_520)));
+        assert_eq!(row["cpu"]["half_precision"], json!(["amx_bf16", "avx512_fp16"]));
+        assert_eq!(Cpu::of_row(&row), Some(here));
+        let before = json!({
+            "vendor": "Intel", "family": 6, "model": 167, "generation": "family 6 model 167",
+            "level": null, "cores": 2,
+        });
+        assert_eq!(Cpu::of_row(&json!({ "cpu": before })), Some(masked_before()));
         assert_eq!(Cpu::of_row(&json!({ "machine": "AMD EPYC, 2 cores" })), None);
     }
 
@@ -198,5 +290,28 @@ pub(super) mod tests {
         let [best, forced] = ["avx512", "avx2"].map(|level| here.at(Some(level)));
         assert!(best.compares_with(&best) && !best.compares_with(&forced));
         assert_eq!(forced.to_string(), "AMD Zen 4, 2 cores, avx2");
+    }
+
+    #[test]
+    fn caches_and_flags_tell_masked_cpus_apart() {
+        let here = masked(480, "avx512_bf16 amx_bf16 avx512_fp16");
+        assert_eq!(
+            here.at(Some("avx512")).to_string(),
+            "Intel family 6 model 167, 2 cores, avx512, L2 2 MiB, L3 480 MiB, avx512_bf16, amx_bf16, avx512_fp16"
+        );
+        // A flag that others begin with, and one that tells nothing.
+        let none = masked(480, "fpu avx512_bf16x amx_tile");
+        assert_eq!(none.to_string(), "Intel family 6 model 167, 2 cores, L2 2 MiB, L3 480 MiB");
+        assert!(here.compares_with(&masked(480, "fpu avx512_fp16 amx_bf16 avx512_bf16")));
+        for other in [masked(320, "avx512_bf16 amx_bf16 avx512_fp16"), none] {
+            assert!(!here.compares_with(&other) && !other.compares_with(&here), "{other}");
+            assert!(masked_before().compares_with(&other) && other.compares_with(&masked_before()));
+        }
+        let sized = |caches: &str| Cpu::read(MASKED, caches, 2);
+        assert!(!sized("2 2048K\n").compares_with(&sized("2 1280K\n")));
+        assert_eq!(
+            sized("2 1280K\n").to_string(),
+            "Intel family 6 model 167, 2 cores, L2 1.25 MiB"
+        );
     }
 }

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::cpu::Cpu;
 use super::table;
 use super::worker::{
-    Worker, build, commit, date, eager, in_turns, machine, python, torch_version, work, write,
+    Worker, build, commit, date, eager, in_turns, machine, median, python, spread, torch_version,
+    work, write,
 };
 use crate::cargo::{Failure, Outcome};
 
@@ -79,6 +80,10 @@ pub(super) const MEMORY: [f64; 2] = [0.7, 0.55];
 
 /// The same against the packages that measure images.
 pub(super) const MEMORY_OF_PACKAGES: [f64; 2] = [0.5, 0.5];
+
+/// Largest `ours_spread` and `theirs_spread` of a row on a machine that counts as quiet.
+const QUIET: f64 = 0.1;
+
 /// Names the file of Inception's random weights, which the other side writes.
 const INCEPTION: &str = "SAR_BENCH_INCEPTION";
 
@@ -266,10 +271,14 @@ fn measure(row: &Row, ours: &Path, python: &Path) -> Result<Value, Failure> {
     command.env(INCEPTION, &weights);
     let our_worker = Worker::start(command)?;
     let theirs_level = theirs.level.clone();
-    let [(ours_s, ours_mb), (theirs_s, theirs_mb)] = in_turns([our_worker, theirs], row.runs)?;
+    let [(ours, ours_mb), (theirs, theirs_mb)] = in_turns([our_worker, theirs], row.runs)?;
+    let [ours_spread, theirs_spread] = [spread(&ours), spread(&theirs)];
+    let [ours_s, theirs_s] = [ours, theirs].map(median);
     Ok(json!({
         "ours_s": ours_s,
         "theirs_s": theirs_s,
+        "ours_spread": ours_spread,
+        "theirs_spread": theirs_spread,
         "ratio": ours_s / theirs_s,
         "ours_mb": ours_mb,
         "theirs_mb": theirs_mb,
@@ -285,18 +294,34 @@ fn line(result: &Value) -> String {
     }
     let number = |field: &str| result[field].as_f64().unwrap_or(f64::NAN);
     format!(
-        "{:>9.3} {:>9.3} {:>6.2}  {:>9.0} {:>9.0}",
+        "{:>9.3} {:>9.3} {:>6.2}  {:>9.0} {:>9.0}{}",
         number("ours_s"),
         number("theirs_s"),
         number("ratio"),
         number("ours_mb"),
-        number("theirs_mb")
+        number("theirs_mb"),
+        remark(result)
     )
+}
+
+/// Which sides' runs differ more than on a quiet machine.
+fn remark(result: &Value) -> String {
+    let sides = [("ours", "ours_spread"), ("theirs", "theirs_spread")];
+    let loud = sides.into_iter().filter_map(|(side, field)| {
+        let spread = result[field].as_f64()?;
+        (spread > QUIET).then(|| format!("{side} {:.0} %", 100.0 * spread))
+    });
+    let loud: Vec<String> = loud.collect();
+    if loud.is_empty() {
+        String::new()
+    } else {
+        format!("  not quiet: runs spread by {}", loud.join(", "))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpu::tests::{SAPPHIRE_RAPIDS, ZEN_4, cpu};
+    use super::super::cpu::tests::{SAPPHIRE_RAPIDS, ZEN_4, cpu, masked, masked_before};
     use super::*;
 
     #[test]
@@ -323,6 +348,46 @@ mod tests {
         );
         let missing = missing(&kept);
         assert!(missing.len() == ROWS.len() - 1 && missing[0] == "decode-256", "{missing:?}");
+    }
+
+    #[test]
+    fn results_of_other_caches_or_flags_are_not_carried_over() {
+        let here = masked(480, "avx512_bf16 amx_bf16");
+        let result = |name: &str, cpu: &Cpu| json!({ "name": name, "cpu": cpu.row() });
+        let before = vec![
+            result("encode-256", &here),
+            result("decode-256", &masked(320, "avx512_bf16 amx_bf16")),
+            result("teacher-step", &masked(480, "avx512_bf16")),
+            result("tokenizer-step", &masked_before()),
+        ];
+        let (kept, others) = carried(before, &here);
+        let kept: Vec<&Value> = kept.iter().map(|result| &result["name"]).collect();
+        assert_eq!(kept, ["encode-256", "tokenizer-step"]);
+        let its = "Intel family 6 model 167, 2 cores, L2 2 MiB";
+        assert_eq!(
+            others,
+            [
+                format!("decode-256 ({its}, L3 320 MiB, avx512_bf16, amx_bf16)"),
+                format!("teacher-step ({its}, L3 480 MiB, avx512_bf16)"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_machine_that_is_not_quiet_is_remarked() {
+        let line = |ours: Option<f64>, theirs: f64| {
+            line(&json!({
+                "ours_s": 0.5, "theirs_s": 1.0, "ratio": 0.5, "ours_mb": 50.0, "theirs_mb": 100.0,
+                "ours_spread": ours, "theirs_spread": theirs,
+            }))
+        };
+        let quiet = "    0.500     1.000   0.50         50       100";
+        assert_eq!(line(Some(0.02), QUIET), quiet);
+        assert_eq!(line(None, 0.25), format!("{quiet}  not quiet: runs spread by theirs 25 %"));
+        assert_eq!(
+            line(Some(0.75), 0.5),
+            format!("{quiet}  not quiet: runs spread by ours 75 %, theirs 50 %")
+        );
     }
 
     #[test]

@@ -111,24 +111,25 @@ struct Machine<'r> {
 /// The machine of a file's rows, which has to be one of the file's kind.
 fn machine<'r>(kind: &str, rows: &'r [Value]) -> Result<Machine<'r>, Failure> {
     let fail = |problem: String| Failure::Check(format!("the newest results of {kind}{problem}"));
-    let mut cpus = rows.iter().map(|row| {
+    let cpus = rows.iter().map(|row| {
         Cpu::of_row(row).ok_or_else(|| fail(format!(": {} does not say its CPU", row["name"])))
     });
-    let cpu = cpus.next().ok_or_else(|| fail(" are empty".into()))??;
+    let cpus: Vec<Cpu> = cpus.collect::<Result<_, _>>()?;
+    let cpu = cpus.first().cloned().ok_or_else(|| fail(" are empty".into()))?;
     if cpu.slug() != kind {
         return Err(fail(format!(" are of another kind, {cpu}")));
     }
-    for other in cpus {
-        let other = other?;
-        if !other.compares_with(&cpu) {
-            return Err(fail(format!(" mix machines: {cpu}; {other}")));
+    // Of all pairs: a row that does not say its caches compares with rows that do not with each other.
+    for (at, other) in cpus.iter().enumerate() {
+        if let Some(before) = cpus[..at].iter().find(|before| !before.compares_with(other)) {
+            return Err(fail(format!(" mix machines: {before}; {other}")));
         }
     }
     Ok(Machine { cpu, rows })
 }
 
 impl Machine<'_> {
-    /// Cores, vector instructions of ours and days.
+    /// The CPU, vector instructions of ours and days.
     fn legend(&self) -> String {
         let days: BTreeSet<&str> =
             self.rows.iter().filter_map(|row| row["date"].as_str()).collect();
@@ -173,7 +174,7 @@ impl Machine<'_> {
 mod tests {
     use serde_json::json;
 
-    use super::super::cpu::tests::{SAPPHIRE_RAPIDS, ZEN_4, cpu};
+    use super::super::cpu::tests::{SAPPHIRE_RAPIDS, ZEN_4, cpu, masked, masked_before};
     use super::*;
 
     #[test]
@@ -248,6 +249,12 @@ Intel Sapphire Rapids, 4 cores, avx512, 2026-01-31 and 2026-02-01.
             mixed.ends_with("mix machines: AMD Zen 4, 2 cores, avx512; AMD Zen 4, 4 cores, avx512"),
             "{mixed}"
         );
+        let [first, second] = [masked(480, ""), masked(320, "")];
+        let masks =
+            [("encode-256", &masked_before()), ("decode-256", &first), ("teacher-step", &second)]
+                .map(|(name, cpu)| result(name, cpu, 1.0));
+        let caches = refused(&first.slug(), masks.into());
+        assert!(caches.contains("L3 480 MiB; ") && caches.ends_with("L3 320 MiB"), "{caches}");
         let other = refused("intel-ice-lake", vec![a]);
         assert!(other.ends_with("are of another kind, AMD Zen 4, 2 cores, avx512"), "{other}");
         let silent = refused(&two.slug(), vec![json!({ "name": "encode-256" })]);

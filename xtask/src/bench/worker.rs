@@ -117,8 +117,11 @@ pub(super) fn alone(command: Command, runs: usize) -> Result<(Vec<f64>, f64), Fa
     Ok((seconds, worker.end()?))
 }
 
-/// Median seconds and peak MB of two workers whose runs alternate.
-pub(super) fn in_turns(mut workers: [Worker; 2], runs: usize) -> Result<[(f64, f64); 2], Failure> {
+/// The same of two workers whose runs alternate.
+pub(super) fn in_turns(
+    mut workers: [Worker; 2],
+    runs: usize,
+) -> Result<[(Vec<f64>, f64); 2], Failure> {
     let mut seconds = [Vec::new(), Vec::new()];
     for _ in 0..runs {
         for (worker, seconds) in workers.iter_mut().zip(&mut seconds) {
@@ -126,7 +129,7 @@ pub(super) fn in_turns(mut workers: [Worker; 2], runs: usize) -> Result<[(f64, f
         }
     }
     let [ours, theirs] = workers;
-    let [ours_s, theirs_s] = seconds.map(median);
+    let [ours_s, theirs_s] = seconds;
     Ok([(ours_s, ours.end()?), (theirs_s, theirs.end()?)])
 }
 
@@ -134,6 +137,15 @@ pub(super) fn in_turns(mut workers: [Worker; 2], runs: usize) -> Result<[(f64, f
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// How much runs differ: their interquartile range over their median, 0 or more. Of fewer than four runs
+/// it is the whole range that is taken, of fewer than two there is none.
+pub(super) fn spread(seconds: &[f64]) -> Option<f64> {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (n, quarter) = (sorted.len(), sorted.len() / 4);
+    (n > 1).then(|| (sorted[n - 1 - quarter] - sorted[quarter]) / sorted[n / 2])
 }
 
 /// What a program prints, or `unknown`.
@@ -230,6 +242,30 @@ mod tests {
         assert_eq!(ready("ready NO AVX"), Ok(Some("NO AVX".into())));
         assert_eq!(ready("failed no C++ compiler"), Err("no C++ compiler".into()));
         assert_eq!(ready("0.25"), Err("said `0.25` at its start".into()));
+    }
+
+    #[test]
+    fn the_spread_is_of_the_middle_half() {
+        assert_eq!(spread(&[5.0, 3.0, 4.0]), Some(0.5));
+        // Three of 2, one faster and one slower at 1.5 and 2.5, and one beyond each.
+        assert_eq!(spread(&[9.0, 2.0, 2.5, 2.0, 0.5, 1.5, 2.0]), Some(0.5));
+        assert_eq!(spread(&[2.0, 9.0, 2.0, 2.0, 2.0]), Some(0.0));
+        assert_eq!([spread(&[2.0]), spread(&[])], [None, None]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn two_workers_have_runs_and_peaks_of_their_own() {
+        let worker = |first: &str, second: &str, peak: &str| {
+            let mut command = Command::new("sh");
+            let script =
+                format!("echo ready; read a; echo {first}; read a; echo {second}; echo {peak}");
+            command.args(["-c", &script]);
+            Worker::start(command).unwrap()
+        };
+        let workers = [worker("1", "3", "10"), worker("4", "2", "20")];
+        let [ours, theirs] = in_turns(workers, 2).unwrap();
+        assert_eq!([ours, theirs], [(vec![1.0, 3.0], 10.0), (vec![4.0, 2.0], 20.0)]);
     }
 
     #[cfg(unix)]
