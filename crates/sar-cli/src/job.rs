@@ -268,6 +268,16 @@ pub(crate) fn difference(
     theirs: &Value,
     ours: &Value,
 ) -> Option<(String, String, String)> {
+    difference_by(field, theirs, ours, &|_, theirs, ours| theirs == ours)
+}
+
+/// As [`difference`], where `same` says of a field and its two values whether they count as the same.
+pub(crate) fn difference_by(
+    field: &str,
+    theirs: &Value,
+    ours: &Value,
+    same: &impl Fn(&str, &Value, &Value) -> bool,
+) -> Option<(String, String, String)> {
     let inside = |key: &str| match field {
         "" => key.to_owned(),
         _ => format!("{field}.{key}"),
@@ -277,19 +287,22 @@ pub(crate) fn difference(
             let mut keys = ours.keys().chain(theirs.keys().filter(|key| !ours.contains_key(*key)));
             keys.find_map(|key| {
                 let of = |map: &serde_json::Map<_, _>| map.get(key).cloned().unwrap_or_default();
-                difference(&inside(key), &of(theirs), &of(ours))
+                difference_by(&inside(key), &of(theirs), &of(ours), same)
             })
         }
         (Value::Array(theirs), Value::Array(ours)) if theirs.len() == ours.len() => {
             let mut pairs = theirs.iter().zip(ours).enumerate();
-            pairs.find_map(|(i, (theirs, ours))| difference(&format!("{field}[{i}]"), theirs, ours))
+            pairs.find_map(|(i, (theirs, ours))| {
+                difference_by(&format!("{field}[{i}]"), theirs, ours, same)
+            })
         }
         (Value::Array(theirs), Value::Array(ours)) => Some((
             format!("the number of {field}"),
             theirs.len().to_string(),
             ours.len().to_string(),
         )),
-        _ => (theirs != ours).then(|| (field.into(), theirs.to_string(), ours.to_string())),
+        _ => (!same(field, theirs, ours))
+            .then(|| (field.into(), theirs.to_string(), ours.to_string())),
     }
 }
 

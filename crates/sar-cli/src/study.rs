@@ -59,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["arms", "shard", "dry_run"])]
     report: bool,
     /// Puts the arms of another folder's study.json into the report, too: start and control have to be the same
-    /// there, to the last digit. May be given more than once.
+    /// there, to the last digit (FD and KID to 1e-6). May be given more than once.
     #[arg(long, value_name = "FILE", requires = "report")]
     with: Vec<PathBuf>,
     /// Prints what the study would do, and ends.

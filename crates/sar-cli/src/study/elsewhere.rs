@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::Summary;
 use super::file::{START, Study};
 use super::results::Arm;
-use crate::job::{difference, read_again};
+use crate::job::{difference_by, read_again};
 
 /// What is of the machine, or follows from other arms, and may differ between folders; and what was set,
 /// which a file of before does not say.
@@ -122,27 +122,11 @@ fn named<'a>(arms: &'a [Arm], name: &str) -> Option<&'a Arm> {
 /// than the one before. All else is the same to the last digit.
 const OF_FEATURES: f64 = 1e-6;
 
-/// Gives theirs our distances where rounding alone tells them apart.
-fn forgive_rounding(theirs: &mut Value, ours: &Value, is_distance: bool) {
-    match (theirs, ours) {
-        (Value::Object(theirs), Value::Object(ours)) => {
-            for (name, theirs) in theirs {
-                let is_distance = is_distance || name == "fd" || name == "kid";
-                forgive_rounding(theirs, ours.get(name).unwrap_or(&Value::Null), is_distance);
-            }
-        }
-        (Value::Array(theirs), Value::Array(ours)) => {
-            theirs.iter_mut().zip(ours).for_each(|(a, b)| forgive_rounding(a, b, is_distance));
-        }
-        (theirs, ours) if is_distance => {
-            if let Some((a, b)) = theirs.as_f64().zip(ours.as_f64())
-                && (a - b).abs() <= OF_FEATURES * a.abs().max(b.abs())
-            {
-                *theirs = ours.clone();
-            }
-        }
-        _ => {}
-    }
+/// Whether a field of two folders is the same, but for how distances are rounded.
+fn is_same(field: &str, theirs: &Value, ours: &Value) -> bool {
+    let is_distance = field.split(['.', '[']).any(|part| part == "fd" || part == "kid");
+    let is_close = |(a, b): (f64, f64)| (a - b).abs() <= OF_FEATURES * a.abs().max(b.abs());
+    theirs == ours || is_distance && theirs.as_f64().zip(ours.as_f64()).is_some_and(is_close)
 }
 
 /// Checks that two folders have the same figures of an arm.
@@ -153,9 +137,7 @@ fn check_same(theirs: &Arm, ours: &Arm) -> Result<()> {
         fields.retain(|name, _| !NOT_OF_THE_WEIGHTS.contains(&name.as_str()));
         value
     };
-    let (mut theirs, ours) = (of_weights(theirs), of_weights(&read_again(ours)));
-    forgive_rounding(&mut theirs, &ours, false);
-    match difference("", &theirs, &ours) {
+    match difference_by("", &of_weights(theirs), &of_weights(&read_again(ours)), &is_same) {
         None => Ok(()),
         Some((field, theirs, ours)) => bail!(
             "has {field} = {theirs}, here it is {ours}; arms compare only where start and control are the same"
@@ -359,10 +341,8 @@ mod tests {
     fn distances_may_be_rounded_otherwise() {
         let ours = json!({ "fd": { "mean": 200.0 }, "grid": [{ "kid": 0.1, "loss": 2.0 }] });
         let after = |fd: f64, kid: f64, loss: f64| {
-            let mut theirs =
-                json!({ "fd": { "mean": fd }, "grid": [{ "kid": kid, "loss": loss }] });
-            forgive_rounding(&mut theirs, &ours, false);
-            difference("", &theirs, &ours).map(|(field, ..)| field)
+            let theirs = json!({ "fd": { "mean": fd }, "grid": [{ "kid": kid, "loss": loss }] });
+            difference_by("", &theirs, &ours, &is_same).map(|(field, ..)| field)
         };
         assert_eq!(after(200.0001, 0.100_000_09, 2.0), None);
         assert_eq!(after(200.0003, 0.1, 2.0).as_deref(), Some("fd.mean"));

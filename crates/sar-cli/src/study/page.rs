@@ -45,7 +45,7 @@ pub(super) fn page(
     if !summary.elsewhere.is_empty() {
         let names = escape(&summary.elsewhere.join(", "));
         html += &format!(
-            " Measured in other folders, whose start and control are those of this one to the last digit: {names}."
+            " Measured in other folders, whose start and control are those of this one to the last digit (FD and KID to 1e-6): {names}."
         );
     }
     html += "</p>\n";
